@@ -1,0 +1,138 @@
+"""DPO and BAPO on real DSP data (literature): curves, drift, reward accuracy, gradient norms of the parts, answers.
+
+Needs the DSP data in the folder that BAPO_DATA names. Every run lies in its own folder below --output and is not repeated
+when it is there, so the program can be stopped and started again. What it prints is what docs/dsp-literature.md shows.
+
+    python benchmarks/dsp_literature.py --output dsp-study [--only dpo-seed0 ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import mean
+
+from bapo.evaluation.bootstrap import Estimate
+from bapo.personalize import read_recipe, stages
+from bapo.reporting import draw_logratios, interval, markdown_table
+
+COMMON = {
+    "preferences.source": "dsp:literature",
+    "preferences.held_out": 100,
+    "anchoring.max_new_tokens": 128,
+    "training.steps": 50,
+    "training.batch_pairs": 8,
+    "training.learning_rate": 2e-4,
+    "training.part_gradient_steps": 2,
+    "training.save_steps": 25,
+}
+
+# name -> (objective, settings). The paper's form is the sequence anchor with strength 5; 1.0 is the usual clip.
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "dpo": ("dpo", {}),
+    "bapo": ("bapo", {"anchor": "sequence", "anchor_strength": 5.0}),
+    "bapo-length": ("bapo", {"anchor": "length-normalized", "anchor_strength": 5.0}),
+    "bapo-no-clip": ("bapo", {"anchor": "sequence", "anchor_strength": 5.0, "max_grad_norm": 0.0}),
+    "bapo-weak": ("bapo", {"anchor": "sequence", "anchor_strength": 0.5}),
+    "bapo-weak-no-clip": ("bapo", {"anchor": "sequence", "anchor_strength": 0.05, "max_grad_norm": 0.0}),
+    "bapo-token": ("bapo", {"anchor": "token", "anchor_strength": 5.0}),
+    "bapo-length-strong": ("bapo", {"anchor": "length-normalized", "anchor_strength": 20.0}),
+    "dpo-no-clip": ("dpo", {"max_grad_norm": 0.0}),
+}
+TWO_SEEDS = ("dpo", "bapo", "bapo-length")
+RUNS = [f"{name}-seed0" for name in TWO_SEEDS] + [f"{name}-seed1" for name in TWO_SEEDS]
+RUNS += [f"{name}-seed0" for name in VARIANTS if name not in TWO_SEEDS]
+
+
+def recipe_of(run: str):
+    name, _, seed = run.rpartition("-seed")
+    objective, settings = VARIANTS[name]
+    told = {f"training.{key}": value for key, value in {"max_grad_norm": 1.0, "seed": int(seed), **settings}.items()}
+    return read_recipe(None, {**COMMON, **told, "training.objective": objective})
+
+
+def do(run: str, folder: Path) -> dict[str, object]:
+    """Train and evaluate one run, or read what was found before."""
+    found = folder / run / "evaluation.json"
+    if found.is_file():
+        return json.loads(found.read_text())
+    recipe = recipe_of(run)
+    model = stages.load(recipe)
+    anchored = stages.anchor_split(recipe, stages.read(recipe), model, progress)
+    del model
+    start = time.perf_counter()
+    trained = stages.train(recipe, recipe.training.objective, anchored.train, folder / run, progress)
+    seconds = time.perf_counter() - start
+    policy = stages.load_run(recipe, trained)
+    report = stages.evaluate(policy, anchored.held_out, run, progress)
+    asked = anchored.held_out.groups[:3]
+    content = {
+        "run": run,
+        "seconds": seconds,
+        "held_out": report.to_dict(),
+        "prompts": [group.source.prompt[0].content for group in asked],
+        "answers": stages.answer(policy, [group.tokens.prompt for group in asked], 128),
+        "base_answers": [policy.chat.response_text(group.bases[0].ids) for group in asked],
+    }
+    found.write_text(json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def progress(stage: str, done: int, total: int, note: str) -> None:
+    if done == total or done % 10 == 0:
+        print(f"  {stage}: {done}/{total} {note}", flush=True)
+
+
+def row(run: str, content: dict, log: list[dict]) -> tuple[str, ...]:
+    held_out = {k: Estimate(**v) for k, v in content["held_out"].items() if isinstance(v, dict)}
+    last = log[-10:]
+    active = [e for e in log if e.get("grad_norm/anchor", 0) > 0]
+    return (
+        run,
+        interval(held_out["reward_accuracy"], 100, 1, " %"),
+        interval(held_out["margin"], 1, 1),
+        interval(held_out["drift"], 1, 1),
+        interval(held_out["drift_per_token"], 1, 3),
+        f"{mean(e['logratios/chosen'] for e in last):.1f} / {mean(e['logratios/rejected'] for e in last):.1f}",
+        f"{mean(e['grad_norm/pair'] for e in log if 'grad_norm/pair' in e):.1f}",
+        f"{mean(e['grad_norm/anchor'] for e in active):.0f} ({len(active)})" if active else "none",
+        f"{mean(e['anchor/active'] for e in log):.2f}" if "anchor/active" in log[0] else "",
+    )
+
+
+HEADER = (
+    "run",
+    "reward accuracy",
+    "margin (nats)",
+    "drift (nats/response)",
+    "drift (nats/token)",
+    "chosen / rejected log-ratio, last 10 steps",
+    "gradient norm of the pair loss",
+    "of an active anchor (steps measured)",
+    "hinges active",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("dsp-study"))
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
+    parser.add_argument("--only", nargs="*", choices=RUNS, default=RUNS)
+    arguments = parser.parse_args()
+    found, logs = {}, {}
+    for run in arguments.only:
+        print(run, flush=True)
+        found[run] = do(run, arguments.output)
+        logs[run] = list(stages.read_run(arguments.output / run).log)
+    print(markdown_table(HEADER, [row(run, found[run], logs[run]) for run in found]))
+    for seed in (0, 1):
+        shown = {name: logs[f"{name}-seed{seed}"] for name in TWO_SEEDS if f"{name}-seed{seed}" in logs}
+        if shown:
+            draw_logratios(shown, arguments.figures / f"dsp-literature-logratios-seed{seed}.png")
+            draw_logratios(shown, arguments.figures / f"dsp-literature-logps-seed{seed}.png", quantity="logps")
+
+
+if __name__ == "__main__":
+    main()

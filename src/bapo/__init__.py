@@ -1,0 +1,55 @@
+"""Personalize an instruction-tuned language model to preferences without making it forget what it knew."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bapo.errors import BapoError
+
+if TYPE_CHECKING:
+    from bapo.anchoring import AnchorStore, anchor
+    from bapo.evaluation import evaluate_preferences
+    from bapo.likelihood import ResponseScorer
+    from bapo.models import load_model
+    from bapo.objectives import make_objective
+    from bapo.preferences import Preferences, PromptGroup, read_preferences, split_by_prompt
+    from bapo.training import BAPOConfig, BAPOTrainer
+
+__version__ = "0.1.0"
+
+# Public names and the rooms they live in, imported on first use: importing bapo imports no torch.
+_ROOMS = {
+    "AnchorStore": "anchoring",
+    "BAPOConfig": "training",
+    "BAPOTrainer": "training",
+    "Preferences": "preferences",
+    "PromptGroup": "preferences",
+    "ResponseScorer": "likelihood",
+    "anchor": "anchoring",
+    "evaluate_preferences": "evaluation",
+    "load_model": "models",
+    "make_objective": "objectives",
+    "read_preferences": "preferences",
+    "split_by_prompt": "preferences",
+}
+
+__all__ = [
+    "AnchorStore",
+    "BAPOConfig",
+    "BAPOTrainer",
+    "BapoError",
+    "Preferences",
+    "PromptGroup",
+    "ResponseScorer",
+    "anchor",
+    "evaluate_preferences",
+    "load_model",
+    "make_objective",
+    "read_preferences",
+    "split_by_prompt",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return getattr(import_module(f"bapo.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module 'bapo' has no attribute {name!r}")

@@ -1,0 +1,21 @@
+"""The anchored data set: base responses generated once and reference log-probs scored once, on disk."""
+
+from bapo.anchoring.anchor import AnchoredGroup, AnchoredPreferences, BaseResponse, OnProgress, anchor
+from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
+from bapo.anchoring.store import AnchorStore
+from bapo.anchoring.tokens import LengthPolicy, encode_prompt
+
+__all__ = [
+    "AnchorStore",
+    "AnchoredGroup",
+    "AnchoredPreferences",
+    "BaseResponse",
+    "GenerationSettings",
+    "LengthPolicy",
+    "OnProgress",
+    "Response",
+    "anchor",
+    "encode_prompt",
+    "generate_batch",
+    "plan_batches",
+]

@@ -1,0 +1,98 @@
+"""Responses of a model to prompts, as token ids, batched by length."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bapo.errors import BapoError
+from bapo.likelihood import TokenIds, evaluating
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """How responses are generated.
+
+    Attributes:
+        max_new_tokens: a response that has not ended by then is kept as it stands, without an end token.
+        temperature: 0 is greedy; above, tokens are sampled.
+        top_p: share of the probability mass that is sampled from.
+        responses: responses per prompt (above 1 only with a temperature).
+        seed: seed of the sampling.
+
+    Raises:
+        BapoError: several responses are asked for without sampling, or a number is out of range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    responses: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.responses < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise BapoError(
+                "Generation settings are out of range: max_new_tokens and responses start at 1, "
+                "temperature at 0, and top_p lies above 0 up to 1."
+            )
+        if self.responses > 1 and self.temperature == 0:
+            raise BapoError(
+                "Several base responses per prompt would all be the same without sampling: set a temperature."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A generated response: its token ids (with the end token, if it ended by itself) and whether it did."""
+
+    ids: TokenIds
+    ended: bool
+
+
+def plan_batches(prompts: Sequence[TokenIds], batch_size: int) -> list[list[int]]:
+    """Indices of prompts, sorted by length and cut into batches; depends on nothing but its arguments."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+@torch.no_grad()
+def generate_batch(
+    model: Any, prompts: Sequence[TokenIds], settings: GenerationSettings, end_ids: Sequence[int]
+) -> list[tuple[Response, ...]]:
+    """Responses to each prompt of one batch. Sampling depends on the seed and the batch's prompts alone."""
+    pad = end_ids[0]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if settings.temperature > 0:
+        how = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    devices = [model.device] if model.device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_seed(settings.seed, prompts))
+        rows = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=settings.max_new_tokens,
+            num_return_sequences=settings.responses,
+            eos_token_id=list(end_ids),
+            pad_token_id=pad,
+            repetition_penalty=1.0,
+            **how,
+        )
+    responses = [_cut(row, end_ids) for row in rows[:, width:].tolist()]
+    return [tuple(responses[i : i + settings.responses]) for i in range(0, len(responses), settings.responses)]
+
+
+def _cut(row: list[int], end_ids: Sequence[int]) -> Response:
+    end = next((i for i, token in enumerate(row) if token in end_ids), None)
+    return Response(tuple(row) if end is None else tuple(row[: end + 1]), end is not None)
+
+
+def _seed(seed: int, prompts: Sequence[TokenIds]) -> int:
+    return int.from_bytes(hashlib.sha256(repr((seed, list(prompts))).encode()).digest()[:6], "big")

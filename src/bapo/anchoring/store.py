@@ -1,0 +1,191 @@
+"""Base responses and reference log-probs on disk, shared by every preference, objective and run over a model.
+
+A number's key is what determines it: the model's fingerprint and the scoring version (the store's manifest), the token
+ids (the record's key), and for generated responses the generation settings (the journal's name). Never a learning rate,
+a seed of training, a folder or an objective.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from bapo.anchoring.generate import GenerationSettings, Response
+from bapo.errors import BapoError
+from bapo.likelihood import SCORING_VERSION, TokenIds
+from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_fingerprint
+
+_MANIFEST = "manifest.json"
+
+
+class Journal:
+    """An append-only file of JSON lines. A line is written whole or, after a kill, not at all.
+
+    Raises:
+        BapoError: a line in the middle is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> Iterator[list[dict[str, Any]]]:
+        """All batches of records; a torn last line is cut off."""
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self.path, whole)
+        for number, line in enumerate(content[:whole].splitlines(), start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise BapoError(
+                    f"{self.path} is damaged at line {number}: delete that line, and it is made again."
+                ) from error
+
+    def append(self, batch: list[dict[str, Any]]) -> None:
+        """Write one batch as one line and wait until it is on the disk."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(batch, separators=(",", ":")).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Reference log-prob of a response: the sum, and each token's where it was asked for (nats)."""
+
+    logp: float
+    tokens: tuple[float, ...] | None = None
+
+
+def group_key(*ids: TokenIds) -> str:
+    """Key of a prompt, or of a prompt and a response, by their token ids."""
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:32]
+
+
+class AnchorStore:
+    """The folder with a model's base responses and scores.
+
+    Args:
+        folder: where it lies; made on first use.
+        model: the reference model. A store of another model is refused.
+
+    Raises:
+        BapoError: the folder holds something else, or belongs to another model or scoring version.
+    """
+
+    def __init__(self, folder: Path, model: LoadedModel) -> None:
+        self.folder = folder
+        self.identity = {
+            "format": 1,
+            "model": model_fingerprint(model.model),
+            "tokenizer": tokenizer_fingerprint(model.tokenizer),
+            "scoring_version": SCORING_VERSION,
+        }
+        about = {"model_name": model.name, "precision": model.precision, "end_ids": list(model.chat.end_ids)}
+        self._check_or_create(about)
+        self._scores: dict[str, Score] | None = None
+        self._bases: dict[str, dict[str, tuple[Response, ...]]] = {}
+
+    @classmethod
+    def in_cache(cls, model: LoadedModel) -> AnchorStore:
+        """The model's store in the user's cache folder."""
+        identity = f"{model_fingerprint(model.model)}{tokenizer_fingerprint(model.tokenizer)}{SCORING_VERSION}"
+        return cls(cache_folder() / "anchors" / hashlib.sha256(identity.encode()).hexdigest()[:16], model)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the store for writing; another process that wants to write waits, then sees what was written."""
+        with FileLock(self.folder / ".lock"):
+            self._scores, self._bases = None, {}
+            yield
+
+    def bases(self, settings: GenerationSettings) -> dict[str, tuple[Response, ...]]:
+        """Base responses by prompt key, for one way of generating."""
+        name = self._base_journal(settings).path.name
+        if name not in self._bases:
+            self._bases[name] = {
+                record["prompt"]: tuple(Response(tuple(r["ids"]), r["ended"]) for r in record["responses"])
+                for batch in self._base_journal(settings).read()
+                for record in batch
+            }
+        return self._bases[name]
+
+    def add_bases(self, settings: GenerationSettings, batch: dict[str, tuple[Response, ...]]) -> None:
+        """Keep the base responses of one batch of prompts."""
+        known = self.bases(settings)
+        self._base_journal(settings).append(
+            [
+                {"prompt": key, "responses": [{"ids": list(r.ids), "ended": r.ended} for r in responses]}
+                for key, responses in batch.items()
+            ]
+        )
+        known.update(batch)
+
+    def scores(self) -> dict[str, Score]:
+        """Reference log-probs by the key of prompt and response."""
+        if self._scores is None:
+            self._scores = {}
+            for batch in self._score_journal().read():
+                for record in batch:
+                    tokens = record.get("tokens")
+                    self._scores[record["key"]] = Score(record["logp"], None if tokens is None else tuple(tokens))
+        return self._scores
+
+    def add_scores(self, batch: dict[str, Score]) -> None:
+        """Keep the scores of one batch of responses."""
+        known = self.scores()
+        self._score_journal().append(
+            [
+                {"key": key, "logp": score.logp} | ({} if score.tokens is None else {"tokens": list(score.tokens)})
+                for key, score in batch.items()
+            ]
+        )
+        known.update(batch)
+
+    def _base_journal(self, settings: GenerationSettings) -> Journal:
+        mark = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
+        return Journal(self.folder / f"base-{mark}.jsonl")
+
+    def _score_journal(self) -> Journal:
+        return Journal(self.folder / "logps.jsonl")
+
+    def _check_or_create(self, about: dict[str, Any]) -> None:
+        path = self.folder / _MANIFEST
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text())
+            except ValueError as error:
+                raise BapoError(f"{path} is damaged: delete the folder, and it is made again.") from error
+            for part, meaning in (
+                ("model", f"of another model ({found.get('model_name', 'unknown')}, {found.get('precision', '?')})"),
+                ("tokenizer", "made with another tokenizer or chat template"),
+                ("scoring_version", "made by another version of the scoring code"),
+                ("format", "in another format"),
+            ):
+                if found.get(part) != self.identity[part]:
+                    raise BapoError(
+                        f"The anchored data in {self.folder} are {meaning} and cannot serve {about['model_name']} "
+                        f"({about['precision']}): name another folder with --anchors, or leave it out."
+                    )
+            return
+        if self.folder.exists() and any(
+            p.name != ".lock" and not p.name.startswith(".manifest") for p in self.folder.iterdir()
+        ):
+            raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        packages = {name: version(name) for name in ("bapo", "torch", "transformers", "peft")}
+        staging = self.folder / f".manifest-{os.getpid()}"
+        staging.write_text(json.dumps({**self.identity, **about, "packages": packages}, indent=2) + "\n")
+        staging.replace(path)

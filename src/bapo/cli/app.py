@@ -1,0 +1,37 @@
+"""The `bapo` command and what all of its subcommands share."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from bapo.cli import anchor, data, evaluate, generate, personalize, train
+from bapo.errors import BapoError
+
+app = typer.Typer(
+    name="bapo",
+    help="Personalize a language model to preferences without making it forget what it knew.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("personalize")(personalize.personalize)
+app.command("data")(data.data)
+app.command("anchor")(anchor.anchor)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("generate")(generate.generate)
+
+
+def main() -> None:
+    """Run the command. What the user can mend is one sentence and exit code 2, never a traceback."""
+    try:
+        app()
+    except BapoError as error:
+        print(f"bapo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nbapo: stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)

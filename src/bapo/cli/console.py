@@ -1,0 +1,156 @@
+"""Progress and text on the terminal. Progress goes to standard error, results to standard output."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from bapo.personalize.stages import OnProgress
+
+out = Console()
+err = Console(stderr=True)
+
+
+@contextmanager
+def live_progress(*, quiet: bool = False) -> Iterator[OnProgress]:
+    """Bars for the stages of a command, each with its rate and the time left; plain lines where nobody can see bars."""
+    _quieten_libraries()
+    if quiet:
+        yield lambda stage, done, total, note: None
+    elif err.is_terminal:
+        with _bars() as report:
+            yield report
+    else:
+        yield _Lines().report
+
+
+@contextmanager
+def _bars() -> Iterator[OnProgress]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    progress = Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+    )
+    tasks: dict[str, Any] = {}
+    with progress:
+
+        def report(stage: str, done: int, total: int, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total, note="", rate="")
+            task = progress.tasks[progress.task_ids.index(tasks[stage])]
+            rate = f"{done / task.elapsed:.2f}/s" if task.elapsed else ""
+            progress.update(tasks[stage], completed=done, total=total, note=note, rate=rate)
+
+        yield report
+
+
+class _Lines:
+    """A line at the start, at every tenth, and at the end of a stage."""
+
+    def __init__(self) -> None:
+        import time
+
+        self.clock = time.monotonic
+        self.started: dict[str, float] = {}
+        self.printed: dict[str, int] = {}
+
+    def report(self, stage: str, done: int, total: int, note: str) -> None:
+        start = self.started.setdefault(stage, self.clock())
+        tenth = 10 * done // max(total, 1)
+        if self.printed.get(stage) == tenth:
+            return
+        self.printed[stage] = tenth
+        seconds = self.clock() - start
+        left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total and seconds > 0 else ""
+        err.print(f"{stage}: {done}/{total} after {seconds:.0f} s{left}{f' ({note})' if note else ''}", highlight=False)
+
+
+def print_json(content: Any) -> None:
+    """One JSON object on standard output; what is not a number becomes null."""
+    import json
+
+    print(json.dumps(_plain(content), ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(own) for own in value]
+    if isinstance(value, float) and value - value != 0:
+        return None
+    return value
+
+
+def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]], title: str | None = None) -> None:
+    """A table on standard output."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def print_answers(prompt: str, answers: dict[str, str]) -> None:
+    """A prompt and the models' answers to it, side by side where the terminal is wide enough."""
+    from rich.columns import Columns
+    from rich.panel import Panel
+    from rich.text import Text
+
+    width = max(28, (out.width - len(answers)) // len(answers)) if out.width >= 34 * len(answers) else out.width
+    out.print(Text(f"\n» {prompt}", style="bold"))
+    out.print(
+        Columns(
+            [
+                Panel(Text(text or "(nothing)"), title=name, title_align="left", width=width)
+                for name, text in answers.items()
+            ],
+            padding=0,
+        )
+    )
+
+
+def print_counts(counts: dict[str, int]) -> None:
+    """What was dropped or cut, by reason, where anything was."""
+    for reason, count in counts.items():
+        if count:
+            out.print(f"  {count:,} {reason}", highlight=False)
+
+
+def _quieten_libraries() -> None:
+    """Keep the libraries' own bars and warnings out of a command's output (``BAPO_VERBOSE=1`` lets them speak)."""
+    if os.environ.get("BAPO_VERBOSE"):
+        return
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("bitsandbytes", "accelerate", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,52 @@
+"""`bapo generate`: answers of a model and its adapters, side by side."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bapo.cli import options
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="Prompts to answer.")],
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", "-a", help="An adapter to ask beside the base model; repeatable.")
+    ] = None,
+    model: options.Model = None,
+    precision: options.Precision = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    system: Annotated[str | None, typer.Option(help="A system turn in front of each prompt.")] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Let the base model and any number of adapters answer the same prompts."""
+    from bapo.cli.console import live_progress, print_answers, print_json
+
+    told = options.recipe_from(
+        None, None, model__name=model, model__precision=precision, model__trust_remote_code=trust_remote_code
+    )
+    with live_progress(quiet=as_json) as on_progress:
+        from bapo.personalize import stages
+
+        turns = [{"role": "system", "content": system}] if system else []
+        answers: dict[str, list[str]] = {}
+        names: list[str | None] = [None, *(adapter or [])]
+        for done, name in enumerate(names):
+            on_progress("answering", done, len(names), name or "base")
+            loaded = stages.load(told, adapter=name)
+            ids = [
+                loaded.chat.prompt_ids([*turns, {"role": "user", "content": p}] if loaded.chat.has_template else p)
+                for p in prompts
+            ]
+            answers[name or "base"] = stages.answer(loaded, ids, max_new_tokens, temperature=temperature, seed=seed)
+        on_progress("answering", len(names), len(names), "")
+    table = [{"prompt": p, **{name: own[i] for name, own in answers.items()}} for i, p in enumerate(prompts)]
+    if as_json:
+        print_json(table)
+        return
+    for i, prompt in enumerate(prompts):
+        print_answers(prompt, {name: own[i] for name, own in answers.items()})

@@ -1,0 +1,69 @@
+"""Options that several commands share, and how they become a recipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bapo.errors import BapoError
+
+if TYPE_CHECKING:
+    from bapo.personalize import Recipe
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="smollm2 (embedded, the default), a folder, a .gguf file or a hub id."),
+]
+Precision = Annotated[str | None, typer.Option(help="bf16 (default), float32, or nf4 (4-bit).")]
+Adapter = Annotated[
+    str | None, typer.Option(help="An adapter that the model already has; it is part of the reference.")
+]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        help="starter:concise (or elementary, expert, detailed, friendly, unfriendly), psoups:P1A, dsp:academy, "
+        "a file (.jsonl, .json, .csv, .parquet) with prompt, chosen, rejected, or a hub id.",
+        show_default=False,
+    ),
+]
+Data = Annotated[str | None, typer.Option("--data", help="Folder of the psoups: and dsp: files; BAPO_DATA by default.")]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Leave plain-text prompts plain instead of making them a user turn.")
+]
+HeldOut = Annotated[int | None, typer.Option(help="Prompts held out for evaluation.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of split, adapter, order and dropout.")]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="A shipped recipe (demo, paper) or a .yaml file.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Any key of the recipe, e.g. --set training.rank=16; repeatable.")
+]
+Anchors = Annotated[str | None, typer.Option(help="Folder of the anchored data; the user's cache folder by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Objective = Annotated[str | None, typer.Option(help="bapo (default), dpo, ipo, ipo-summed, dpop, orpo or rso.")]
+Beta = Annotated[float | None, typer.Option(help="Temperature of the objective.")]
+AnchorStrength = Annotated[float | None, typer.Option(help="Lambda of the base anchor.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps; overrides --epochs.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training pairs.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response that is generated, tokens.")]
+
+
+def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> Recipe:
+    """The recipe of a command: shipped or own file, then the command's options, then ``--set``.
+
+    Keyword names are recipe keys with ``__`` for the dot; values of None and False are left to the recipe.
+    """
+    import yaml
+
+    from bapo.personalize import read_recipe
+
+    overrides = {key.replace("__", "."): value for key, value in values.items() if value not in (None, False)}
+    for setting in settings or []:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {setting!r}.")
+        overrides[key.strip()] = yaml.safe_load(text)
+    return read_recipe(name, overrides)

@@ -1,0 +1,100 @@
+"""`bapo personalize`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bapo.cli import options
+
+if TYPE_CHECKING:
+    from bapo.personalize import Personalization
+
+
+def personalize(
+    source: options.Source = None,
+    model: options.Model = None,
+    objective: options.Objective = None,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="Another objective to train and compare with; repeatable.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for adapters and report.")] = Path(
+        "personalized"
+    ),
+    recipe: options.RecipeName = None,
+    learning_rate: options.LearningRate = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    beta: options.Beta = None,
+    anchor_strength: options.AnchorStrength = None,
+    held_out: options.HeldOut = None,
+    seed: options.Seed = None,
+    precision: options.Precision = None,
+    adapter: options.Adapter = None,
+    anchors: options.Anchors = None,
+    data: options.Data = None,
+    plain: options.Plain = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    settings: options.Set = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Preferences and a model in, a personalized adapter out.
+
+    Reads the preferences, generates the model's own answers once, trains, evaluates on held-out prompts, and shows
+    what the models answer now. Stopped at any moment, the same command goes on from there.
+    """
+    from bapo.cli.console import live_progress, print_json
+
+    told = options.recipe_from(
+        recipe,
+        settings,
+        preferences__source=source,
+        preferences__data_folder=data,
+        preferences__plain=plain,
+        preferences__held_out=held_out,
+        preferences__seed=seed,
+        model__name=model,
+        model__precision=precision,
+        model__adapter=adapter,
+        model__trust_remote_code=trust_remote_code,
+        anchoring__folder=anchors,
+        training__objective=objective,
+        training__learning_rate=learning_rate,
+        training__steps=steps,
+        training__epochs=epochs,
+        training__beta=beta,
+        training__anchor_strength=anchor_strength,
+        training__seed=seed,
+        compare=compare,
+    )
+    with live_progress(quiet=as_json) as on_progress:
+        from bapo.personalize import personalize as run
+
+        result = run(told, output, on_progress)
+    print_json(result.to_dict()) if as_json else _show(result)
+
+
+def _show(result: Personalization) -> None:
+    from bapo.cli.console import out, print_answers, print_counts, print_table
+    from bapo.reporting import HEADER, held_out_rows
+
+    first = next(iter(result.reports.values()))
+    print_table(
+        HEADER,
+        held_out_rows(result.reports),
+        title=f"{result.source}: {first.pairs} held-out pairs of {first.prompts} prompts, 95 % intervals over prompts",
+    )
+    out.print(
+        "Reward accuracy and margin say how well the preference was learned; drift says how much less likely the\n"
+        "model's own answers became (0 is nothing forgotten, more negative is more).",
+        highlight=False,
+    )
+    print_counts(result.counts)
+    for asked in result.answers:
+        print_answers(asked.prompt, asked.answers)
+    out.print()
+    for run in result.runs:
+        out.print(f"{run.name:<6} adapter   {run.folder}", highlight=False, soft_wrap=True)
+    out.print(f"report           {result.folder / 'report.json'}", highlight=False, soft_wrap=True)

@@ -1,0 +1,6 @@
+"""log p(response | prompt) under a model: the one quantity that everything else makes, scores or compares."""
+
+from bapo.likelihood.layout import TokenGroup, TokenIds
+from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
+
+__all__ = ["SCORING_VERSION", "ResponseLogps", "ResponseScorer", "TokenGroup", "TokenIds", "evaluating"]

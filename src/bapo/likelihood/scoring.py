@@ -1,0 +1,186 @@
+"""The one scoring core: log p(response | prompt) under a model, for groups of responses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bapo.errors import BapoError
+from bapo.likelihood.attention import SEGMENT_ATTENTION, UnsupportedAttentionError
+from bapo.likelihood.head import LogitRule, response_logps
+from bapo.likelihood.layout import TokenGroup, by_token_budget, lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
+
+SCORING_VERSION = 1
+"""Part of every cache key: raised whenever a score could come out differently."""
+
+MAX_TOKENS = 8192
+"""Input tokens scored at once when no gradient is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseLogps:
+    """Log-probabilities of R responses.
+
+    ``tokens`` is (P,) nats in float32, response after response; ``lengths`` says how many belong to each.
+    """
+
+    tokens: Tensor
+    lengths: tuple[int, ...]
+
+    def per_response(self) -> tuple[Tensor, ...]:
+        """Token log-probs of each response."""
+        return self.tokens.split(self.lengths)
+
+    def summed(self) -> Tensor:
+        """(R,) log p(response | prompt) in nats: each response is summed by itself, so company cannot change it."""
+        return torch.stack([tokens.sum() for tokens in self.per_response()])
+
+
+class ResponseScorer:
+    """Scores responses under a causal language model.
+
+    The first use compares the shared layout with the model's own plain forward pass on a small probe. An architecture
+    that the layout does not fit (attention sinks, recurrent state, unknown logit rules) is scored one sequence at a
+    time through the model's own code instead: slower, and right.
+
+    Args:
+        model: a `transformers` causal language model, or a PEFT model around one.
+
+    Attributes:
+        fallback: None, or why the plain path is in use.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.rule = LogitRule.of(self.causal_lm.config)
+        self._own_attention: str = self.causal_lm.config._attn_implementation
+        self.fallback: str | None = None
+        if self._own_attention == SEGMENT_ATTENTION:  # another scorer of the same model was here first
+            self._own_attention = getattr(self.causal_lm, "_bapo_own_attention", "sdpa")
+        else:
+            self.causal_lm._bapo_own_attention = self._own_attention
+            self.fallback = self._find_misfit()
+
+    def __call__(self, groups: Sequence[TokenGroup]) -> ResponseLogps:
+        """Score all responses of all groups in one pass, with gradients where the model has them."""
+        if self.fallback is not None:
+            return self._score_plainly(groups)
+        layout = lay_out(groups, self.causal_lm.device)
+        hidden = self._backbone()(
+            input_ids=layout.input_ids,
+            position_ids=layout.position_ids,
+            attention_mask=_mask_already_made(layout.input_ids.device),
+            segments=layout.segments,
+            use_cache=False,
+        ).last_hidden_state[0]
+        head = self.causal_lm.get_output_embeddings()
+        return ResponseLogps(response_logps(hidden[layout.source_P], head, layout.target_P, self.rule), layout.lengths)
+
+    @torch.no_grad()
+    def score(
+        self,
+        groups: Sequence[TokenGroup],
+        *,
+        max_tokens: int = MAX_TOKENS,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> ResponseLogps:
+        """Score without gradients and without dropout, in batches of at most ``max_tokens`` input tokens.
+
+        ``on_progress`` is told the number of groups of each finished batch.
+        """
+        tokens: list[Tensor] = []
+        lengths: list[int] = []
+        with evaluating(self.model):
+            for batch in by_token_budget(groups, max_tokens):
+                scored = self(batch)
+                tokens.append(scored.tokens)
+                lengths += scored.lengths
+                if on_progress is not None:
+                    on_progress(len(batch))
+        return ResponseLogps(torch.cat(tokens) if tokens else torch.zeros(0), tuple(lengths))
+
+    def _backbone(self) -> Any:
+        return self.causal_lm.get_decoder()
+
+    def _score_plainly(self, groups: Sequence[TokenGroup]) -> ResponseLogps:
+        """One unpadded sequence at a time, through the model's own attention, head and logit rule."""
+        tokens: list[Tensor] = []
+        for group in groups:
+            for response in group.responses:
+                ids = torch.tensor([[*group.prompt, *response]], device=self.causal_lm.device)
+                logits = self.causal_lm(input_ids=ids, use_cache=False).logits[0, len(group.prompt) - 1 : -1].float()
+                target = ids[0, len(group.prompt) :, None]
+                tokens.append(logits.log_softmax(-1).gather(-1, target)[:, 0])
+        return ResponseLogps(torch.cat(tokens), tuple(len(r) for group in groups for r in group.responses))
+
+    @torch.no_grad()
+    def _find_misfit(self) -> str | None:
+        """Compare layout and plain path on a probe; leave the model on whichever is right."""
+        probe = _probe(self.causal_lm.config.get_text_config().vocab_size)
+        with evaluating(self.model):
+            plain = self._score_plainly(probe)
+            misfit = None
+            try:
+                self.causal_lm.set_attn_implementation(SEGMENT_ATTENTION)
+                shared = self(probe)
+            except (UnsupportedAttentionError, ValueError, TypeError, AttributeError, KeyError) as error:
+                misfit = f"{type(error).__name__}: {error}"
+            else:
+                gap = (shared.tokens - plain.tokens).abs().max().item()
+                if not gap <= _tolerance(self.causal_lm.dtype):
+                    misfit = f"token log-probs differ by {gap:.3g} nats from the model's own forward pass"
+        if misfit is not None:
+            self.causal_lm.set_attn_implementation(self._own_attention)
+            logger.warning(
+                "%s is scored one sequence at a time, because the shared layout does not fit it (%s).",
+                type(self.causal_lm).__name__,
+                misfit,
+            )
+        if not torch.isfinite(plain.tokens).all():
+            raise BapoError(
+                "The model gives a log-probability that is not a number for a plain prompt: "
+                "its weights are damaged or its precision is too low."
+            )
+        return misfit
+
+
+def _probe(vocabulary: int) -> list[TokenGroup]:
+    """Two prompts with two responses each, spread over the vocabulary, the same every time."""
+    ids = [(7919 * (i + 1)) % vocabulary for i in range(40)]
+    return [
+        TokenGroup(tuple(ids[0:9]), (tuple(ids[9:15]), tuple(ids[15:19]))),
+        TokenGroup(tuple(ids[19:24]), (tuple(ids[24:31]), tuple(ids[31:34]))),
+    ]
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Nats that rounding may move one token's log-prob; sharing a prompt wrongly moves it by far more."""
+    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.5
+
+
+def _mask_already_made(device: torch.device) -> Tensor:
+    """A 4-D mask, which `transformers` hands on untouched: it builds none, and segment attention reads none."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside, whatever it was outside."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

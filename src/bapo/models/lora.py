@@ -1,0 +1,53 @@
+"""LoRA adapters on all linear layers of any architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+LORA_RANK = 32
+LORA_ALPHA = 64
+LORA_DROPOUT = 0.05
+
+
+def lora_config(rank: int = LORA_RANK, alpha: int | None = None, dropout: float = LORA_DROPOUT) -> Any:
+    """PEFT configuration for LoRA on every linear layer but the output layer.
+
+    Args:
+        rank: inner dimension r of the update.
+        alpha: the update is scaled by alpha / rank; None keeps the paper's ratio of 2 (Section 4.4).
+        dropout: probability of dropping an input of the update.
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+    )
+
+
+def add_lora(
+    model: Any, rank: int = LORA_RANK, alpha: int | None = None, dropout: float = LORA_DROPOUT, seed: int = 0
+) -> Any:
+    """The model with a fresh LoRA adapter whose update is zero; the adapter is float32 and the only thing that trains."""
+    import torch
+    from peft import get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, lora_config(rank, alpha, dropout))
+
+
+def disable_model_dropout(model: nn.Module) -> None:
+    """Switch off the model's own dropout (not LoRA's), whose noise would make the policy differ from the reference."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
+            module.p = 0.0
+    config = getattr(model, "config", None)
+    for field in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout"):
+        if isinstance(getattr(config, field, None), float):
+            setattr(config, field, 0.0)

@@ -1,0 +1,178 @@
+"""A recipe: everything that determines a personalization, in sections with strict keys."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bapo.errors import BapoError
+
+
+class Section(BaseModel):
+    """A part of a recipe. An unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which model is personalized."""
+
+    name: str = Field("smollm2", description="smollm2 (embedded), a local folder, a GGUF file or a hub id")
+    precision: Literal["bf16", "float32", "nf4"] = Field("bf16", description="how the frozen weights lie in memory")
+    adapter: str | None = Field(None, description="an adapter to train further; the model with it is the reference")
+    trust_remote_code: bool = Field(False, description="whether code that comes with the model may run")
+
+
+class PreferenceSection(Section):
+    """Which preferences it learns, and what is held out."""
+
+    source: str = Field("starter:concise", description="starter:TYPE, psoups:TYPE, dsp:DOMAIN, a file, or a hub id")
+    data_folder: str | None = Field(None, description="where psoups: and dsp: lie; BAPO_DATA by default")
+    protocol: Literal["by-prompt", "paper"] = Field("by-prompt", description="how training and held-out data are split")
+    plain: bool = Field(False, description="plain-text prompts stay plain instead of becoming a user turn")
+    held_out: int = Field(16, ge=1, description="prompts held out (by-prompt protocol)")
+    seed: int = Field(0, description="seed of the split")
+    max_train_prompts: int | None = Field(None, ge=1, description="train on so many prompts only; all by default")
+    max_prompt_tokens: int = Field(1024, ge=1, description="a longer prompt is dropped and counted")
+    max_response_tokens: int = Field(1024, ge=1, description="a longer response is cut and counted")
+
+
+class AnchoringSection(Section):
+    """How base responses are generated."""
+
+    max_new_tokens: int = Field(256, ge=1, description="longest base response, tokens")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    responses: int = Field(1, ge=1, description="base responses per prompt")
+    seed: int = Field(0, description="seed of the sampling")
+    folder: str | None = Field(None, description="folder of the anchored data; the user's cache folder by default")
+
+
+class TrainingSection(Section):
+    """How the adapter is trained."""
+
+    objective: str = Field("bapo", description="bapo, dpo, ipo, ipo-summed, dpop, orpo or rso")
+    beta: float | None = Field(None, gt=0, description="temperature; None is the objective's own default")
+    anchor: str = Field("sequence", description="sequence (the paper's), token, or length-normalized")
+    anchor_strength: float = Field(5.0, ge=0, description="lambda of equation 6")
+    objective_settings: dict[str, float] = Field(default_factory=dict, description="e.g. penalty: 50 for dpop")
+    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
+    schedule: str = Field("cosine", description="how the learning rate falls")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 does not clip")
+    batch_pairs: int = Field(8, ge=1, description="pairs per optimizer step and process")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step, each of batch_pairs pairs")
+    epochs: float = Field(1.0, gt=0, description="passes over the training pairs")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
+    rank: int = Field(32, ge=1, description="LoRA rank")
+    alpha: int | None = Field(None, ge=1, description="LoRA alpha; None is twice the rank")
+    dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")
+    full: bool = Field(False, description="train all weights instead of an adapter")
+    sampler: Literal["by-prompt", "by-pair"] = Field("by-prompt", description="what stays together in a batch")
+    seed: int = Field(0, description="seed of adapter, order and dropout")
+    track_base: bool = Field(True, description="log the base responses' drift also without an anchor")
+    part_gradient_steps: int = Field(0, ge=0, description="log the gradient norms of the parts every so many steps")
+    gradient_checkpointing: bool = Field(False, description="less memory, more time")
+    save_steps: int = Field(20, ge=1, description="steps between checkpoints")
+    report_to: list[str] = Field(default_factory=list, description="trackers, e.g. tensorboard, wandb")
+
+
+class AnswerSection(Section):
+    """The answers shown side by side at the end."""
+
+    prompts: int = Field(3, ge=0, description="held-out prompts that every model answers")
+    max_new_tokens: int = Field(160, ge=1, description="longest answer, tokens")
+
+
+class Recipe(Section):
+    """The whole recipe."""
+
+    model: ModelSection = ModelSection()
+    preferences: PreferenceSection = PreferenceSection()
+    anchoring: AnchoringSection = AnchoringSection()
+    training: TrainingSection = TrainingSection()
+    compare: list[str] = Field(default_factory=list, description="objectives trained beside the main one")
+    answers: AnswerSection = AnswerSection()
+
+
+def read_recipe(name: str | None, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A recipe by the name of a shipped one or the path of a YAML file, with single values overridden.
+
+    Args:
+        name: a shipped recipe's name, a path, or None for the defaults.
+        overrides: dotted keys to values, e.g. ``{"training.steps": 50}``; values of None are left out.
+
+    Raises:
+        BapoError: no such recipe, an unknown key (names the nearest known one), or a value out of range.
+    """
+    where, content = ("the command", {}) if name is None else _content(name)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _put(content, key, value)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise BapoError(_sentence(where, error)) from error
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in files("bapo.recipes").iterdir() if p.name.endswith(".yaml"))
+
+
+def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, str]:
+    """Dotted keys of a recipe and what they mean."""
+    keys: dict[str, str] = {}
+    for name, info in section.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys |= known_keys(inner, f"{prefix}{name}.")
+        else:
+            keys[f"{prefix}{name}"] = info.description or ""
+    return keys
+
+
+def _content(name: str) -> tuple[str, dict[str, Any]]:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise BapoError(
+                f"There is no recipe file {name}: check the path, or use one of {', '.join(shipped_recipes())}."
+            )
+        text = path.read_text()
+    elif name in shipped_recipes():
+        text = (files("bapo.recipes") / f"{name}.yaml").read_text()
+    else:
+        raise BapoError(
+            f"There is no recipe {name!r}: use one of {', '.join(shipped_recipes())}, or the path of a .yaml file."
+        )
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise BapoError(f"The recipe {name} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    if not isinstance(content, dict):
+        raise BapoError(f"The recipe {name} must hold sections such as 'training:', not a {type(content).__name__}.")
+    return name, content
+
+
+def _put(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = content.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise BapoError(f"{key!r} is no key of a recipe: {section!r} holds a value, not a section.")
+        content = inner
+    content[last] = value
+
+
+def _sentence(where: str, error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, [*known_keys(), *Recipe.model_fields], n=1, cutoff=0.4)
+        return f"Unknown key {key!r} in {where}" + (f": did you mean {near[0]!r}?" if near else ".")
+    return f"{key!r} in {where} is {problem['input']!r}, which does not fit: {problem['msg'].lower()}."

@@ -1,0 +1,95 @@
+"""`bapo personalize`: all stages, and what a person gets to see at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bapo.personalize import stages
+from bapo.personalize.recipe import Recipe
+from bapo.preferences import prompt_text
+
+if TYPE_CHECKING:
+    from bapo.evaluation import PreferenceReport
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """A prompt and each model's answer to it, by the model's name."""
+
+    prompt: str
+    answers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Personalization:
+    """What came out.
+
+    Attributes:
+        source: the preferences' name.
+        runs: finished runs, the recipe's own objective first.
+        reports: held-out evaluation by the name of the run.
+        answers: prompts answered by the base model and every run.
+        folder: where everything lies.
+        counts: pairs dropped or cut on the way, by reason.
+    """
+
+    source: str
+    runs: tuple[stages.Run, ...]
+    reports: dict[str, PreferenceReport]
+    answers: tuple[SideBySide, ...]
+    folder: Path
+    counts: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json`` and ``report.json``."""
+        return {
+            "source": self.source,
+            "folder": str(self.folder),
+            "adapters": {run.name: str(run.folder) for run in self.runs},
+            "held_out": {name: report.to_dict() for name, report in self.reports.items()},
+            "answers": [{"prompt": a.prompt, **a.answers} for a in self.answers],
+            "counts": self.counts,
+        }
+
+
+def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = stages.silent) -> Personalization:
+    """Read, anchor, train each objective, evaluate on held-out prompts, and let every model answer.
+
+    Each stage goes on where a killed run stopped. Everything is written below ``folder``: an adapter a run in its own
+    folder, and ``report.json``.
+
+    Raises:
+        BapoError: anything that the user can mend.
+    """
+    split = stages.read(recipe)
+    model = stages.load(recipe)
+    anchored = stages.anchor_split(recipe, split, model, on_progress)
+    asked = [group.tokens.prompt for group in anchored.held_out.groups[: recipe.answers.prompts]]
+    answers = {"base": stages.answer(model, asked, recipe.answers.max_new_tokens)}
+    del model
+    objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
+    runs = tuple(stages.train(recipe, name, anchored.train, folder / name, on_progress) for name in objectives)
+    reports: dict[str, PreferenceReport] = {}
+    for run in runs:
+        policy = stages.load_run(recipe, run)
+        reports[run.name] = stages.evaluate(policy, anchored.held_out, run.name, on_progress)
+        on_progress(f"answers of {run.name}", 0, 1, "")
+        answers[run.name] = stages.answer(policy, asked, recipe.answers.max_new_tokens)
+        on_progress(f"answers of {run.name}", 1, 1, "")
+        del policy
+    result = Personalization(
+        source=split.train.name,
+        runs=runs,
+        reports=reports,
+        answers=tuple(
+            SideBySide(prompt_text(group.source.prompt), {name: own[i] for name, own in answers.items()})
+            for i, group in enumerate(anchored.held_out.groups[: recipe.answers.prompts])
+        ),
+        folder=folder,
+        counts={**split.train.dropped, **anchored.train.counts},
+    )
+    (folder / "report.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+    return result

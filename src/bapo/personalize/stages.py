@@ -1,0 +1,306 @@
+"""The stages of a personalization, each usable alone: read, anchor, train, evaluate, answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bapo.errors import BapoError
+from bapo.personalize.recipe import Recipe, TrainingSection
+from bapo.preferences import Preferences, Split, read_preferences, read_split
+
+if TYPE_CHECKING:
+    from bapo.anchoring import AnchoredPreferences
+    from bapo.evaluation import PreferenceReport
+    from bapo.models import LoadedModel
+
+OnProgress = Callable[[str, int, int, str], None]
+"""Told the stage, how many are done, of how many, and a note to show beside it."""
+
+_DONE = "run.json"
+
+
+def silent(stage: str, done: int, total: int, note: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """Both sides of a split, anchored to the same reference."""
+
+    train: AnchoredPreferences
+    held_out: AnchoredPreferences
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished training run.
+
+    Attributes:
+        name: the objective.
+        folder: where adapter, settings and log lie.
+        log: what the trainer logged, one entry per logging step.
+    """
+
+    name: str
+    folder: Path
+    log: tuple[dict[str, float], ...]
+
+
+def read(recipe: Recipe) -> Split:
+    """Read the preferences and split them by prompt."""
+    own = recipe.preferences
+    split = read_split(
+        own.source,
+        protocol=own.protocol,
+        held_out=own.held_out,
+        seed=own.seed,
+        data_folder=Path(own.data_folder) if own.data_folder else None,
+        chat=not own.plain,
+    )
+    if own.max_train_prompts is None or own.max_train_prompts >= len(split.train.groups):
+        return split
+    train = split.train
+    kept = Preferences(train.name, train.groups[: own.max_train_prompts], train.rows, train.dropped)
+    return Split(kept, split.held_out)
+
+
+def read_all(recipe: Recipe) -> Preferences:
+    """Read the preferences, unsplit."""
+    own = recipe.preferences
+    return read_preferences(
+        own.source, data_folder=Path(own.data_folder) if own.data_folder else None, chat=not own.plain
+    )
+
+
+def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False) -> LoadedModel:
+    """The recipe's model; ``adapter`` replaces the recipe's own one."""
+    from bapo.models import load_model
+
+    own = recipe.model
+    return load_model(
+        own.name,
+        precision=own.precision,
+        adapter=adapter or own.adapter,
+        adapter_trainable=trainable,
+        trust_remote_code=own.trust_remote_code,
+    )
+
+
+def anchor_preferences(
+    recipe: Recipe, preferences: Preferences, model: LoadedModel, on_progress: OnProgress = silent
+) -> AnchoredPreferences:
+    """Anchor preferences to the model as it is, in the recipe's folder or the user's cache."""
+    from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, anchor
+
+    how = recipe.anchoring
+    return anchor(
+        preferences,
+        model,
+        AnchorStore(Path(how.folder), model) if how.folder else AnchorStore.in_cache(model),
+        generation=GenerationSettings(
+            max_new_tokens=how.max_new_tokens, temperature=how.temperature, responses=how.responses, seed=how.seed
+        ),
+        lengths=LengthPolicy(recipe.preferences.max_prompt_tokens, recipe.preferences.max_response_tokens),
+        on_progress=lambda stage, done, total: on_progress(stage, done, total, ""),
+    )
+
+
+def anchor_split(recipe: Recipe, split: Split, model: LoadedModel, on_progress: OnProgress = silent) -> Anchored:
+    """Anchor both sides of a split in one go, so that prompts are batched together."""
+    both = Preferences(split.train.name, split.train.groups + split.held_out.groups, 0, {})
+    together = anchor_preferences(recipe, both, model, on_progress)
+    del together  # kept on disk; reading each side from there is instant
+    return Anchored(
+        anchor_preferences(recipe, split.train, model),
+        anchor_preferences(recipe, split.held_out, model),
+    )
+
+
+def train(
+    recipe: Recipe,
+    objective: str,
+    anchored: AnchoredPreferences,
+    folder: Path,
+    on_progress: OnProgress = silent,
+) -> Run:
+    """Train one objective into a folder, going on where a killed run stopped; a finished run is read, not repeated.
+
+    Raises:
+        BapoError: the folder holds a run with other settings.
+    """
+    settings = recipe.training.model_copy(update={"objective": objective})
+    identity = _identity(recipe, settings, anchored)
+    folder.mkdir(parents=True, exist_ok=True)
+    started, done = folder / "started.json", folder / _DONE
+    for path in (started, done):
+        if path.is_file() and json.loads(path.read_text())["identity"] != identity:
+            raise BapoError(
+                f"{folder} holds a run with other settings or data: name another folder with --output, or delete this one."
+            )
+    if done.is_file():
+        return read_run(folder)
+    _write_json(started, {"identity": identity})
+    trainer = _trainer(recipe, settings, anchored, folder, on_progress)
+    trainer.train(resume_from_checkpoint=True)
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(folder))
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        _write_json(
+            done,
+            {
+                "identity": identity,
+                "objective": objective,
+                "recipe": recipe.model_copy(update={"training": settings}).model_dump(),
+                "reference": anchored.reference,
+                "pairs": anchored.pair_count,
+                "packages": {name: version(name) for name in ("bapo", "torch", "transformers", "peft")},
+                "log": log,
+            },
+        )
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return read_run(folder)
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run.
+
+    Raises:
+        BapoError: the folder holds none.
+    """
+    path = folder / _DONE
+    if not path.is_file():
+        raise BapoError(f"{folder} holds no finished run (no {_DONE}): train it first.")
+    content = json.loads(path.read_text())
+    return Run(content["objective"], folder, tuple(content["log"]))
+
+
+def load_run(recipe: Recipe, run: Run) -> LoadedModel:
+    """The model as a run left it: with its adapter, or with all weights trained."""
+    if recipe.training.full:
+        return load(recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(run.folder)})}))
+    return load(recipe, adapter=str(run.folder))
+
+
+def evaluate(
+    model: LoadedModel, held_out: AnchoredPreferences, name: str, on_progress: OnProgress = silent
+) -> PreferenceReport:
+    """Reward accuracy, margin and drift of a model on held-out prompts."""
+    from bapo.evaluation import evaluate_preferences
+
+    stage = f"evaluating {name}"
+    found, _ = evaluate_preferences(
+        model.model, held_out, on_progress=lambda done, total: on_progress(stage, done, total, "")
+    )
+    return found
+
+
+def answer(
+    model: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """The model's answers to prompts given as token ids, greedy or sampled."""
+    from bapo.anchoring import GenerationSettings, generate_batch
+
+    if not prompts:
+        return []
+    settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    responses = generate_batch(model.model, [tuple(p) for p in prompts], settings, model.chat.end_ids)
+    return [model.chat.response_text(own[0].ids) + ("" if own[0].ended else " ...") for own in responses]
+
+
+def _trainer(
+    recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences, folder: Path, on_progress: OnProgress
+) -> Any:
+    from bapo.models import add_lora
+    from bapo.training import BAPOTrainer
+
+    loaded = load(recipe, trainable=True)
+    policy = loaded.model
+    if settings.full:
+        policy.requires_grad_(True)
+    elif recipe.model.adapter is None:
+        policy = add_lora(policy, settings.rank, settings.alpha, settings.dropout, settings.seed)
+    return BAPOTrainer(
+        policy,
+        args=_arguments(settings, anchored.pair_count, folder),
+        train_dataset=anchored,
+        processing_class=loaded.tokenizer,
+        callbacks=[_progress_callback(f"training {settings.objective}", on_progress)],
+    )
+
+
+def _arguments(settings: TrainingSection, pairs: int, folder: Path) -> Any:
+    from bapo.training import BAPOConfig
+
+    return BAPOConfig(
+        output_dir=str(folder / "checkpoints"),
+        objective=settings.objective,
+        beta=settings.beta,
+        anchor=settings.anchor,
+        anchor_strength=settings.anchor_strength,
+        objective_settings=dict(settings.objective_settings),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=settings.max_grad_norm,
+        per_device_train_batch_size=min(settings.batch_pairs, pairs),
+        gradient_accumulation_steps=settings.accumulate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.steps or -1,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        track_base=settings.track_base,
+        part_gradient_steps=settings.part_gradient_steps,
+        activation_checkpointing=settings.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        report_to=list(settings.report_to) or "none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def _progress_callback(stage: str, on_progress: OnProgress) -> Any:
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            logs = logs or {}
+            shown = {"loss": "loss", "rewards/accuracies": "accuracy", "logratios/base": "drift"}
+            note = ", ".join(f"{label} {logs[key]:.2f}" for key, label in shown.items() if key in logs)
+            on_progress(stage, state.global_step, state.max_steps, note)
+
+    return Progress()
+
+
+def _identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences) -> str:
+    """Hash of all that determines the adapter; where checkpoints are saved and what is tracked does not."""
+    told = settings.model_dump(exclude={"save_steps", "report_to"})
+    groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
+    content = json.dumps([told, recipe.model.adapter, anchored.reference, groups])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _write_json(path: Path, content: Any) -> None:
+    staging = path.with_name(f".{path.name}.part")
+    staging.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    staging.replace(path)
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where it is not a number (JSON has none)."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,31 @@
+"""Preferences: prompts, their responses, and who prefers which. Knows nothing of models."""
+
+from bapo.preferences.grouping import ReadingPolicy, group_pairs
+from bapo.preferences.hub import pairs_from_dataset
+from bapo.preferences.record import Message, Pair, Preferences, Prompt, PromptGroup, as_chat, prompt_text
+from bapo.preferences.source import known_names, read_preferences
+from bapo.preferences.splits import Split, paper_split, read_split, split_by_prompt
+from bapo.preferences.starter import STARTER_TYPES
+from bapo.preferences.summary import Summary, summarize
+
+__all__ = [
+    "STARTER_TYPES",
+    "Message",
+    "Pair",
+    "Preferences",
+    "Prompt",
+    "PromptGroup",
+    "ReadingPolicy",
+    "Split",
+    "Summary",
+    "as_chat",
+    "group_pairs",
+    "known_names",
+    "pairs_from_dataset",
+    "paper_split",
+    "prompt_text",
+    "read_preferences",
+    "read_split",
+    "split_by_prompt",
+    "summarize",
+]

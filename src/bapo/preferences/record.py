@@ -1,0 +1,105 @@
+"""The record of the library: a prompt, its distinct responses, and the pairs among them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TypeAlias
+
+from bapo.errors import BapoError
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat. ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise BapoError(f"Unknown role {self.role!r} in a chat prompt: use one of {', '.join(ROLES)}.")
+
+
+Prompt: TypeAlias = str | tuple[Message, ...]
+"""Plain text, or the turns of a chat up to the response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One comparison as it was read."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """A prompt with all that was said to it.
+
+    Attributes:
+        prompt: plain text or chat turns.
+        responses: distinct responses.
+        pairs: (chosen, rejected) as indices into the responses. Under the paper's protocol a pair may repeat.
+
+    Raises:
+        BapoError: responses repeat, or a pair names a response that is not there or compares one with itself.
+    """
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    pairs: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.responses)) < len(self.responses):
+            raise BapoError(f"The responses of a prompt group repeat (prompt: {prompt_text(self.prompt)[:60]!r}).")
+        for chosen, rejected in self.pairs:
+            if chosen == rejected or not (0 <= chosen < len(self.responses) and 0 <= rejected < len(self.responses)):
+                raise BapoError(
+                    f"Pair ({chosen}, {rejected}) does not fit a prompt group of {len(self.responses)} responses."
+                )
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """Prompt groups of one preference.
+
+    Attributes:
+        name: what the source is called.
+        groups: prompt groups in order of first appearance.
+        rows: comparisons that were read.
+        dropped: comparisons that were not kept, by reason.
+    """
+
+    name: str
+    groups: tuple[PromptGroup, ...]
+    rows: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def pair_count(self) -> int:
+        """Pairs in all groups."""
+        return sum(len(group.pairs) for group in self.groups)
+
+    def fingerprint(self) -> str:
+        """Hash of the content; the name does not count, the order does."""
+        return hashlib.sha256(json.dumps([asdict(group) for group in self.groups]).encode()).hexdigest()
+
+
+def as_chat(prompt: Prompt) -> tuple[Message, ...]:
+    """The prompt as chat turns; plain text becomes one user turn."""
+    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt for people: plain text, or its turns one below the other (a single user turn without its role)."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0].content
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in prompt)

@@ -1,0 +1,85 @@
+"""What preferences hold, in numbers and examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bapo.preferences.record import Preferences, prompt_text
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Smallest, 10 %, median, 90 % and largest value."""
+
+    min: int
+    p10: int
+    median: int
+    p90: int
+    max: int
+
+    @classmethod
+    def of(cls, values: Sequence[int]) -> Spread:
+        """The spread of at least one value."""
+        ordered = sorted(values)
+        at = [round(share * (len(ordered) - 1)) for share in (0, 0.1, 0.5, 0.9, 1)]
+        return cls(*(ordered[i] for i in at))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One pair to read."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Counts, lengths in words, what was dropped and why, and three examples spread over the data."""
+
+    name: str
+    rows: int
+    prompts: int
+    responses: int
+    pairs: int
+    pairs_per_prompt: dict[int, int]
+    prompt_words: Spread
+    chosen_words: Spread
+    rejected_words: Spread
+    dropped: dict[str, int]
+    examples: tuple[Example, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def summarize(preferences: Preferences, examples: int = 3) -> Summary:
+    """Summarize preferences that hold at least one pair."""
+    groups = preferences.groups
+    pairs = [(group, chosen, rejected) for group in groups for chosen, rejected in group.pairs]
+    shown = sorted({round(i * (len(groups) - 1) / max(1, examples - 1)) for i in range(examples)})
+    return Summary(
+        name=preferences.name,
+        rows=preferences.rows,
+        prompts=len(groups),
+        responses=sum(len(group.responses) for group in groups),
+        pairs=len(pairs),
+        pairs_per_prompt=dict(sorted(Counter(len(group.pairs) for group in groups).items())),
+        prompt_words=Spread.of([len(prompt_text(group.prompt).split()) for group in groups]),
+        chosen_words=Spread.of([len(group.responses[chosen].split()) for group, chosen, _ in pairs]),
+        rejected_words=Spread.of([len(group.responses[rejected].split()) for group, _, rejected in pairs]),
+        dropped=dict(preferences.dropped),
+        examples=tuple(
+            Example(
+                prompt_text(groups[i].prompt),
+                groups[i].responses[groups[i].pairs[0][0]],
+                groups[i].responses[groups[i].pairs[-1][1]],
+            )
+            for i in shown
+        ),
+    )

@@ -1,0 +1,43 @@
+"""Tables and texts for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bapo.evaluation import Estimate, PreferenceReport
+
+HEADER = ("", "reward accuracy", "margin (nats)", "drift (nats/response)", "drift (nats/token)")
+
+# The base model is its own reference: all of its log-ratios are zero, and a tie counts a half.
+BASE_ROW = ("base", "50.0 %", "0", "0", "0")
+
+
+def held_out_rows(reports: Mapping[str, PreferenceReport]) -> list[tuple[str, ...]]:
+    """One row a model, the base first; every figure with its 95 % bootstrap interval over prompts."""
+    rows = [BASE_ROW]
+    for name, report in reports.items():
+        rows.append(
+            (
+                name.upper(),
+                interval(report.reward_accuracy, 100, 1, " %"),
+                interval(report.margin, 1, 1),
+                interval(report.drift, 1, 1),
+                interval(report.drift_per_token, 1, 3),
+            )
+        )
+    return rows
+
+
+def interval(estimate: Estimate, scale: float = 1.0, digits: int = 2, unit: str = "") -> str:
+    """``value [low, high]`` with so many digits."""
+    value, low, high = (f"{scale * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value}{unit} [{low}, {high}]"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,172 @@
+"""Pairs on their way into a step: the data set of pairs, the order they come in, and the batch that shares prompts.
+
+Shape suffixes: B pairs, R responses of the batch (each distinct one once), K base responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from bapo.anchoring import AnchoredGroup, AnchoredPreferences
+from bapo.likelihood import ResponseLogps, TokenGroup, TokenIds
+from bapo.objectives import BaseLogps, PairLogps
+
+
+class PairDataset(Dataset[tuple[int, int]]):
+    """Every pair of anchored preferences, as (group, pair) indices."""
+
+    def __init__(self, preferences: AnchoredPreferences) -> None:
+        self.preferences = preferences
+        self.items = [(g, p) for g, group in enumerate(preferences.groups) for p in range(len(group.pairs))]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self.items[index]
+
+
+class PromptSampler(Sampler[int]):
+    """A new order of prompts each epoch, the pairs of a prompt one after the other."""
+
+    def __init__(self, dataset: PairDataset, seed: int) -> None:
+        self.seed, self.epoch, self.length = seed, 0, len(dataset)
+        self.pairs_of: dict[int, list[int]] = {}
+        for index, (group, _) in enumerate(dataset.items):
+            self.pairs_of.setdefault(group, []).append(index)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        groups = list(self.pairs_of.values())
+        for at in torch.randperm(len(groups), generator=generator).tolist():
+            yield from groups[at]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of an epoch."""
+        self.epoch = epoch
+
+
+class PairSampler(PromptSampler):
+    """A new order of single pairs each epoch, whatever prompt they belong to (the paper's way)."""
+
+    def __init__(self, dataset: PairDataset, seed: int) -> None:
+        super().__init__(dataset, seed)
+        self.pairs_of = {index: [index] for index in range(len(dataset))}
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """B pairs, laid out so that every prompt and every distinct response is computed once.
+
+    Attributes:
+        groups: what the scorer is given; its responses, flattened, are the R responses of the batch.
+        chosen_B, rejected_B: which of the R responses a pair compares.
+        ref_chosen_B, ref_rejected_B: their reference log-probs, nats.
+        base_K: which of the R responses are base responses (empty when they are not scored).
+        base_ref_T: token log-probs of the base responses under the reference, response after response, nats.
+        base_weight_K: pairs that each base response stands for; they add up to B.
+    """
+
+    groups: tuple[TokenGroup, ...]
+    chosen_B: Tensor
+    rejected_B: Tensor
+    ref_chosen_B: Tensor
+    ref_rejected_B: Tensor
+    base_K: tuple[int, ...]
+    base_ref_T: Tensor
+    base_weight_K: Tensor
+
+    def __len__(self) -> int:
+        return len(self.chosen_B)
+
+    @property
+    def tokens(self) -> int:
+        """Input tokens of the batch."""
+        return sum(group.cost for group in self.groups)
+
+    def split(self, scored: ResponseLogps) -> tuple[PairLogps, BaseLogps | None]:
+        """Hand each objective what it sees of the scored responses."""
+        logps_R = scored.summed()
+        device = logps_R.device
+        lengths_R = torch.tensor(scored.lengths, device=device, dtype=torch.float32)
+        chosen, rejected = self.chosen_B.to(device), self.rejected_B.to(device)
+        pairs = PairLogps(
+            chosen=logps_R[chosen],
+            rejected=logps_R[rejected],
+            ref_chosen=self.ref_chosen_B.to(device),
+            ref_rejected=self.ref_rejected_B.to(device),
+            chosen_tokens=lengths_R[chosen],
+            rejected_tokens=lengths_R[rejected],
+        )
+        if not self.base_K:
+            return pairs, None
+        tokens_R = scored.per_response()
+        owner = [k for k, r in enumerate(self.base_K) for _ in range(scored.lengths[r])]
+        bases = BaseLogps(
+            tokens=torch.cat([tokens_R[r] for r in self.base_K]),
+            ref_tokens=self.base_ref_T.to(device),
+            owner=torch.tensor(owner, device=device),
+            weight=self.base_weight_K.to(device),
+        )
+        return pairs, bases
+
+
+class Collator:
+    """Turns (group, pair) indices into a `PairBatch`.
+
+    Args:
+        preferences: the anchored groups that the indices speak of.
+        with_base: whether base responses are part of the batch.
+    """
+
+    def __init__(self, preferences: AnchoredPreferences, *, with_base: bool) -> None:
+        self.preferences = preferences
+        self.with_base = with_base
+
+    def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, PairBatch]:
+        """The batch, under the one key that the trainer looks for."""
+        pairs_of: dict[int, list[int]] = {}
+        for group, pair in items:
+            pairs_of.setdefault(group, []).append(pair)
+        return {"batch": self.collate([(self.preferences.groups[g], own) for g, own in pairs_of.items()])}
+
+    def collate(self, chosen_groups: Sequence[tuple[AnchoredGroup, Sequence[int]]]) -> PairBatch:
+        """The batch of the given pairs of the given groups."""
+        groups: list[TokenGroup] = []
+        chosen, rejected, ref_chosen, ref_rejected = [], [], [], []
+        bases: list[int] = []
+        base_ref: list[float] = []
+        weights: list[float] = []
+        total = 0
+        for group, own_pairs in chosen_groups:
+            place: dict[TokenIds, int] = {}
+            responses, refs = group.tokens.responses, group.ref_logps
+            for c, r in (group.pairs[p] for p in own_pairs):
+                chosen.append(total + place.setdefault(responses[c], len(place)))
+                rejected.append(total + place.setdefault(responses[r], len(place)))
+                ref_chosen.append(refs[c])
+                ref_rejected.append(refs[r])
+            for base in group.bases if self.with_base else ():
+                bases.append(total + place.setdefault(base.ids, len(place)))
+                base_ref += base.ref_tokens
+                weights.append(len(own_pairs) / len(group.bases))
+            groups.append(TokenGroup(group.tokens.prompt, tuple(place)))
+            total += len(place)
+        return PairBatch(
+            groups=tuple(groups),
+            chosen_B=torch.tensor(chosen),
+            rejected_B=torch.tensor(rejected),
+            ref_chosen_B=torch.tensor(ref_chosen, dtype=torch.float32),
+            ref_rejected_B=torch.tensor(ref_rejected, dtype=torch.float32),
+            base_K=tuple(bases),
+            base_ref_T=torch.tensor(base_ref, dtype=torch.float32),
+            base_weight_K=torch.tensor(weights, dtype=torch.float32),
+        )

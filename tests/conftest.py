@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub is a broken test
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real embedded model, in float32."""
+    from bapo.models import load_model
+
+    return load_model("smollm2", precision="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The evaluation data."""
+    folder = os.environ.get("BAPO_DATA")
+    if not folder:
+        pytest.skip(
+            "BAPO_DATA is not set: download DSP (GitHub Linear95/DSP) and P-Soups (data.zip linked from "
+            "GitHub joeljang/RLPHF) into one folder and name it in BAPO_DATA"
+        )
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

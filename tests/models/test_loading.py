@@ -1,0 +1,119 @@
+"""Loading, precision, adapters and fingerprints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from bapo.errors import BapoError
+from bapo.likelihood import ResponseScorer, TokenGroup
+from bapo.models import add_lora, load_model, model_fingerprint
+from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def probe(model: torch.nn.Module) -> torch.Tensor:
+    return ResponseScorer(model).score([TokenGroup((5, 6, 7), ((8, 9), (10, 11, 12)))]).summed()
+
+
+def test_the_embedded_model_is_converted_once(smollm2, monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not_run(*_: object) -> None:
+        raise AssertionError("converted twice")
+
+    monkeypatch.setattr("bapo.models.embedded._convert", must_not_run)
+    again = load_model("smollm2", precision="float32", device="cpu")
+    assert model_fingerprint(again.model) == model_fingerprint(smollm2.model)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "nf4"])
+def test_every_precision_loads_and_scores(folder: Path, precision: str) -> None:
+    loaded = load_model(str(folder), precision=precision, device="cpu")
+    assert torch.isfinite(probe(loaded.model)).all()
+    if precision == "nf4":
+        layers = [m for m in loaded.model.modules() if type(m).__name__ == "Linear4bit"]
+        assert layers
+        assert layers[0].weight.quant_state.nested, "double quantization is off"
+        assert layers[0].compute_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_lora_reaches_every_linear_layer_but_the_head(name: str) -> None:
+    model = tiny_model(name)
+    linear = {
+        n
+        for n, m in model.named_modules()
+        if type(m).__name__ in ("Linear", "Conv1D") and m is not model.get_output_embeddings()
+    }
+    adapted = {n.removeprefix("base_model.model.") for n, m in add_lora(model).named_modules() if hasattr(m, "lora_A")}
+    assert adapted == linear
+
+
+def test_a_fresh_adapter_is_zero_and_keeps_the_fingerprint_while_a_trained_one_does_not(folder: Path) -> None:
+    loaded = load_model(str(folder), precision="float32", device="cpu")
+    before, logps = model_fingerprint(loaded.model), probe(loaded.model)
+    policy = add_lora(loaded.model, rank=4)
+    assert model_fingerprint(policy) == before
+    assert torch.equal(probe(policy), logps)
+    trainable = {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert trainable
+    assert all(".lora_" in n for n in trainable)
+    for n, p in policy.named_parameters():
+        if "lora_B" in n:
+            torch.nn.init.normal_(p, std=0.1)
+    assert model_fingerprint(policy) != before
+
+
+def test_a_changed_weight_or_precision_changes_the_fingerprint(folder: Path) -> None:
+    loaded = load_model(str(folder), precision="float32", device="cpu")
+    before = model_fingerprint(loaded.model)
+    assert model_fingerprint(load_model(str(folder), precision="float32", device="cpu").model) == before
+    assert model_fingerprint(load_model(str(folder), precision="bf16", device="cpu").model) != before
+    with torch.no_grad():
+        next(loaded.model.parameters())[0, 0] += 1e-3
+    assert model_fingerprint(loaded.model) != before
+
+
+def test_an_adapter_is_loaded_and_is_part_of_what_the_model_is(folder: Path, tmp_path: Path) -> None:
+    policy = add_lora(load_model(str(folder), precision="float32", device="cpu").model, rank=4)
+    for n, p in policy.named_parameters():
+        if "lora_B" in n:
+            torch.nn.init.normal_(p, std=0.1)
+    policy.save_pretrained(tmp_path / "adapter")
+    loaded = load_model(str(folder), precision="float32", adapter=tmp_path / "adapter", device="cpu")
+    assert isinstance(loaded.model, PeftModel)
+    assert model_fingerprint(loaded.model) == model_fingerprint(policy)
+    torch.testing.assert_close(probe(loaded.model), probe(policy))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("./nowhere", "There is no model folder"),
+        ("nowhere.gguf", "no GGUF file"),
+        ("no-such-organization/no-such-model", "could not be loaded"),
+    ],
+)
+def test_a_missing_model_is_one_sentence(name: str, sentence: str) -> None:
+    with pytest.raises(BapoError, match=sentence):
+        load_model(name, device="cpu")
+
+
+def test_an_adapter_of_another_model_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    add_lora(tiny_model("gpt2"), rank=4).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(BapoError, match="does not fit the model"):
+        load_model(str(folder), precision="float32", adapter=tmp_path / "adapter", device="cpu")
+
+
+def test_an_adapter_folder_given_as_a_model_says_so(folder: Path, tmp_path: Path) -> None:
+    add_lora(tiny_model("llama"), rank=4).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(BapoError, match="holds an adapter"):
+        load_model(str(tmp_path / "adapter"), device="cpu")
