@@ -1,7 +1,7 @@
 """DPO and BAPO on real DSP data (literature): curves, drift, reward accuracy, gradient norms of the parts, answers.
 
-Needs the DSP data in the folder that BAPO_DATA names. Every run lies in its own folder below --output and is not repeated
-when it is there, so the program can be stopped and started again. What it prints is what docs/dsp-literature.md shows.
+Needs the DSP data in the folder that BAPO_DATA names. Every run lies in its own folder below --output and is not
+repeated when it is there, so the program can be stopped and started again. docs/dsp-literature.md shows what it prints.
 
     python benchmarks/dsp_literature.py --output dsp-study [--only dpo-seed0 ...]
 """
@@ -21,6 +21,7 @@ from bapo.reporting import draw_logratios, interval, markdown_table
 COMMON = {
     "preferences.source": "dsp:literature",
     "preferences.held_out": 100,
+    "preferences.max_train_prompts": 110,  # 50 steps of 8 pairs see about 100 prompts
     "anchoring.max_new_tokens": 128,
     "training.steps": 50,
     "training.batch_pairs": 8,

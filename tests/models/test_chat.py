@@ -62,12 +62,14 @@ def test_plain_text_prompts_need_no_template_and_chat_prompts_do() -> None:
         chat.prompt_ids(QUESTION)
 
 
+REFUSING = (
+    "{% if messages|length > 2 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+)
+
+
 def test_a_refusing_template_is_one_sentence() -> None:
-    chat = ChatFormat(
-        tiny_tokenizer(
-            "{{ raise_exception('roles must alternate') if messages|length > 2 else messages[0].content }}{% if messages|length == 2 %}{{ messages[1].content }}{% endif %}"
-        )
-    )
+    chat = ChatFormat(tiny_tokenizer(REFUSING))
     with pytest.raises(BapoError, match="roles must alternate"):
         chat.prompt_ids(QUESTION * 3)
 

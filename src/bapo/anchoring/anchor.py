@@ -25,7 +25,7 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class BaseResponse:
-    """The reference model's own response to a prompt, with its log-prob under that model, summed and by token (nats)."""
+    """The reference model's own response to a prompt, with its log-prob under that model (nats)."""
 
     ids: TokenIds
     ended: bool

@@ -59,5 +59,5 @@ def evaluate(
     print_table(
         HEADER,
         held_out_rows(reports),
-        title=f"{split.held_out.name}: {first.pairs} held-out pairs of {first.prompts} prompts, 95 % intervals over prompts",
+        title=f"{split.held_out.name}: {first.pairs} held-out pairs of {first.prompts} prompts",
     )

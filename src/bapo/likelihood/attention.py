@@ -45,10 +45,8 @@ def _attend(
     scores = torch.tanh((query @ key.transpose(-1, -2)) * scale / softcap) * softcap
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    else:
-        scores = scores + mask
+    boolean = mask.dtype == torch.bool
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if boolean else scores + mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     return F.dropout(weights, dropout) @ value
 

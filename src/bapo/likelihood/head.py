@@ -28,7 +28,7 @@ class LogitRule:
 
     @classmethod
     def of(cls, config: Any) -> LogitRule:
-        """Read the rule from a `transformers` configuration (Gemma's final soft-capping, Cohere's and Granite's scale)."""
+        """Read the rule from a configuration: Gemma's final soft-capping, Cohere's and Granite's scale."""
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         return cls(scale, getattr(config, "final_logit_softcapping", None))
@@ -45,7 +45,7 @@ class LogitRule:
         return self.scale if self.softcap is None else self.scale * (1 - (ruled / self.softcap) ** 2)
 
 
-def response_logps(hidden_PD: Tensor, head: nn.Module, target_P: Tensor, rule: LogitRule) -> Tensor:
+def response_logps(hidden_PD: Tensor, head: Any, target_P: Tensor, rule: LogitRule) -> Tensor:
     """Log-probability of each target under the softmax of its hidden state's logits.
 
     Args:
@@ -67,7 +67,7 @@ def response_logps(hidden_PD: Tensor, head: nn.Module, target_P: Tensor, rule: L
         logits = rule(head(hidden))
         return logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
 
-    chunk = max(1, CHUNK_ELEMENTS // int(head.out_features))
+    chunk = max(1, CHUNK_ELEMENTS // head.out_features)
     return torch.cat(
         [
             checkpoint(of_chunk, hidden, target, use_reentrant=False)

@@ -123,7 +123,7 @@ def lay_out(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
 
 
 def by_token_budget(groups: Sequence[TokenGroup], max_tokens: int) -> Iterator[list[TokenGroup]]:
-    """Cut a list of groups, in order, into batches of at most ``max_tokens`` input tokens (a larger group stands alone)."""
+    """Cut groups, in order, into batches of at most ``max_tokens`` input tokens (a larger group stands alone)."""
     batch: list[TokenGroup] = []
     used = 0
     for group in groups:

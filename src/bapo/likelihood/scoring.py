@@ -63,7 +63,8 @@ class ResponseScorer:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        whole: Any = model
+        self.causal_lm: Any = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
         self.rule = LogitRule.of(self.causal_lm.config)
         self._own_attention: str = self.causal_lm.config._attn_implementation
         self.fallback: str | None = None

@@ -22,13 +22,18 @@ def model_fingerprint(model: nn.Module) -> str:
     Weights as they lie in memory (so bf16 and nf4 differ), the configuration, and every adapter whose update is not
     zero. A fresh LoRA adapter, whose B matrices are zero, leaves the fingerprint as it was.
     """
-    causal_lm: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm = bare_model(model)
     config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(_tensors(causal_lm)):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def bare_model(model: Any) -> Any:
+    """The `transformers` model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _tensors(causal_lm: nn.Module) -> list[tuple[str, Tensor]]:
@@ -55,9 +60,9 @@ def _adapter_of(name: str) -> str:
     return parts[at + 1] if at + 1 < len(parts) else ""
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

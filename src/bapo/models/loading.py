@@ -109,7 +109,7 @@ def keep_4bit_layout(model: Any) -> None:
 def chat_format(model: Any, tokenizer: Any) -> ChatFormat:
     """The chat format of a model that is already in memory, with the EOS ids of its generation configuration."""
     end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return ChatFormat(tokenizer, end if isinstance(end, list) else [end])
+    return ChatFormat(tokenizer, end if isinstance(end, list) else [] if end is None else [end])
 
 
 def _source(name: str) -> str:
@@ -123,7 +123,7 @@ def _source(name: str) -> str:
     if path.is_dir():
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise BapoError(
-                f"{name} holds an adapter, not a model: name its base model with --model and this folder with --adapter."
+                f"{name} holds an adapter, not a model: name its base model with --model and it with --adapter."
             )
         if not (path / "config.json").is_file():
             raise BapoError(
@@ -181,4 +181,4 @@ def _why_not(name: str, error: Exception) -> str:
         return (
             f"The model {name} has no safetensors weights, and other formats can run code on loading: convert it first."
         )
-    return f"The model {name} could not be loaded ({first}): check the name, or download it first if this machine is offline."
+    return f"The model {name} could not be loaded ({first}): check the name, or download it first."

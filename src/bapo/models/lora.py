@@ -33,7 +33,7 @@ def lora_config(rank: int = LORA_RANK, alpha: int | None = None, dropout: float 
 def add_lora(
     model: Any, rank: int = LORA_RANK, alpha: int | None = None, dropout: float = LORA_DROPOUT, seed: int = 0
 ) -> Any:
-    """The model with a fresh LoRA adapter whose update is zero; the adapter is float32 and the only thing that trains."""
+    """The model with a fresh LoRA adapter, float32 and zero in effect, which alone is trained."""
     import torch
     from peft import get_peft_model
 

@@ -76,7 +76,7 @@ class BaseLogps:
 
     @property
     def drift(self) -> Tensor:
-        """log pi_theta(y_b|x) - log pi_ref(y_b|x), (K,) nats; summed from token differences, so 0 where nothing moved."""
+        """log pi_theta(y_b|x) - log pi_ref(y_b|x), (K,) nats; exactly 0 where no token moved."""
         return self.per_response(self.tokens - self.ref_tokens)
 
     @property

@@ -1,4 +1,7 @@
-"""Pair losses. One equation, one function: (B,) pairs in, (B,) losses out, no reduction."""
+"""Pair losses. One equation, one function: (B,) pairs in, (B,) losses out, no reduction.
+
+Margin is the chosen minus the rejected log-ratio, in nats summed over tokens. beta is positive.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ def dpo(pairs: PairLogps, beta: float) -> Tensor:
 
 
 def ipo(pairs: PairLogps, beta: float) -> Tensor:
-    """(margin of per-token log-ratios - 1 / (2 beta))^2: Azar et al. 2023 with length-normalized log-ratios, as TRL has it."""
+    """(margin of log-ratios per token - 1 / (2 beta))^2. Azar et al. 2023, equation 17 with tau = beta, as TRL has it.
+
+    Each log-ratio is averaged over its response's tokens, so that the target does not depend on length.
+    """
     margin = pairs.chosen_logratio / pairs.chosen_tokens - pairs.rejected_logratio / pairs.rejected_tokens
     return (margin - 1 / (2 * beta)) ** 2
 
@@ -37,7 +43,8 @@ def dpop(pairs: PairLogps, beta: float, penalty: float = 50.0) -> Tensor:
 def orpo(pairs: PairLogps, beta: float) -> Tensor:
     """NLL of the chosen per token - beta * log sigmoid(log odds ratio). Hong et al. 2024, equations 6 and 7.
 
-    odds = p / (1 - p) with p = exp(mean token log-prob). Reference-free; beta is the paper's lambda.
+    odds = p / (1 - p) with p = exp(mean token log-prob). Reference-free; beta is the paper's lambda. The NLL is the
+    response's, where TRL's is that of prompt and response.
     """
     chosen = pairs.chosen / pairs.chosen_tokens
     rejected = pairs.rejected / pairs.rejected_tokens
@@ -46,7 +53,10 @@ def orpo(pairs: PairLogps, beta: float) -> Tensor:
 
 
 def rso_hinge(pairs: PairLogps, beta: float) -> Tensor:
-    """max(0, 1 - beta * margin): hinge on the normalized likelihood. Liu et al. 2023 (RSO), equation 9 with gamma = beta."""
+    """max(0, 1 - beta * margin), the hinge on the normalized likelihood. Liu et al. 2023 (RSO), equation 10.
+
+    beta is the paper's gamma: 1 / beta nats of margin are enough.
+    """
     return F.relu(1 - beta * pairs.margin)
 
 

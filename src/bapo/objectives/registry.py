@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,15 +18,24 @@ from bapo.objectives import losses
 from bapo.objectives.anchors import ANCHORS
 from bapo.objectives.logps import BaseLogps, PairLogps
 
-# name -> (pair loss, default beta, what it is)
-PAIR_LOSSES: dict[str, tuple[Callable[..., Tensor], float, str]] = {
-    "dpo": (losses.dpo, 0.1, "Direct Preference Optimization (Rafailov et al. 2023)"),
-    "bapo": (losses.dpo, 0.1, "DPO with the base anchor (equation 6)"),
-    "ipo": (losses.ipo, 0.1, "IPO on log-ratios per token"),
-    "ipo-summed": (losses.ipo_summed, 0.1, "IPO as written (Azar et al. 2023)"),
-    "dpop": (losses.dpop, 0.1, "DPO-Positive (Pal et al. 2024)"),
-    "orpo": (losses.orpo, 0.1, "Odds-ratio preference optimization, reference-free (Hong et al. 2024)"),
-    "rso": (losses.rso_hinge, 0.1, "Hinge on the normalized likelihood (Liu et al. 2023)"),
+
+class PairLoss(NamedTuple):
+    """A row of `PAIR_LOSSES`: the function, its default beta, whether it looks at reference log-probs, what it is."""
+
+    function: Callable[..., Tensor]
+    beta: float
+    needs_reference: bool
+    description: str
+
+
+PAIR_LOSSES: dict[str, PairLoss] = {
+    "dpo": PairLoss(losses.dpo, 0.1, True, "Direct Preference Optimization (Rafailov et al. 2023)"),
+    "bapo": PairLoss(losses.dpo, 0.1, True, "DPO with the base anchor (Lee et al. 2024, equation 6)"),
+    "ipo": PairLoss(losses.ipo, 0.1, True, "IPO on log-ratios per token, as TRL has it"),
+    "ipo-summed": PairLoss(losses.ipo_summed, 0.1, True, "IPO as written (Azar et al. 2023)"),
+    "dpop": PairLoss(losses.dpop, 0.1, True, "DPO-Positive (Pal et al. 2024)"),
+    "orpo": PairLoss(losses.orpo, 0.1, False, "Odds-ratio preference optimization (Hong et al. 2024)"),
+    "rso": PairLoss(losses.rso_hinge, 0.1, True, "Hinge on the normalized likelihood (Liu et al. 2023)"),
 }
 
 
@@ -46,6 +57,8 @@ class Objective:
         beta: temperature; rewards are logged as beta times the log-ratio.
         anchor: from base responses to (K,) losses; None for objectives without one.
         anchor_strength: lambda of equation 6.
+        needs_reference: whether the loss depends on reference log-probs.
+        description: what it is, for people.
     """
 
     name: str
@@ -53,6 +66,8 @@ class Objective:
     beta: float
     anchor: Callable[[BaseLogps], Tensor] | None = None
     anchor_strength: float = 0.0
+    needs_reference: bool = True
+    description: str = ""
 
     def __call__(self, pairs: PairLogps, base: BaseLogps | None = None) -> LossParts:
         """The unreduced parts.
@@ -68,11 +83,16 @@ class Objective:
         return LossParts(self.pair_loss(pairs), anchored)
 
     def total(self, parts: LossParts, base: BaseLogps | None = None) -> Tensor:
-        """Sum over pairs of pair loss + lambda * anchor (equation 6); divide by the pairs for the mean."""
-        total = parts.pair.sum()
-        if parts.anchor is None or base is None:
-            return total
-        return total + self.anchor_strength * (base.weight * parts.anchor).sum()
+        """Sum over pairs of pair loss + lambda * anchor (equation 6); divide by the pairs for the mean.
+
+        Raises:
+            BapoError: there are anchor losses, and no base responses to weigh them.
+        """
+        if parts.anchor is None:
+            return parts.pair.sum()
+        if base is None:
+            raise BapoError(f"The objective {self.name} has anchor losses: give the base responses that weigh them.")
+        return parts.pair.sum() + self.anchor_strength * (base.weight * parts.anchor).sum()
 
 
 def make_objective(name: str, *, beta: float | None = None, **settings: Any) -> Objective:
@@ -90,31 +110,39 @@ def make_objective(name: str, *, beta: float | None = None, **settings: Any) -> 
         raise BapoError(
             f"Unknown objective {name!r}{_nearest(name, PAIR_LOSSES)}: use one of {', '.join(PAIR_LOSSES)}."
         )
-    loss, default_beta, _ = PAIR_LOSSES[name]
-    beta = default_beta if beta is None else beta
-    if beta <= 0:
-        raise BapoError(f"beta must be positive, not {beta}.")
+    loss = PAIR_LOSSES[name]
+    beta = loss.beta if beta is None else _number("beta", beta)
+    if beta == 0:
+        raise BapoError("beta must be positive, not 0.")
     anchor, strength = None, 0.0
     if name == "bapo":
-        anchor_name, strength = settings.pop("anchor", "sequence"), float(settings.pop("anchor_strength", 5.0))
+        anchor_name = settings.pop("anchor", "sequence")
+        strength = _number("anchor_strength", settings.pop("anchor_strength", 5.0))
         if anchor_name not in ANCHORS:
             raise BapoError(
                 f"Unknown anchor {anchor_name!r}{_nearest(anchor_name, ANCHORS)}: use one of {', '.join(ANCHORS)}."
             )
-        if strength < 0:
-            raise BapoError(f"anchor_strength must not be negative, and it is {strength}.")
         anchor = ANCHORS[anchor_name]
-    unknown = sorted(settings.keys() - _own_settings(loss))
-    if unknown:
-        hint = "; anchors belong to the objective bapo" if unknown[0].startswith("anchor") else ""
-        raise BapoError(f"The objective {name} has no setting {unknown[0]!r}{hint}.")
-    return Objective(name, partial(loss, beta=beta, **settings), beta, anchor, strength)
+    own = _own_settings(loss.function)
+    for setting in sorted(settings.keys() - own):
+        anchors = " Anchors belong to the objective bapo." if setting.startswith("anchor") and name != "bapo" else ""
+        known = [*own, "anchor", "anchor_strength"] if name == "bapo" else own
+        raise BapoError(f"The objective {name} has no setting {setting!r}{_nearest(setting, known)}.{anchors}")
+    numbers = {setting: _number(setting, value) for setting, value in settings.items()}
+    bound = partial(loss.function, beta=beta, **numbers)
+    return Objective(name, bound, beta, anchor, strength, loss.needs_reference, loss.description)
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+        raise BapoError(f"{name} must be a number that is finite and not negative, and it is {value!r}.")
+    return float(value)
 
 
 def _own_settings(loss: Callable[..., Tensor]) -> set[str]:
     return set(inspect.signature(loss).parameters) - {"pairs", "beta"}
 
 
-def _nearest(name: str, known: dict[str, Any]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,4 +1,4 @@
-"""Statistical rejection sampling of preference pairs (Liu et al. 2023, "RSO", algorithm 1 and section 3.2)."""
+"""Statistical rejection sampling of preference pairs (Liu et al. 2023, "RSO": section 3.2, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ def rejection_sample(rewards: Sequence[float], count: int, beta: float, rng: ran
     """Accept candidate responses as if they came from the optimal policy, not from the one that made them.
 
     Each round goes over the candidates that are left, whose largest reward is r_max, and accepts candidate i with
-    probability exp((r_i - r_max) / beta); rounds follow until enough are accepted.
+    probability exp((r_i - r_max) / beta); rounds follow until enough are accepted. Candidates are drawn in random
+    order, where algorithm 1 relies on theirs being so: a list sorted by reward must not favour its head.
 
     Args:
         rewards: reward of each candidate of one prompt.
         count: candidates to accept, at most as many as there are.
-        beta: temperature: towards 0 the best are taken, towards infinity any.
+        beta: temperature in units of reward: towards 0 the best are taken, towards infinity any.
         rng: source of randomness.
 
     Returns:
@@ -29,10 +30,11 @@ def rejection_sample(rewards: Sequence[float], count: int, beta: float, rng: ran
     """
     if not 0 <= count <= len(rewards):
         raise BapoError(f"Rejection sampling cannot accept {count} of {len(rewards)} candidates.")
-    if beta <= 0 or not all(map(math.isfinite, rewards)):
+    if not beta > 0 or not all(map(math.isfinite, rewards)):
         raise BapoError("Rejection sampling needs a positive beta and rewards that are finite numbers.")
     left, accepted = list(range(len(rewards))), list[int]()
     while len(accepted) < count:
+        rng.shuffle(left)
         best = max(rewards[i] for i in left)
         round_ = [i for i in left if rng.random() < math.exp((rewards[i] - best) / beta)]
         accepted += round_[: count - len(accepted)]
@@ -41,9 +43,10 @@ def rejection_sample(rewards: Sequence[float], count: int, beta: float, rng: ran
 
 
 def sample_pairs(rewards: Sequence[float], accept: int, beta: float, rng: random.Random) -> list[tuple[int, int]]:
-    """Pairs (chosen, rejected) among accepted candidates: tournament ranking, two by two in order of acceptance.
+    """Pairs (chosen, rejected) of accepted candidates, by the paper's first-round-rank: two by two as accepted.
 
-    The better of two by reward is chosen; two of equal reward make no pair.
+    The better of two by reward is chosen. Two of equal reward make no pair, nor does the last of an odd number, so
+    that there are at most ``accept // 2`` pairs and no candidate is in two. Raises as `rejection_sample` does.
     """
     accepted = rejection_sample(rewards, accept, beta, rng)
     pairs = zip(accepted[::2], accepted[1::2], strict=False)

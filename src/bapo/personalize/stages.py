@@ -143,7 +143,7 @@ def train(
     for path in (started, done):
         if path.is_file() and json.loads(path.read_text())["identity"] != identity:
             raise BapoError(
-                f"{folder} holds a run with other settings or data: name another folder with --output, or delete this one."
+                f"{folder} holds a run with other settings or data: name another with --output, or delete it."
             )
     if done.is_file():
         return read_run(folder)
@@ -277,7 +277,7 @@ def _arguments(settings: TrainingSection, pairs: int, folder: Path) -> Any:
 def _progress_callback(stage: str, on_progress: OnProgress) -> Any:
     from transformers import TrainerCallback
 
-    class Progress(TrainerCallback):  # type: ignore[misc]
+    class Progress(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             logs = logs or {}
             shown = {"loss": "loss", "rewards/accuracies": "accuracy", "logratios/base": "drift"}

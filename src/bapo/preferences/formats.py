@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +41,7 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
 
 def _standard(prompt: Any, chosen: str, rejected: str, where: str) -> Pair:
     if prompt is None:
-        common = os.path.commonprefix([chosen, rejected])
+        common = chosen[: _common_length(chosen, rejected)]
         cut = max(common.rfind(" "), common.rfind("\n")) + 1 if len(common) < min(len(chosen), len(rejected)) else 0
         if not common[:cut].strip():
             raise BapoError(f"{where} has no 'prompt', and chosen and rejected begin with nothing in common to be one.")
@@ -56,7 +55,7 @@ def _standard(prompt: Any, chosen: str, rejected: str, where: str) -> Pair:
 
 def _conversational(prompt: Any, chosen: list[Message], rejected: list[Message], where: str) -> Pair:
     if prompt is None:
-        at = len(os.path.commonprefix([chosen, rejected]))
+        at = _common_length(chosen, rejected)
         asked, chosen, rejected = chosen[:at], chosen[at:], rejected[at:]
         if not chosen and not rejected and asked:  # equal to the end: the last turn is the response of both
             asked, chosen, rejected = asked[:-1], asked[-1:], asked[-1:]
@@ -73,6 +72,11 @@ def _ask(turns: Sequence[Message], where: str) -> Prompt:
     if not turns or turns[-1].role != "user" or not turns[-1].content.strip():
         raise BapoError(f"{where}: a chat prompt must end with a user turn that is not empty.")
     return tuple(turns)
+
+
+def _common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many items two sequences begin with in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _is_turns(value: Any) -> bool:

@@ -45,7 +45,8 @@ def group_pairs(name: str, pairs: Iterable[Pair], policy: ReadingPolicy | None =
     seen: set[tuple[Prompt, str, str]] = set()
     dropped: Counter[str] = Counter()
     rows = 0
-    for rows, pair in enumerate(pairs, start=1):
+    for pair in pairs:
+        rows += 1
         reason = _why_not(pair, seen, policy)
         if reason is not None:
             dropped[reason] += 1

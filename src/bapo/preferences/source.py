@@ -63,7 +63,7 @@ def read_pairs(source: str, data_folder: Path | None = None) -> Iterator[Pair]:
         near = difflib.get_close_matches(source, known_names(), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise BapoError(
-            f"There are no preferences {source!r}{hint}: name starter:concise or another style, psoups:P1A, dsp:academy, "
+            f"There are no preferences {source!r}{hint}: name starter:concise or the like, psoups:P1A, dsp:academy, "
             "a file with prompt, chosen and rejected, or a hub id."
         )
     return read_hub(source)

@@ -16,7 +16,7 @@ BASE_ROW = ("base", "50.0 %", "0", "0", "0")
 
 def held_out_rows(reports: Mapping[str, PreferenceReport]) -> list[tuple[str, ...]]:
     """One row a model, the base first; every figure with its 95 % bootstrap interval over prompts."""
-    rows = [BASE_ROW]
+    rows: list[tuple[str, ...]] = [BASE_ROW]
     for name, report in reports.items():
         rows.append(
             (

@@ -80,7 +80,7 @@ def add_pair_metrics(sums: MetricSums, pairs: PairLogps, parts: LossParts, beta:
 
 @torch.no_grad()
 def add_base_metrics(sums: MetricSums, base: BaseLogps, parts: LossParts) -> None:
-    """Base responses, weighted by the pairs they stand for: log-prob, drift per response and per token, active hinges."""
+    """Base responses, weighted by the pairs they stand for: log-probs, drift, and the share of active hinges."""
     weight = base.weight
     count = float(weight.sum())
     drift = base.drift

@@ -15,7 +15,7 @@ from transformers import Trainer
 from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseLogps, ResponseScorer, TokenGroup, evaluating
-from bapo.models import LoadedModel, chat_format, disable_model_dropout, keep_4bit_layout, load_model
+from bapo.models import LoadedModel, Precision, chat_format, disable_model_dropout, keep_4bit_layout, load_model
 from bapo.objectives import LossParts
 from bapo.preferences import Preferences
 from bapo.training.batches import Collator, PairBatch, PairDataset, PairSampler, PromptSampler
@@ -52,6 +52,8 @@ class BAPOTrainer(Trainer):
     Raises:
         BapoError: the data hold no usable pair, or an argument does not fit.
     """
+
+    data_collator: Any
 
     def __init__(
         self,
@@ -257,14 +259,14 @@ class BAPOTrainer(Trainer):
         )
         if not float(gap.max()) <= STEP_0_TOLERANCE:
             raise BapoError(
-                f"Before the first step the policy differs from the reference by {float(gap.max()):.3g} nats per token: "
+                f"Before the first step policy and reference differ by {float(gap.max()):.3g} nats per token: "
                 "the model is not the one that the data were anchored to, so anchor them again with this model."
             )
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; ``resume_from_checkpoint=True`` goes on from the last whole checkpoint, or starts where there is none."""
+        """Train; ``resume_from_checkpoint=True`` goes on from the last whole checkpoint, if there is one."""
         if resume_from_checkpoint is True:
             last = last_complete(Path(self.args.output_dir))
             resume_from_checkpoint = str(last) if last else None
@@ -302,20 +304,18 @@ class BAPOTrainer(Trainer):
         return 6 * inputs["batch"].tokens * sum(p.numel() for p in self.model.parameters())
 
 
-def _loaded(model: str | nn.Module, tokenizer: Any, args: BAPOConfig) -> LoadedModel:
+def _loaded(model: Any, tokenizer: Any, args: BAPOConfig) -> LoadedModel:
     if isinstance(model, str):
         return load_model(model, **(args.model_init_kwargs or {}))
     if tokenizer is None:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
-    precision = "nf4" if getattr(model, "is_loaded_in_4bit", False) else _PRECISION_OF.get(model.dtype, "bf16")
-    return LoadedModel(
-        model.config._name_or_path or type(model).__name__, model, chat_format(model, tokenizer), precision
-    )
-
-
-_PRECISION_OF: dict[Any, Any] = {torch.float32: "float32", torch.bfloat16: "bf16"}
+    precision: Precision = "float32" if model.dtype == torch.float32 else "bf16"
+    if getattr(model, "is_loaded_in_4bit", False):
+        precision = "nf4"
+    name = model.config._name_or_path or type(model).__name__
+    return LoadedModel(name, model, chat_format(model, tokenizer), precision)
 
 
 def _map_datasets(function: Callable[[Any], Any], data: Any) -> Any:
