@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup
-from bapo.models import add_lora, load_model, model_fingerprint
+from bapo.models import add_lora, disable_model_dropout, load_model, model_fingerprint
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
 
 
@@ -117,3 +117,15 @@ def test_an_adapter_folder_given_as_a_model_says_so(folder: Path, tmp_path: Path
     add_lora(tiny_model("llama"), rank=4).save_pretrained(tmp_path / "adapter")
     with pytest.raises(BapoError, match="holds an adapter"):
         load_model(str(tmp_path / "adapter"), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_no_dropout_of_the_model_is_left_and_loras_stays(name: str) -> None:
+    policy = add_lora(tiny_model(name), rank=4, dropout=0.5)
+    disable_model_dropout(policy)
+    policy.train()
+    for module in policy.modules():  # a fresh adapter is zero, so its own dropout cannot be seen in the output
+        assert not (isinstance(getattr(module, "dropout", None), float) and module.dropout)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)
+    assert any(m.p == 0.5 for n, m in policy.named_modules() if "lora_dropout" in n and isinstance(m, torch.nn.Dropout))

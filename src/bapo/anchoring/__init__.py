@@ -1,6 +1,6 @@
 """The anchored data set: base responses generated once and reference log-probs scored once, on disk."""
 
-from bapo.anchoring.anchor import AnchoredGroup, AnchoredPreferences, BaseResponse, OnProgress, anchor
+from bapo.anchoring.anchored import AnchoredGroup, AnchoredPreferences, BaseResponse, OnProgress, anchor
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
 from bapo.anchoring.store import AnchorStore
 from bapo.anchoring.tokens import LengthPolicy, encode_prompt

@@ -30,6 +30,28 @@ def data(
 
 
 def _show(summary: dict[str, Any]) -> None:
-    from bapo.cli.console import out
+    from rich.panel import Panel
+    from rich.text import Text
 
-    out.print(summary)
+    from bapo.cli.console import out, print_table
+
+    out.print(
+        f"{summary['name']}: {summary['prompts']:,} prompts, {summary['responses']:,} distinct responses, "
+        f"{summary['pairs']:,} pairs (from {summary['rows']:,} comparisons read)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for reason, count in summary["dropped"].items():
+        out.print(f"  dropped {count:,} of {summary['rows']:,}: {reason}", highlight=False)
+    spread = ", ".join(f"{prompts:,} prompts with {pairs}" for pairs, prompts in summary["pairs_per_prompt"].items())
+    out.print(f"pairs per prompt: {spread}", highlight=False, soft_wrap=True)
+    columns = ("min", "p10", "median", "p90", "max")
+    rows = [
+        (what, *(str(summary[f"{what}_words"][column]) for column in columns))
+        for what in ("prompt", "chosen", "rejected")
+    ]
+    print_table(("length in words", *columns), rows)
+    for example in summary["examples"]:
+        out.print(Text(f"» {example['prompt']}", style="bold"))
+        out.print(Panel(Text(example["chosen"]), title="chosen", title_align="left", border_style="green"))
+        out.print(Panel(Text(example["rejected"]), title="rejected", title_align="left", border_style="red"))

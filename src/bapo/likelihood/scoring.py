@@ -178,10 +178,11 @@ def _mask_already_made(device: torch.device) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside, whatever it was outside."""
-    was_training = model.training
+    """Evaluation mode (no dropout) inside; every module gets back the mode that it had."""
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in in_training:
+            module.training = True

@@ -43,11 +43,13 @@ def add_lora(
 
 
 def disable_model_dropout(model: nn.Module) -> None:
-    """Switch off the model's own dropout (not LoRA's), whose noise would make the policy differ from the reference."""
+    """Switch off the model's own dropout (not LoRA's), whose noise would make the policy differ from the reference.
+
+    Both kinds: dropout modules, and the plain numbers that layers hand to functional dropout.
+    """
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
             module.p = 0.0
-    config = getattr(model, "config", None)
-    for field in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout"):
-        if isinstance(getattr(config, field, None), float):
-            setattr(config, field, 0.0)
+        for number in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, number, None), float):
+                setattr(module, number, 0.0)

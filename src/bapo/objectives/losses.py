@@ -5,6 +5,8 @@ Margin is the chosen minus the rejected log-ratio, in nats summed over tokens. b
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,9 +63,9 @@ def rso_hinge(pairs: PairLogps, beta: float) -> Tensor:
 
 
 def _log1mexp(logp: Tensor) -> Tensor:
-    """log(1 - exp(logp)) for logp <= 0, stable at both ends; a probability of one counts as just below it."""
+    """log(1 - exp(logp)) for logp <= 0, each half of the range by its accurate form.
+
+    A probability of one counts as just below it, which keeps both forms and their gradients finite.
+    """
     logp = logp.clamp(max=-1e-6)
-    near_zero = logp > -0.693
-    close = torch.log(-torch.expm1(torch.where(near_zero, logp, logp.new_tensor(-1.0))))
-    far = torch.log1p(-torch.exp(torch.where(near_zero, logp.new_tensor(-1.0), logp)))
-    return torch.where(near_zero, close, far)
+    return torch.where(logp > -math.log(2), torch.log(-torch.expm1(logp)), torch.log1p(-torch.exp(logp)))

@@ -1,0 +1,5 @@
+"""`python -m bapo` is `bapo`."""
+
+from bapo.cli import main
+
+main()

@@ -1,0 +1,194 @@
+"""The command as a user runs it: real processes, the real embedded model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bapo.personalize import shipped_recipes
+
+TINY_RUN = ["--held-out", "4", "--steps", "2", "--set", "preferences.max_train_prompts=3"]
+SHORT = [
+    "--set",
+    "anchoring.max_new_tokens=12",
+    "--set",
+    "answers.max_new_tokens=12",
+    "--set",
+    "training.batch_pairs=4",
+]
+
+
+def bapo(*arguments: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "bapo", *arguments], cwd=cwd, capture_output=True, text=True, timeout=600
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    if ok:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def own_preferences(folder: Path, lines: int = 20) -> Path:
+    path = folder / "mine.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "prompt": f"What is {i} plus {i}?",
+                    "chosen": f"{2 * i}, captain!",
+                    "rejected": f"The sum of {i} and {i} is {2 * i}.",
+                }
+            )
+            + "\n"
+            for i in range(1, lines + 1)
+        )
+    )
+    return path
+
+
+def test_help_is_quick_and_import_brings_no_torch(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    text = bapo("--help", cwd=tmp_path).stdout
+    seconds = time.perf_counter() - start
+    assert "personalize" in text
+    assert seconds < 2, "half a second on an idle machine; this bound only catches an import of torch"
+    subprocess.run(
+        [sys.executable, "-c", "import sys, bapo, bapo.cli; sys.exit('torch' in sys.modules)"], check=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("command", ["personalize", "data", "anchor", "train", "evaluate", "generate"])
+def test_every_command_has_help(command: str, tmp_path: Path) -> None:
+    assert "Usage: " in bapo(command, "--help", cwd=tmp_path).stdout
+
+
+def test_data_shows_what_was_read(tmp_path: Path) -> None:
+    text = bapo("data", "starter:concise", cwd=tmp_path).stdout
+    assert "48 prompts" in text
+    assert "240 pairs" in text
+    summary = json.loads(bapo("data", str(own_preferences(tmp_path)), "--json", cwd=tmp_path).stdout)
+    assert summary["prompts"] == summary["pairs"] == 20
+
+
+@pytest.mark.slow
+def test_twenty_lines_of_ones_own_become_a_personalized_model(tmp_path: Path) -> None:
+    own_preferences(tmp_path)
+    arguments = ["personalize", "mine.jsonl", "--compare", "dpo", "-o", "out", *TINY_RUN, *SHORT]
+    text = bapo(*arguments, cwd=tmp_path).stdout
+    for expected in ("base", "BAPO", "DPO", "reward accuracy", "drift", "out/bapo", "What is"):
+        assert expected in text
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["held_out"].keys() == {"bapo", "dpo"}
+    assert [set(answer) for answer in report["answers"]] == [{"prompt", "base", "bapo", "dpo"}] * 3
+    adapter = tmp_path / "out/bapo/adapter_model.safetensors"
+    before = adapter.stat().st_mtime_ns
+
+    again = json.loads(bapo(*arguments, "--json", cwd=tmp_path).stdout)  # finished stages are not repeated
+    assert again["held_out"] == report["held_out"]
+    assert adapter.stat().st_mtime_ns == before
+
+    other = bapo(*arguments, "--learning-rate", "1e-3", cwd=tmp_path, ok=False)
+    assert other.returncode == 2
+    assert "other settings" in other.stderr
+
+    evaluated = json.loads(
+        bapo(
+            "evaluate", "out/bapo", "-p", "mine.jsonl", *TINY_RUN[:2], *TINY_RUN[4:], *SHORT, "--json", cwd=tmp_path
+        ).stdout
+    )
+    assert evaluated["out/bapo"] == report["held_out"]["bapo"]
+    answers = json.loads(
+        bapo("generate", "Say hi.", "-a", "out/bapo", "--max-new-tokens", "5", "--json", cwd=tmp_path).stdout
+    )
+    assert answers[0].keys() == {"prompt", "base", "out/bapo"}
+    loads_in_peft_alone(tmp_path / "out/bapo")
+
+
+def loads_in_peft_alone(adapter: Path) -> None:
+    """Without a line of ours: the adapter is a plain PEFT adapter, and it changes what the model says."""
+    code = f"""
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from pathlib import Path
+import os, platformdirs
+cache = Path(os.environ.get("BAPO_CACHE") or platformdirs.user_cache_dir("bapo"))
+folder = next((cache / "models").glob("SmolLM2*"))
+base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+ids = torch.tensor([[1, 2, 3, 4]])
+before = base(ids).logits
+after = PeftModel.from_pretrained(base, {str(adapter)!r})(ids).logits
+assert not torch.equal(before, after)
+import sys
+assert not any(name == "bapo" or name.startswith("bapo.") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_anchor_and_train_alone_share_the_anchored_data(tmp_path: Path) -> None:
+    own_preferences(tmp_path, lines=7)
+    first = bapo("anchor", "mine.jsonl", "-o", "anchors", "--max-new-tokens", "8", "--json", cwd=tmp_path)
+    assert json.loads(first.stdout)["prompts"] == 7
+    before = {p.name: p.read_bytes() for p in (tmp_path / "anchors").glob("*.jsonl")}
+    run = bapo(
+        *("train", "mine.jsonl", "--objective", "dpo", "-o", "run", "--anchors", "anchors", "--steps", "1"),
+        *("--held-out", "2", "--set", "anchoring.max_new_tokens=8", "--json"),
+        cwd=tmp_path,
+    )
+    assert json.loads(run.stdout)["objective"] == "dpo"
+    assert {p.name: p.read_bytes() for p in (tmp_path / "anchors").glob("*.jsonl")} == before
+    refused = bapo("anchor", "mine.jsonl", "-o", "anchors", "--precision", "float32", cwd=tmp_path, ok=False)
+    assert refused.returncode == 2
+    assert "another model" in refused.stderr
+
+
+@pytest.mark.slow
+def test_four_bits_on_the_cpu_train_and_evaluate(tmp_path: Path) -> None:
+    own_preferences(tmp_path, lines=8)
+    text = bapo(
+        *("personalize", "mine.jsonl", "--precision", "nf4", "-o", "out", *TINY_RUN, *SHORT, "--json"), cwd=tmp_path
+    ).stdout
+    assert json.loads(text)["held_out"]["bapo"]["pairs"] == 4
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
+    """Small sizes, another model and other data are told on the command line; everything else is the recipe's own."""
+    own_preferences(tmp_path, lines=8)
+    bapo(
+        *("personalize", "mine.jsonl", "--recipe", recipe, "--model", "smollm2", "-o", "out", *TINY_RUN, *SHORT),
+        *("--set", "preferences.protocol=by-prompt", "--json"),
+        cwd=tmp_path,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["data", "starter:consise"], "did you mean starter:concise"),
+        (["data", "nowhere.jsonl"], "There are no preferences 'nowhere.jsonl'"),
+        (["data", "broken.jsonl"], "broken.jsonl line 2 has no 'rejected'"),
+        (["personalize", "--objective", "bpao"], "Unknown objective 'bpao' (did you mean 'bapo'?)"),
+        (["personalize", "--recipe", "demoo"], "There is no recipe 'demoo'"),
+        (["personalize", "--set", "training.lerning_rate=1"], "did you mean 'training.learning_rate'"),
+        (["personalize", "--set", "rank"], "--set takes key=value"),
+        (["personalize", "--learning-rate", "-1"], "'training.learning_rate'"),
+        (["personalize", "--held-out", "1000"], "48 prompts"),
+        (["personalize", "--model", "./nowhere"], "There is no model folder ./nowhere"),
+        (["evaluate", "no-adapter", "--held-out", "2"], "no-adapter"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b"}\n'
+    )
+    done = bapo(*arguments, cwd=tmp_path, ok=False)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr

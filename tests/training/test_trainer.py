@@ -1,0 +1,333 @@
+"""The trainer: its step against TRL's and against a plain implementation, and what must never change a gradient."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from bapo import BAPOConfig, BAPOTrainer
+from bapo.errors import BapoError
+from bapo.objectives import PAIR_LOSSES
+from tests.likelihood.test_scoring import relative_gap
+from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
+
+LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+ROWS = [
+    {"prompt": f"Question {i}, please.", "chosen": f" Yes, {i} times {word}.", "rejected": f" No {word * 3}."}
+    for i in range(4)
+    for word in ("one", "three")
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
+
+
+def make(
+    tmp_path: Path, rows: Any = None, *, name: str = "llama", peft_config: Any = LORA, **settings: Any
+) -> BAPOTrainer:
+    told = {
+        "output_dir": str(tmp_path / "out"),
+        "max_new_tokens": 5,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "learning_rate": 1e-3,
+        "seed": 0,
+    }
+    torch.manual_seed(0)
+    return BAPOTrainer(
+        tiny_model(name),
+        args=BAPOConfig(**{**told, **settings}),
+        train_dataset=Dataset.from_list(ROWS) if rows is None else rows,
+        processing_class=tiny_tokenizer(None),
+        peft_config=copy.deepcopy(peft_config),
+    )
+
+
+def shake(model: torch.nn.Module) -> None:
+    """Move the adapter off zero, the same way every time."""
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+
+
+def step_gradients(trainer: BAPOTrainer, items: list[tuple[int, int]]) -> tuple[float, dict[str, torch.Tensor]]:
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(items))
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.model.zero_grad()
+    return float(loss.detach()), found
+
+
+def plain_bapo(trainer: BAPOTrainer, strength: float = 5.0, beta: float = 0.1) -> torch.Tensor:
+    """Equations 4 to 6 once more, pair by pair, nothing shared, through the model's own forward pass."""
+    model = trainer.model
+
+    def logp(prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
+        ids = torch.tensor([[*prompt, *response]])
+        scores = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        return scores.gather(-1, ids[0, len(prompt) :, None]).sum()
+
+    losses = []
+    for group in trainer.train_dataset.preferences.groups:
+        for chosen, rejected in group.pairs:
+            responses = (group.tokens.responses[chosen], group.tokens.responses[rejected], group.bases[0].ids)
+            policy = [logp(group.tokens.prompt, ids) for ids in responses]
+            with torch.no_grad(), model.disable_adapter():
+                reference = [logp(group.tokens.prompt, ids) for ids in responses]
+            w, lo, b = (p - r for p, r in zip(policy, reference, strict=True))
+            losses.append(-torch.nn.functional.logsigmoid(beta * (w - lo)) + strength * torch.relu(-b))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_bapo_step_is_that_of_a_plain_implementation(name: str, tmp_path: Path) -> None:
+    rows = [{**row, "base": f" Perhaps {2**i}, perhaps not."} for i, row in enumerate(ROWS)]
+    trainer = make(tmp_path, rows, name=name)
+    shake(trainer.model)
+    loss, gradients = step_gradients(trainer, trainer.train_dataset.items)
+    plain = plain_bapo(trainer)
+    plain.backward()
+    expected = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    assert loss == pytest.approx(float(plain), rel=1e-4)
+    assert relative_gap(gradients, expected) < 1e-4
+    assert trainer._sums["train"].merged(lambda table: table)["anchor/active"] > 0, "the anchor took no part"
+
+
+def test_a_dpo_step_is_that_of_trl(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    ours = make(tmp_path, objective="dpo")
+    shake(ours.model)
+    loss, gradients = step_gradients(ours, ours.train_dataset.items)
+
+    torch.manual_seed(0)
+    theirs = trl.DPOTrainer(
+        tiny_model("llama"),
+        args=trl.DPOConfig(
+            output_dir=str(tmp_path / "trl"), per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to="none"
+        ),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tiny_tokenizer(None),
+        peft_config=copy.deepcopy(LORA),
+    )
+    policies = dict(theirs.model.named_parameters())
+    for name, parameter in ours.model.named_parameters():
+        if parameter.requires_grad:
+            policies[name].data.copy_(parameter.data)
+    theirs.model.eval()
+    batch = theirs.data_collator([theirs.train_dataset[i] for i in range(len(ROWS))])
+    their_loss = theirs.compute_loss(theirs.model, batch)
+    their_loss.backward()
+    expected = {n: p.grad for n, p in theirs.model.named_parameters() if p.grad is not None}
+    assert loss == pytest.approx(float(their_loss), rel=1e-4)
+    assert relative_gap(gradients, expected) < 1e-4
+
+
+def test_at_step_0_dpo_is_log_2_and_the_anchor_is_exactly_0_and_does_not_pull(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    loss, gradients = step_gradients(trainer, trainer.train_dataset.items)
+    assert loss == pytest.approx(0.6931472, abs=1e-6)
+    dpo = make(tmp_path, objective="dpo")
+    assert relative_gap(gradients, step_gradients(dpo, dpo.train_dataset.items)[1]) < 1e-6
+
+
+def trained(trainer: BAPOTrainer, **options: Any) -> dict[str, torch.Tensor]:
+    trainer.train(**options)
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+    whole = trained(make(tmp_path / "a", per_device_train_batch_size=4))
+    parts = trained(make(tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4))
+    assert relative_gap(parts, whole) < 1e-4
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    plain = trained(make(tmp_path / "a"))
+    checkpointed = trained(make(tmp_path / "b", activation_checkpointing=True))
+    assert relative_gap(checkpointed, plain) < 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29513", str(script)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300, cwd=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = torch.load(tmp_path / "weights.pt")
+    logged = json.loads((tmp_path / "log.json").read_text())
+    trainer = make(tmp_path / "one", per_device_train_batch_size=4, sampler="by-pair")
+    one = trained(trainer)
+    assert relative_gap(two, one) < 1e-4
+    for entry, expected in zip(logged, trainer.state.log_history, strict=True):
+        for key in ("loss", "rewards/margins", "logps/base", "rewards/accuracies", "loss/pair"):
+            if key in expected:
+                assert entry[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
+
+
+def test_stopped_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+    settings = {"max_steps": 5, "per_device_train_batch_size": 3, "save_strategy": "steps", "save_steps": 2}
+    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
+    expected = trained(make(tmp_path / "a", peft_config=lora, **settings))
+    stopped = make(tmp_path / "b", peft_config=lora, **settings)
+    stopped.add_callback(StopAfter(3))
+    stopped.train()
+    torn = tmp_path / "b/out/checkpoint-4"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text("{")  # as a kill in the middle of saving would leave it
+    resumed = trained(make(tmp_path / "b", peft_config=lora, **settings), resume_from_checkpoint=True)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def StopAfter(step: int) -> Any:
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = state.global_step >= step
+
+    return Stop()
+
+
+@pytest.mark.parametrize("objective", PAIR_LOSSES)
+def test_every_objective_trains_and_logs(objective: str, tmp_path: Path) -> None:
+    trainer = make(tmp_path, objective=objective, part_gradient_steps=1)
+    trainer.train()
+    entry = trainer.state.log_history[1]
+    for key in ("logps/base", "logratios/chosen", "drift/per_token", "rewards/accuracies", "pairs_per_second"):
+        assert key in entry
+    assert ("grad_norm/anchor" in entry) == (objective == "bapo")
+    assert entry["grad_norm/pair"] > 0
+
+
+def test_logged_metrics_are_means_over_all_pairs_not_means_of_means(tmp_path: Path) -> None:
+    whole = make(tmp_path / "a", per_device_train_batch_size=8, max_steps=1)
+    uneven = make(tmp_path / "b", per_device_train_batch_size=3, gradient_accumulation_steps=3, max_steps=1)
+    for trainer in (whole, uneven):
+        trainer.train()
+    for key in ("loss", "logps/chosen", "logps/rejected", "logps/base"):
+        assert uneven.state.log_history[0][key] == pytest.approx(whole.state.log_history[0][key], rel=1e-5), key
+
+
+FORMATS = {
+    "standard": ROWS[:4],
+    "implicit": [{"chosen": r["prompt"] + r["chosen"], "rejected": r["prompt"] + r["rejected"]} for r in ROWS[:4]],
+    "conversational": [
+        {
+            "prompt": [{"role": "user", "content": r["prompt"]}],
+            "chosen": [{"role": "assistant", "content": r["chosen"]}],
+            "rejected": [{"role": "assistant", "content": r["rejected"]}],
+        }
+        for r in ROWS[:4]
+    ],
+    "conversational-implicit": [
+        {
+            side: [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r[side]}]
+            for side in ("chosen", "rejected")
+        }
+        for r in ROWS[:4]
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_trl_formats_train_and_evaluate(name: str, tmp_path: Path) -> None:
+    rows = Dataset.from_list(FORMATS[name])
+    trainer = BAPOTrainer(
+        tiny_model("llama"),
+        args=BAPOConfig(
+            str(tmp_path), max_steps=1, max_new_tokens=4, use_cpu=True, save_strategy="no", disable_tqdm=True
+        ),
+        train_dataset=rows,
+        eval_dataset={"mine": rows},
+        processing_class=tiny_tokenizer(),
+        peft_config=copy.deepcopy(LORA),
+    )
+    trainer.train()
+    found = trainer.evaluate()
+    assert found["eval_mine_loss"] > 0
+    logged = next(entry for entry in trainer.state.log_history if "eval_mine_loss" in entry)
+    assert "eval_mine_rewards/accuracies" in logged
+    assert "eval_mine_drift/per_token" in logged
+
+
+def test_base_responses_of_the_data_set_are_the_anchor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not_run(*_: object) -> None:
+        raise AssertionError("generated although the data set has base responses")
+
+    monkeypatch.setattr("bapo.anchoring.anchored.generate_batch", must_not_run)
+    trainer = make(tmp_path, Dataset.from_list([{**row, "base": f" Perhaps {i}."} for i, row in enumerate(ROWS)]))
+    group = trainer.train_dataset.preferences.groups[0]
+    assert group.bases[0].ids == (*tiny_tokenizer(None)(" Perhaps 0.")["input_ids"], 2)
+
+
+def test_an_existing_adapter_is_its_own_reference(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    policy = get_peft_model(tiny_model("llama"), copy.deepcopy(LORA))
+    shake(policy)
+    trainer = BAPOTrainer(
+        policy,
+        args=BAPOConfig(
+            str(tmp_path), max_steps=1, max_new_tokens=4, use_cpu=True, save_strategy="no", disable_tqdm=True
+        ),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tiny_tokenizer(None),
+    )
+    assert float(trainer.compute_loss(trainer.model, trainer.data_collator([(0, 0)]))) == pytest.approx(
+        0.693147, abs=1e-5
+    )
+    trainer.train()
+
+
+def test_full_fine_tuning_keeps_the_first_model_as_reference(tmp_path: Path) -> None:
+    trainer = make(tmp_path, peft_config=None)
+    before = copy.deepcopy(trainer.train_dataset.preferences.groups[0].ref_logps)
+    trainer.train()
+    assert trainer.train_dataset.preferences.groups[0].ref_logps == before
+    assert trainer.state.log_history[1]["logratios/chosen"] != 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [("nan", "not a number"), ("explode", "above stop_at_loss"), ("reference", "policy and reference differ")],
+)
+def test_a_broken_run_stops_with_a_sentence(damage: str, sentence: str, tmp_path: Path) -> None:
+    trainer = make(tmp_path, stop_at_loss=1e-3 if damage == "explode" else 1e4)
+    if damage == "nan":
+        trainer._check_step_0 = lambda: None
+        with torch.no_grad():
+            next(p for n, p in trainer.model.named_parameters() if "lora_A" in n).fill_(float("nan"))
+    if damage == "reference":
+        shake(trainer.model)
+    with pytest.raises(BapoError, match=sentence):
+        trainer.train()
+
+
+def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    for settings, sentence in (
+        ({"objective": "bpao"}, "did you mean 'bapo'"),
+        ({"sampler": "random"}, "Unknown sampler"),
+        ({"objective": "dpo", "objective_settings": {"penalty": 3}}, "has no setting 'penalty'"),
+    ):
+        with pytest.raises(BapoError, match=sentence):
+            BAPOConfig(str(tmp_path), **settings)
+    with pytest.raises(BapoError, match="float32 and the settings ask for bf16"):
+        make(tmp_path, bf16=True)
+    with pytest.raises(BapoError, match="row 1 has no 'rejected'"):
+        make(tmp_path, [{"prompt": "a", "chosen": "b"}])

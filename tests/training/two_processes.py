@@ -1,0 +1,25 @@
+"""What each of two processes runs in `test_two_processes_are_one`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+
+from tests.training.test_trainer import make
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    os.environ["BAPO_CACHE"] = str(folder / "cache")
+    trainer = make(folder / "two", per_device_train_batch_size=2, sampler="by-pair")
+    trainer.train()
+    if trainer.is_world_process_zero():
+        torch.save(
+            {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}, folder / "weights.pt"
+        )
+        (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
