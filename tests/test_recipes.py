@@ -1,0 +1,60 @@
+"""Recipes: strict keys, overrides, and the paper's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bapo.errors import BapoError
+from bapo.personalize import known_keys, read_recipe, shipped_recipes
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid(name: str) -> None:
+    assert read_recipe(name).training.objective == "bapo"
+
+
+def test_the_papers_recipe_has_the_papers_settings() -> None:
+    """Section 4.1 and 3.1: beta 0.1 is DPO's usual value, which the paper does not change."""
+    recipe = read_recipe("paper")
+    told = recipe.training
+    assert (told.anchor, told.anchor_strength, told.beta) == ("sequence", 5.0, 0.1)
+    assert (told.rank, told.alpha, told.dropout) == (32, 64, 0.05)
+    assert (told.learning_rate, told.schedule, told.epochs, told.batch_pairs * told.accumulate) == (
+        5e-5,
+        "cosine",
+        1,
+        8,
+    )
+    assert recipe.model.precision == "nf4"
+    assert recipe.preferences.protocol == "paper"
+
+
+def test_overrides_win_and_empty_ones_do_not() -> None:
+    recipe = read_recipe("paper", {"training.rank": 4, "training.alpha": None, "compare": ["dpo"]})
+    assert (recipe.training.rank, recipe.training.alpha, recipe.compare) == (4, 64, ["dpo"])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "training:\n  learningrate: 1",
+            "Unknown key 'training.learningrate' in .*: did you mean 'training.learning_rate'",
+        ),
+        ("training:\n  rank: many", "'training.rank' in .* is 'many'"),
+        ("training:\n  dropout: 1.5", "'training.dropout' in .* is 1.5"),
+        ("training: [", "not valid YAML"),
+        ("- a\n- b", "must hold sections"),
+    ],
+)
+def test_a_bad_recipe_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(BapoError, match=sentence):
+        read_recipe(str(path))
+
+
+def test_every_key_says_what_it_means() -> None:
+    assert all(known_keys().values())
