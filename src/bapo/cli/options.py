@@ -32,7 +32,7 @@ Data = Annotated[str | None, typer.Option("--data", help="Folder of the psoups: 
 Plain = Annotated[
     bool, typer.Option("--plain", help="Leave plain-text prompts plain instead of making them a user turn.")
 ]
-HeldOut = Annotated[int | None, typer.Option(help="Prompts held out for evaluation.")]
+HeldOut = Annotated[int | None, typer.Option(help="Prompts held out for evaluation; a fifth, at most 100, by default.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of split, adapter, order and dropout.")]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", "-r", help="A shipped recipe (demo, paper) or a .yaml file.")
@@ -47,7 +47,7 @@ Beta = Annotated[float | None, typer.Option(help="Temperature of the objective."
 AnchorStrength = Annotated[float | None, typer.Option(help="Lambda of the base anchor.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps; overrides --epochs.")]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the training pairs.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training pairs; enough for 40 steps by default.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response that is generated, tokens.")]
 
 

@@ -26,6 +26,9 @@ OnProgress = Callable[[str, int, int, str], None]
 
 _DONE = "run.json"
 
+ENOUGH_STEPS = 40
+"""Optimizer steps that a run takes at least, where the recipe says neither epochs nor steps."""
+
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """Progress that nobody watches."""
@@ -166,6 +169,7 @@ def train(
             },
         )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
     return read_run(folder)
 
 
@@ -223,6 +227,8 @@ def answer(
 def _trainer(
     recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences, folder: Path, on_progress: OnProgress
 ) -> Any:
+    from transformers import PrinterCallback
+
     from bapo.models import add_lora
     from bapo.training import BAPOTrainer
 
@@ -232,13 +238,15 @@ def _trainer(
         policy.requires_grad_(True)
     elif recipe.model.adapter is None:
         policy = add_lora(policy, settings.rank, settings.alpha, settings.dropout, settings.seed)
-    return BAPOTrainer(
+    trainer = BAPOTrainer(
         policy,
         args=_arguments(settings, anchored.pair_count, folder),
         train_dataset=anchored,
         processing_class=loaded.tokenizer,
         callbacks=[_progress_callback(f"training {settings.objective}", on_progress)],
     )
+    trainer.remove_callback(PrinterCallback)  # it would print every log entry to standard output
+    return trainer
 
 
 def _arguments(settings: TrainingSection, pairs: int, folder: Path) -> Any:
@@ -257,7 +265,7 @@ def _arguments(settings: TrainingSection, pairs: int, folder: Path) -> Any:
         max_grad_norm=settings.max_grad_norm,
         per_device_train_batch_size=min(settings.batch_pairs, pairs),
         gradient_accumulation_steps=settings.accumulate,
-        num_train_epochs=settings.epochs,
+        num_train_epochs=settings.epochs or _enough_epochs(settings, pairs),
         max_steps=settings.steps or -1,
         sampler=settings.sampler,
         seed=settings.seed,
@@ -272,6 +280,12 @@ def _arguments(settings: TrainingSection, pairs: int, folder: Path) -> Any:
         disable_tqdm=True,
         log_level="error",
     )
+
+
+def _enough_epochs(settings: TrainingSection, pairs: int) -> float:
+    """As many passes as make `ENOUGH_STEPS` steps, and at least one."""
+    steps_per_epoch = math.ceil(pairs / (settings.batch_pairs * settings.accumulate))
+    return max(1, math.ceil(ENOUGH_STEPS / steps_per_epoch))
 
 
 def _progress_callback(stage: str, on_progress: OnProgress) -> Any:
@@ -299,8 +313,3 @@ def _write_json(path: Path, content: Any) -> None:
     staging = path.with_name(f".{path.name}.part")
     staging.write_text(json.dumps(content, indent=1, default=str) + "\n")
     staging.replace(path)
-
-
-def finite(value: float) -> float | None:
-    """The value, or None where it is not a number (JSON has none)."""
-    return value if math.isfinite(value) else None

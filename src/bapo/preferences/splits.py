@@ -41,7 +41,7 @@ def read_split(
     source: str,
     *,
     protocol: Protocol = "by-prompt",
-    held_out: int = 100,
+    held_out: int | None = None,
     seed: int = 0,
     data_folder: Path | None = None,
     policy: ReadingPolicy | None = None,
@@ -52,7 +52,7 @@ def read_split(
     Args:
         source: see `read_preferences`.
         protocol: ``by-prompt`` removes duplicates first and holds out whole prompts; ``paper`` is `paper_split`.
-        held_out: prompts held out (by-prompt).
+        held_out: prompts held out (by-prompt); a fifth, at most 100, by default.
         seed: seed of the split.
         data_folder, policy, chat: see `read_preferences`.
 
@@ -65,13 +65,24 @@ def read_split(
     return split_by_prompt(preferences, held_out, seed)
 
 
-def split_by_prompt(preferences: Preferences, held_out: int, seed: int = 0) -> Split:
+def split_by_prompt(preferences: Preferences, held_out: int | None = None, seed: int = 0) -> Split:
     """Hold out whole prompts, chosen by the seed; both sides keep the order of reading.
+
+    Args:
+        preferences: what is split.
+        held_out: prompts held out; a fifth, at most 100, by default.
+        seed: seed of the choice.
 
     Raises:
         BapoError: nothing would be left to train on.
     """
     total = len(preferences.groups)
+    if total < 2:
+        raise BapoError(
+            f"{preferences.name} has {total} prompt, and at least 2 are needed: one to learn, one held out."
+        )
+    if held_out is None:
+        held_out = max(1, min(100, total // 5))
     if not 0 < held_out < total:
         raise BapoError(
             f"{preferences.name} has {total} prompts, so between 1 and {total - 1} can be held out, not {held_out} "

@@ -41,6 +41,7 @@ class BAPOConfig(TrainingArguments):
         stop_at_loss: a loss above this stops the run.
         disable_dropout: switch off the model's own dropout (not LoRA's).
         model_init_kwargs: arguments of `from_pretrained` when the trainer is given a model's name.
+        loss_type: accepted as "sigmoid" for scripts written for TRL; other losses are objectives.
         precompute_ref_log_probs: accepted for scripts written for TRL. Reference log-probs are always computed once
             and kept, whatever its value; the numbers are the same.
     """
@@ -51,6 +52,7 @@ class BAPOConfig(TrainingArguments):
     per_device_train_batch_size: int = 8
     logging_steps: float = 1
     remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = False  # batches are small and made of Python numbers
     report_to: str | list[str] = "none"
     activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
         default_factory=lambda: {"use_reentrant": False}
@@ -75,12 +77,17 @@ class BAPOConfig(TrainingArguments):
     stop_at_loss: float = 1e4
     disable_dropout: bool = True
     model_init_kwargs: dict[str, Any] | None = None
+    loss_type: str | list[str] | None = None
     precompute_ref_log_probs: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sampler not in SAMPLERS:
             raise BapoError(f"Unknown sampler {self.sampler!r}: use {' or '.join(SAMPLERS)}.")
+        if self.loss_type not in (None, "sigmoid", ["sigmoid"]):
+            raise BapoError(
+                f"BAPOConfig knows no loss_type {self.loss_type!r}: name it as objective, such as objective='ipo'."
+            )
         self.make_objective()
 
     def make_objective(self) -> Objective:
