@@ -140,6 +140,8 @@ def train(
         BapoError: the folder holds a run with other settings.
     """
     settings = recipe.training.model_copy(update={"objective": objective})
+    if objective != recipe.training.objective:  # what is special to the recipe's own objective
+        settings = settings.model_copy(update={"objective_settings": {}})
     identity = _identity(recipe, settings, anchored)
     folder.mkdir(parents=True, exist_ok=True)
     started, done = folder / "started.json", folder / _DONE

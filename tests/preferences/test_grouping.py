@@ -1,0 +1,133 @@
+"""Grouping, its policy, and splits: nothing is lost silently and nothing leaks silently."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from bapo.errors import BapoError
+from bapo.preferences import (
+    Pair,
+    PromptGroup,
+    ReadingPolicy,
+    group_pairs,
+    paper_split,
+    read_split,
+    split_by_prompt,
+    summarize,
+)
+from bapo.preferences import splits as splits_module
+from bapo.preferences.psoups import PREFERENCE_PROMPTS
+
+
+def test_responses_are_distinct_and_pairs_point_at_them() -> None:
+    pairs = [Pair("p", "a", "b"), Pair("q", "x", "y"), Pair("p", "a", "c"), Pair("p", "c", "b")]
+    found = group_pairs("test", pairs)
+    assert found.groups == (
+        PromptGroup("p", ("a", "b", "c"), ((0, 1), (0, 2), (2, 1))),
+        PromptGroup("q", ("x", "y"), ((0, 1),)),
+    )
+
+
+def test_the_policy_counts_by_reason() -> None:
+    pairs = [
+        Pair("p", "a", "b"),
+        Pair("p", "a", "b"),
+        Pair("p", "b", "a"),
+        Pair("p", "a", "a "),
+        Pair("p", " ", "b"),
+        Pair("p" * 50, "a", "b"),
+    ]
+    default = group_pairs("test", pairs)
+    assert default.dropped == {"duplicate pair": 1, "equal responses": 1, "empty response": 1}
+    strict = group_pairs("test", pairs, ReadingPolicy(drop_contradictions=True, max_prompt_chars=10))
+    assert strict.dropped == {
+        "duplicate pair": 1,
+        "equal responses": 1,
+        "empty response": 1,
+        "contradicts an earlier pair": 1,
+        "prompt too long": 1,
+    }
+    assert group_pairs("test", pairs, ReadingPolicy(drop_duplicates=False)).groups[0].pairs == ((0, 1), (0, 1), (1, 0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_comparison_is_a_pair_or_counted(seed: int) -> None:
+    rng = random.Random(seed)
+    pairs = [Pair(rng.choice("pqr"), rng.choice(["a", "b", "", "a "]), rng.choice("abc")) for _ in range(60)]
+    for policy in (ReadingPolicy(), ReadingPolicy(False, True, 0), ReadingPolicy(True, True)):
+        found = group_pairs("test", pairs, policy)
+        assert found.rows == 60 == found.pair_count + sum(found.dropped.values())
+
+
+def test_a_group_that_makes_no_sense_is_refused() -> None:
+    for responses, pairs in ((("a", "a"), ((0, 1),)), (("a", "b"), ((0, 0),)), (("a", "b"), ((0, 2),))):
+        with pytest.raises(BapoError):
+            PromptGroup("p", responses, pairs)
+
+
+def test_the_fingerprint_is_of_the_content() -> None:
+    pairs = [Pair("p", "a", "b"), Pair("q", "a", "b")]
+    assert group_pairs("one", pairs).fingerprint() == group_pairs("two", pairs).fingerprint()
+    assert group_pairs("one", pairs).fingerprint() != group_pairs("one", pairs[::-1]).fingerprint()
+
+
+def many(prompts: int):
+    return group_pairs("test", [Pair(f"p{i}", "a", f"b{j}") for i in range(prompts) for j in range(3)])
+
+
+def test_a_split_is_by_prompt_seeded_and_complete() -> None:
+    preferences = many(50)
+    split = split_by_prompt(preferences, 10, seed=1)
+    assert (len(split.train.groups), len(split.held_out.groups), split.leak) == (40, 10, 0)
+    assert {*split.train.groups, *split.held_out.groups} == set(preferences.groups)
+    assert split_by_prompt(preferences, 10, seed=1) == split
+    assert split_by_prompt(preferences, 10, seed=2).held_out != split.held_out
+    assert len(split_by_prompt(preferences).held_out.groups) == 10  # a fifth
+    assert len(split_by_prompt(many(900)).held_out.groups) == 100  # and at most 100
+    for held_out in (0, 50):
+        with pytest.raises(BapoError, match="between 1 and 49"):
+            split_by_prompt(preferences, held_out)
+
+
+def test_the_papers_protocol_splits_rows_and_says_what_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(code: str, prompts: range) -> list[dict[str, str]]:
+        return [
+            {"user_input": f"p{i} {PREFERENCE_PROMPTS[code]}", "completion_a": "a", "completion_b": f"b{i % 2}"}
+            for i in prompts
+            for _ in range(5)  # the raw files repeat themselves
+        ]
+
+    for code in PREFERENCE_PROMPTS:
+        extra = 3 if code == "P1A" else 0  # prompts that only this type has are not the original ones
+        (tmp_path / f"{code}.json").write_text(json.dumps(rows(code, range(20 + extra))))
+    monkeypatch.setattr(splits_module, "PAPER_PSOUPS_TRAINING", 80)
+    split = read_split("psoups:P1A", protocol="paper", data_folder=tmp_path)
+    assert (split.train.pair_count, split.held_out.pair_count) == (80, 20)
+    assert len({*split.train.groups, *split.held_out.groups}) > 20  # repeated pairs stay repeated
+    assert split.leak > 5
+    assert read_split("psoups:P1A", data_folder=tmp_path).leak == 0
+
+
+def test_the_papers_protocol_needs_the_papers_data(tmp_path: Path) -> None:
+    with pytest.raises(BapoError, match="is for psoups: and dsp:"):
+        paper_split("starter:concise")
+    for code in PREFERENCE_PROMPTS:
+        row = {"user_input": "p", "completion_a": "a", "completion_b": "b"}
+        (tmp_path / f"{code}.json").write_text(json.dumps([row]))
+    with pytest.raises(BapoError, match="needs more rows than psoups:P1A has"):
+        paper_split("psoups:P1A", data_folder=tmp_path)
+
+
+def test_a_summary_counts_what_is_there() -> None:
+    found = summarize(
+        group_pairs("test", [Pair("one two", "a b c", "d"), Pair("one two", "a b c", "e f"), Pair("x", "y", "z")])
+    )
+    assert (found.prompts, found.responses, found.pairs, found.rows) == (2, 5, 3, 3)
+    assert found.pairs_per_prompt == {1: 1, 2: 1}
+    assert (found.chosen_words.min, found.chosen_words.max) == (1, 3)
+    assert [example.prompt for example in found.examples] == ["one two", "x"]
+    json.dumps(found.to_dict())

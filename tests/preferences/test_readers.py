@@ -1,0 +1,231 @@
+"""Readers: every format, every name, and what bad input is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from datasets import Dataset
+
+from bapo.errors import BapoError
+from bapo.preferences import STARTER_TYPES, Message, known_names, pairs_from_dataset, read_preferences
+from bapo.preferences.dsp import DOMAINS
+from bapo.preferences.psoups import PREFERENCE_PROMPTS, strip_preference_prompt
+
+ROWS = [{"prompt": f"ask {i}", "chosen": f"good {i}", "rejected": f"bad, {i}\nindeed"} for i in range(3)]
+
+
+def user(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)
+
+
+def written(folder: Path, kind: str, rows: list[dict[str, str]] = ROWS) -> Path:
+    path = folder / f"mine.{kind.split('-')[0]}"
+    if kind in ("jsonl", "json-lines"):
+        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    elif kind == "json":
+        path.write_text(json.dumps(rows, indent=1))
+    elif kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json-lines", "json", "csv", "parquet"])
+def test_every_kind_of_file_holds_the_same_preferences(kind: str, tmp_path: Path) -> None:
+    found = read_preferences(str(written(tmp_path, kind)))
+    assert [(g.prompt, g.responses, g.pairs) for g in found.groups] == [
+        (user(f"ask {i}"), (f"good {i}", f"bad, {i}\nindeed"), ((0, 1),)) for i in range(3)
+    ]
+    assert read_preferences(str(written(tmp_path, kind)), chat=False).groups[0].prompt == "ask 0"
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+ASK = [turn("system", "Be kind."), turn("user", "Why?")]
+FORMATS = {
+    "standard": ({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, "Why?"),
+    "implicit": ({"chosen": "Why is that? Because of it.", "rejected": "Why is that? No."}, "Why is that?"),
+    "conversational": (
+        {"prompt": ASK, "chosen": [turn("assistant", "Because.")], "rejected": [turn("assistant", "No.")]},
+        (Message("system", "Be kind."), Message("user", "Why?")),
+    ),
+    "conversational-implicit": (
+        {"chosen": [*ASK, turn("assistant", "Because.")], "rejected": [*ASK, turn("assistant", "No.")]},
+        (Message("system", "Be kind."), Message("user", "Why?")),
+    ),
+    "chat prompt, plain responses": (
+        {"prompt": ASK, "chosen": "Because.", "rejected": "No."},
+        (Message("system", "Be kind."), Message("user", "Why?")),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_trl_formats(name: str) -> None:
+    record, prompt = FORMATS[name]
+    (pair,) = pairs_from_dataset([record], "data")
+    assert pair.prompt == prompt
+    assert pair.rejected == "No."
+    assert pair.chosen in ("Because.", "Because of it.")
+
+
+@pytest.mark.parametrize("name", ["implicit", "conversational-implicit"])
+def test_implicit_prompts_agree_with_trls_reading(name: str) -> None:
+    data_utils = pytest.importorskip("trl.data_utils")
+    record, _ = FORMATS[name]
+    theirs = data_utils.extract_prompt(record)
+    (ours,) = pairs_from_dataset([record], "data")
+    if name == "implicit":
+        assert ours.prompt == theirs["prompt"].strip()
+        assert (ours.chosen, ours.rejected) == (theirs["chosen"].strip(), theirs["rejected"].strip())
+    else:
+        assert [(m.role, m.content) for m in ours.prompt] == [(m["role"], m["content"]) for m in theirs["prompt"]]
+        assert ours.chosen == theirs["chosen"][0]["content"]
+
+
+def test_a_saved_data_set_is_a_source(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert read_preferences(str(tmp_path / "saved")).pair_count == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"prompt": "a", "chosen": "b"}', "mine.jsonl line 17 has no 'rejected' .found: prompt, chosen."),
+        ('{"question": "a", "good": "b"}', "line 17 has no 'chosen' .found: question, good."),
+        ('{"prompt": "a", "chosen": ', "line 17 is not valid JSON"),
+        ('{"prompt": "", "chosen": "b", "rejected": "c"}', "line 17: 'prompt' must be text that is not empty"),
+        ('{"prompt": "a", "chosen": ["b"], "rejected": ["c"]}', "line 17: every turn needs a role"),
+        ('{"prompt": "a", "chosen": "b", "rejected": 3}', "line 17: chosen and rejected must both be text"),
+        ('{"chosen": "b", "rejected": "c"}', "line 17 has no 'prompt', and chosen and rejected begin with nothing"),
+        ("[]", "line 17 is not an object"),
+    ],
+)
+def test_a_bad_line_is_named(line: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join([json.dumps(ROWS[0])] * 16 + [line]))
+    with pytest.raises(BapoError, match=sentence):
+        read_preferences(str(path))
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("starter:consise", "did you mean starter:concise"),
+        ("psoups:P4A", "use one of P1A"),
+        ("dsp:literatur", "did you mean dsp:literature"),
+        ("dsp:academy", "download the data folder of GitHub Linear95/DSP"),
+        ("psoups:P2A", "data.zip"),
+        ("no-such.jsonl", "There are no preferences"),
+        ("no-such-organization/no-such-data", "could not be read from the hub"),
+    ],
+)
+def test_a_bad_name_is_one_sentence(
+    source: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BAPO_DATA", raising=False)
+    with pytest.raises(BapoError, match=sentence) as caught:
+        read_preferences(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_kinds_of_files_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    for name, sentence in (
+        ("a.txt", "no kind that holds"),
+        ("a.parquet", "not be read as Parquet"),
+        ("a.json", "JSON"),
+    ):
+        (tmp_path / name).write_text("[hello")
+        with pytest.raises(BapoError, match=sentence):
+            read_preferences(str(tmp_path / name))
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(BapoError, match="holds no usable comparison"):
+        read_preferences(str(tmp_path / "empty.jsonl"))
+
+
+@pytest.mark.parametrize("code", PREFERENCE_PROMPTS)
+@pytest.mark.parametrize("between", [" ", "\n", "\n\n  ", "", "\t"])
+def test_the_preference_prompt_is_stripped_whatever_the_white_space(code: str, between: str) -> None:
+    prompt = PREFERENCE_PROMPTS[code]
+    assert strip_preference_prompt(f"Name a fruit.{between}{prompt}", code) == "Name a fruit."
+    assert strip_preference_prompt(f"Name a fruit. {prompt.replace(' ', '  ')}\n", code) == "Name a fruit."
+    assert strip_preference_prompt("Name a fruit.", code) == "Name a fruit."
+
+
+def test_psoups_prefers_completion_a(tmp_path: Path) -> None:
+    rows = [
+        {"user_input": f"Name one. {PREFERENCE_PROMPTS['P2A']}", "completion_a": "Fig.", "completion_b": "A fig is"}
+    ]
+    (tmp_path / "P2A.json").write_text(json.dumps(rows))
+    (group,) = read_preferences("psoups:P2A", data_folder=tmp_path).groups
+    assert (group.prompt, group.responses, group.pairs) == (user("Name one."), ("Fig.", "A fig is"), ((0, 1),))
+
+
+def test_dsp_rejects_the_other_four_and_counts_equal_and_empty_ones(tmp_path: Path) -> None:
+    def record(**changes: str) -> dict[str, object]:
+        own = {name: name for name in (*DOMAINS, "normal")} | changes
+        return {"query": f"Query {sorted(changes.items())}", "responses": own}
+
+    rows = [record(), record(normal=""), record(business="academy")]
+    (tmp_path / "dsp.test.json").write_text(json.dumps(rows))
+    found = read_preferences("dsp:academy", data_folder=tmp_path)
+    assert [len(group.pairs) for group in found.groups] == [4, 3, 3]
+    assert dict(found.dropped) == {"empty response": 1, "equal responses": 1}
+    for group in found.groups:
+        assert all(group.responses[chosen] == "academy" for chosen, _ in group.pairs)
+
+
+@pytest.mark.parametrize("style", STARTER_TYPES)
+def test_starter_preferences_are_whole(style: str) -> None:
+    found = read_preferences(f"starter:{style}")
+    assert len(found.groups) >= 40
+    assert not found.dropped
+    assert all(len(group.responses) == 6 and len(group.pairs) == 5 for group in found.groups)
+    assert read_preferences(f"starter:{STARTER_TYPES[style]}").groups == found.groups
+
+
+def test_starter_styles_differ_in_length_as_they_should() -> None:
+    def words(style: str) -> float:
+        groups = read_preferences(f"starter:{style}").groups
+        return sum(len(g.responses[g.pairs[0][0]].split()) for g in groups) / len(groups)
+
+    assert words("concise") < 30 < words("elementary") < words("detailed")
+
+
+def test_known_names_can_be_read_or_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BAPO_DATA", raising=False)
+    for name in known_names():
+        if name.startswith("starter"):
+            assert read_preferences(name).groups
+        else:
+            with pytest.raises(BapoError, match="BAPO_DATA"):
+                read_preferences(name)
+
+
+@pytest.mark.data
+def test_real_dsp_has_the_known_counts(data_folder: Path) -> None:
+    """661 queries; record 60 has an empty response; 26 records have equal responses (facts of the published file)."""
+    for domain in DOMAINS:
+        found = read_preferences(f"dsp:{domain}", data_folder=data_folder)
+        assert found.rows == 661 * 4
+        assert found.dropped["empty response"] == 1
+        assert found.pair_count + sum(found.dropped.values()) == found.rows
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("code", ["P1A", "P1B", "P3A", "P3B"])
+def test_real_psoups_loses_its_preference_prompt(code: str, data_folder: Path) -> None:
+    found = read_preferences(f"psoups:{code}", data_folder=data_folder, chat=False)
+    assert found.pair_count > 60
+    assert not any("Generate a response" in str(group.prompt) for group in found.groups)
