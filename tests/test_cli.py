@@ -181,7 +181,7 @@ def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
         (["personalize", "--learning-rate", "-1"], "'training.learning_rate'"),
         (["personalize", "--held-out", "1000"], "48 prompts"),
         (["personalize", "--model", "./nowhere"], "There is no model folder ./nowhere"),
-        (["evaluate", "no-adapter", "--held-out", "2"], "no-adapter"),
+        (["evaluate", "no-adapter", "--held-out", "2"], "There is no adapter no-adapter"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:

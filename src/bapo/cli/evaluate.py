@@ -46,6 +46,7 @@ def evaluate(
         from bapo.personalize import stages
         from bapo.reporting import HEADER, held_out_rows
 
+        stages.check(told, adapters)
         split = stages.read(told)
         anchored = stages.anchor_split(told, split, stages.load(told), on_progress).held_out
         reports = {

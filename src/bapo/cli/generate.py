@@ -32,6 +32,7 @@ def generate(
     with live_progress(quiet=as_json) as on_progress:
         from bapo.personalize import stages
 
+        stages.check(told, adapter or [])
         turns = [{"role": "system", "content": system}] if system else []
         answers: dict[str, list[str]] = {}
         names: list[str | None] = [None, *(adapter or [])]

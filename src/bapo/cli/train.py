@@ -59,6 +59,7 @@ def train(
     with live_progress(quiet=as_json) as on_progress:
         from bapo.personalize import stages
 
+        stages.check(told)
         anchored = stages.anchor_split(told, stages.read(told), stages.load(told), on_progress)
         run = stages.train(told, told.training.objective, anchored.train, output, on_progress)
     if as_json:

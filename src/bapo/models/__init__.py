@@ -3,7 +3,7 @@
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, cache_folder, embedded_gguf
 from bapo.models.fingerprint import model_fingerprint, tokenizer_fingerprint
-from bapo.models.loading import LoadedModel, Precision, chat_format, keep_4bit_layout, load_model
+from bapo.models.loading import LoadedModel, Precision, chat_format, check_adapter, keep_4bit_layout, load_model
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disable_model_dropout, lora_config
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "add_lora",
     "cache_folder",
     "chat_format",
+    "check_adapter",
     "disable_model_dropout",
     "embedded_gguf",
     "keep_4bit_layout",

@@ -160,9 +160,22 @@ def _nf4() -> Any:
     )
 
 
+def check_adapter(adapter: str | Path) -> None:
+    """Look whether a name can be that of an adapter, before anything costly is done for it.
+
+    Raises:
+        BapoError: it is neither a folder with an adapter nor a hub id.
+    """
+    if not (Path(adapter) / "adapter_config.json").is_file() and (
+        Path(adapter).exists() or str(adapter).count("/") != 1
+    ):
+        raise BapoError(f"There is no adapter {adapter}: name a folder with an adapter_config.json, or a hub id.")
+
+
 def _with_adapter(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
     from peft import PeftModel
 
+    check_adapter(adapter)
     try:
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

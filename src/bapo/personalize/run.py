@@ -64,8 +64,11 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     Raises:
         BapoError: anything that the user can mend.
     """
+    stages.check(recipe)
     split = stages.read(recipe)
+    on_progress("loading the model", 0, 1, "")
     model = stages.load(recipe)
+    on_progress("loading the model", 1, 1, "")
     anchored = stages.anchor_split(recipe, split, model, on_progress)
     asked = [group.tokens.prompt for group in anchored.held_out.groups[: recipe.answers.prompts]]
     answers = {"base": stages.answer(model, asked, recipe.answers.max_new_tokens)}

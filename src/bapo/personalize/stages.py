@@ -57,8 +57,31 @@ class Run:
     log: tuple[dict[str, float], ...]
 
 
+def check(recipe: Recipe, adapters: Sequence[str] = ()) -> None:
+    """Find out what cannot work before anything costly is done.
+
+    Raises:
+        BapoError: an unknown objective or a setting that it does not have, or an adapter that is not there.
+    """
+    from bapo.models import check_adapter
+    from bapo.objectives import make_objective
+
+    for objective in (recipe.training.objective, *recipe.compare):
+        make_objective(objective, beta=recipe.training.beta, **_objective_settings(recipe, objective))
+    for adapter in (*adapters, *([recipe.model.adapter] if recipe.model.adapter else [])):
+        check_adapter(adapter)
+
+
+def _objective_settings(recipe: Recipe, objective: str) -> dict[str, Any]:
+    told = recipe.training
+    settings: dict[str, Any] = dict(told.objective_settings) if objective == told.objective else {}
+    if objective == "bapo":
+        settings |= {"anchor": told.anchor, "anchor_strength": told.anchor_strength}
+    return settings
+
+
 def read(recipe: Recipe) -> Split:
-    """Read the preferences and split them by prompt."""
+    """Read the preferences and split them."""
     own = recipe.preferences
     split = read_split(
         own.source,
