@@ -18,8 +18,8 @@ KILLS = 10
 pytestmark = pytest.mark.slow
 
 
-def run(arguments: list[str], cwd: Path, kill_after: float | None = None) -> float:
-    """Run the command, killing it after so many seconds; returns how long it lived."""
+def run(arguments: list[str], cwd: Path, kill_after: float | None = None) -> float | None:
+    """Run the command and return its seconds, or None if it had to be killed after ``kill_after`` of them."""
     start = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "bapo", *arguments],
@@ -33,19 +33,24 @@ def run(arguments: list[str], cwd: Path, kill_after: float | None = None) -> flo
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    else:
-        assert process.returncode == 0, stderr
+        return None
+    assert process.returncode == 0, stderr
     return time.monotonic() - start
 
 
-def killed_often(arguments: list[str], cwd: Path, whole: float) -> int:
-    """Start the command ten times and kill it at a random moment; how many times it was still alive."""
+def kill_often(arguments: list[str], cwd: Path, whole: float, expected: dict[str, bytes], pattern: str) -> None:
+    """Run again after every kill until a run is through, compare it, begin another; until ten kills have struck."""
     rng = random.Random(20_24)
-    alive = 0
-    for _ in range(KILLS):
-        moment = rng.uniform(0.25, 1.0) * whole  # before a quarter Python is still importing
-        alive += run(arguments, cwd, kill_after=moment) >= moment
-    return alive
+    kills = through = 0
+    while kills < KILLS or not through:
+        folder = cwd / f"killed-{through}"
+        moment = rng.uniform(0.25, 1.0) * whole if kills < KILLS else None  # before a quarter Python is importing
+        if run([*arguments, "-o", folder.name], cwd, moment) is None:
+            kills += 1
+        else:
+            assert content(folder, pattern) == expected, f"after {kills} kills in all"
+            through += 1
+        assert through < KILLS, "the kills come too late to strike"
 
 
 def content(folder: Path, pattern: str) -> dict[str, bytes]:
@@ -56,12 +61,9 @@ def test_anchoring_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: P
     own_preferences(tmp_path, lines=64)
     arguments = ["anchor", "mine.jsonl", "--max-new-tokens", "12"]
     whole = run([*arguments, "-o", "uninterrupted"], tmp_path)
-    alive = killed_often([*arguments, "-o", "killed"], tmp_path, whole)
-    assert alive >= 3, "hardly any kill came before the end"
-    run([*arguments, "-o", "killed"], tmp_path)
     expected = content(tmp_path / "uninterrupted", "*.jsonl")
-    assert expected.keys() >= {"logps.jsonl"}
-    assert content(tmp_path / "killed", "*.jsonl") == expected
+    assert len(expected) == 2  # base responses and log-probs
+    kill_often(arguments, tmp_path, whole, expected, "*.jsonl")
 
 
 def test_training_killed_at_random_moments_ends_with_the_same_adapter(tmp_path: Path) -> None:
@@ -70,10 +72,8 @@ def test_training_killed_at_random_moments_ends_with_the_same_adapter(tmp_path: 
     arguments += ["--anchors", "anchors", "--set", "training.save_steps=1", "--set", "anchoring.max_new_tokens=8"]
     run([*arguments, "-o", "first"], tmp_path)  # anchors too, so that the next one is training alone
     whole = run([*arguments, "-o", "uninterrupted"], tmp_path)
-    alive = killed_often([*arguments, "-o", "killed"], tmp_path, whole)
-    assert alive >= 3, "hardly any kill came before the end"
-    run([*arguments, "-o", "killed"], tmp_path)
-    expected = content(tmp_path / "uninterrupted", "adapter_model.safetensors")
-    assert expected
-    assert content(tmp_path / "first", "adapter_model.safetensors") == expected
-    assert content(tmp_path / "killed", "adapter_model.safetensors") == expected
+    adapter = "adapter_model.safetensors"
+    expected = content(tmp_path / "uninterrupted", adapter)
+    assert len(expected) == 1
+    assert content(tmp_path / "first", adapter) == expected
+    kill_often(arguments, tmp_path, whole, expected, adapter)
