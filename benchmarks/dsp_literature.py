@@ -26,7 +26,7 @@ COMMON = {
     "training.steps": 50,
     "training.batch_pairs": 8,
     "training.learning_rate": 2e-4,
-    "training.part_gradient_steps": 2,
+    "training.part_gradient_steps": 5,
     "training.save_steps": 25,
 }
 

@@ -327,8 +327,8 @@ def _progress_callback(stage: str, on_progress: OnProgress) -> Any:
 
 
 def _identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences) -> str:
-    """Hash of all that determines the adapter; where checkpoints are saved and what is tracked does not."""
-    told = settings.model_dump(exclude={"save_steps", "report_to"})
+    """Hash of all that determines the adapter; when checkpoints are saved and what is watched does not."""
+    told = settings.model_dump(exclude={"save_steps", "report_to", "part_gradient_steps"})
     groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
     content = json.dumps([told, recipe.model.adapter, anchored.reference, groups])
     return hashlib.sha256(content.encode()).hexdigest()
