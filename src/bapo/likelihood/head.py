@@ -77,7 +77,7 @@ def response_logps(hidden_PD: Tensor, head: Any, target_P: Tensor, rule: LogitRu
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log-probs with a constant head: d logp / d hidden = (onehot(target) - softmax) * slope @ W."""
+    """Log-probs with a constant head: d logp / d hidden = -(softmax - onehot(target)) * slope @ W."""
 
     @staticmethod
     def forward(
@@ -92,9 +92,11 @@ class _FrozenHead(torch.autograd.Function):
             logps.append((logits.gather(-1, target[:, None]) - log_normalizer)[:, 0])
             if needs_gradient:
                 slope = rule.slope(logits)
-                pull = (logits - log_normalizer).exp_().neg_()
-                pull[torch.arange(len(target), device=target.device), target] += 1
-                gradients.append((pull * slope).to(weight_VD.dtype) @ weight_VD)
+                push = logits.sub_(log_normalizer).exp_()  # softmax - onehot, in the logits' own memory
+                push[torch.arange(len(target), device=target.device), target] -= 1
+                if rule != LogitRule():
+                    push.mul_(slope)
+                gradients.append(push.to(weight_VD.dtype) @ weight_VD)
         if needs_gradient:
             ctx.save_for_backward(torch.cat(gradients))
             ctx.dtype = hidden_PD.dtype
@@ -103,4 +105,4 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_PD,) = ctx.saved_tensors
-        return (gradient_PD * upstream[0][:, None]).to(ctx.dtype), None, None, None, None
+        return (gradient_PD * -upstream[0][:, None]).to(ctx.dtype), None, None, None, None

@@ -5,6 +5,7 @@ from bapo.models.embedded import EMBEDDED_MODEL, cache_folder, embedded_gguf
 from bapo.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from bapo.models.loading import LoadedModel, Precision, chat_format, check_adapter, keep_4bit_layout, load_model
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disable_model_dropout, lora_config
+from bapo.models.lora_update import fuse_lora
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -20,6 +21,7 @@ __all__ = [
     "check_adapter",
     "disable_model_dropout",
     "embedded_gguf",
+    "fuse_lora",
     "keep_4bit_layout",
     "load_model",
     "lora_config",

@@ -11,6 +11,7 @@ import torch
 from bapo.errors import BapoError
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, converted_gguf, embedded_gguf
+from bapo.models.lora_update import fuse_lora
 
 Precision = Literal["bf16", "float32", "nf4"]
 
@@ -177,12 +178,14 @@ def _with_adapter(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
 
     check_adapter(adapter)
     try:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BapoError(
             f"The adapter {adapter} does not fit the model ({first}): was it trained on another one?"
         ) from error
+    fuse_lora(adapted)
+    return adapted
 
 
 def _why_not(name: str, error: Exception) -> str:

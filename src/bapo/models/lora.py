@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from bapo.models.lora_update import fuse_lora
+
 LORA_RANK = 32
 LORA_ALPHA = 64
 LORA_DROPOUT = 0.05
@@ -39,7 +41,9 @@ def add_lora(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, lora_config(rank, alpha, dropout))
+        adapted = get_peft_model(model, lora_config(rank, alpha, dropout))
+    fuse_lora(adapted)
+    return adapted
 
 
 def disable_model_dropout(model: nn.Module) -> None:

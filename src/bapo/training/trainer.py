@@ -15,7 +15,15 @@ from transformers import Trainer
 from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseLogps, ResponseScorer, TokenGroup, evaluating
-from bapo.models import LoadedModel, Precision, chat_format, disable_model_dropout, keep_4bit_layout, load_model
+from bapo.models import (
+    LoadedModel,
+    Precision,
+    chat_format,
+    disable_model_dropout,
+    fuse_lora,
+    keep_4bit_layout,
+    load_model,
+)
 from bapo.objectives import LossParts
 from bapo.preferences import Preferences
 from bapo.training.batches import Collator, PairBatch, PairDataset, PairSampler, PromptSampler
@@ -87,6 +95,7 @@ class BAPOTrainer(Trainer):
             from peft import get_peft_model
 
             policy = get_peft_model(policy, peft_config)
+        fuse_lora(policy)
         if args.activation_checkpointing and hasattr(policy, "enable_input_require_grads"):
             policy.enable_input_require_grads()
         if args.disable_dropout:

@@ -1,0 +1,132 @@
+"""The fused low-rank update against PEFT's own layers."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from bapo.models import add_lora, fuse_lora
+from bapo.models.lora_update import DropoutMask, _LowRankUpdate
+from tests.tiny import tiny_model
+
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+def with_random_adapter(architecture: str, **settings):
+    """A PEFT model, not fused, whose adapter does something."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", **{"lora_dropout": 0.0, **settings}
+    )
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model(architecture), config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def logits_and_gradients(model):
+    logits = model(input_ids=IDS).logits
+    logits.float().pow(2).mean().backward()
+    return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3-fused-window", "gpt2", "gemma2-softcap-window", "opt"])
+def test_the_fused_update_gives_the_numbers_of_peft(architecture):
+    plain = with_random_adapter(architecture)
+    fused = copy.deepcopy(plain)
+    assert fuse_lora(fused) > 0
+    expected, expected_gradients = logits_and_gradients(plain)
+    found, gradients = logits_and_gradients(fused)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_in_bf16_the_adapter_and_its_gradients_stay_float32():
+    model = add_lora(tiny_model("llama").bfloat16(), rank=4, dropout=0.1)
+    _, gradients = logits_and_gradients(model.train())
+    assert gradients
+    assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
+    assert all(p.dtype == torch.float32 for n, p in model.named_parameters() if "lora_" in n)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_is_the_derivative(masked):
+    torch.manual_seed(0)
+    mask = torch.rand(3, 5) < 0.7 if masked else None
+    inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 4), (3, 5), (2, 5), (4, 2))]
+    assert torch.autograd.gradcheck(lambda *own: _LowRankUpdate.apply(*own, mask, 1.7), inputs)
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.5])
+def test_a_mask_drops_its_share_and_leaves_the_expectation(probability):
+    torch.manual_seed(0)
+    mask = DropoutMask()(torch.zeros(1000, 1001), probability)
+    deviation = (probability * (1 - probability) / mask.numel()) ** 0.5
+    assert abs((~mask).double().mean().item() - probability) < 5 * deviation + 2**-16
+    rows = mask.double().mean(1)  # no row or column is special
+    assert rows.std().item() == pytest.approx((probability * (1 - probability) / 1001) ** 0.5, rel=0.2)
+
+
+def test_layers_that_read_the_same_input_share_a_mask_and_others_do_not():
+    torch.manual_seed(0)
+    masks, x, y = DropoutMask(), torch.zeros(64, 64), torch.zeros(64, 64)
+    first = masks(x, 0.5)
+    assert masks(x, 0.5) is first
+    assert not torch.equal(masks(y, 0.5), first)
+    assert not torch.equal(masks(x, 0.5), first)  # a later step draws anew
+
+
+def test_dropout_follows_the_seed_and_is_off_in_evaluation():
+    fused = add_lora(tiny_model("llama"), rank=4, dropout=0.5)
+    for name, weight in fused.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(fused.train()(input_ids=IDS).logits)
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+    assert torch.equal(fused.eval()(input_ids=IDS).logits, fused(input_ids=IDS).logits)
+
+
+def test_disabled_merged_and_several_adapters_are_left_to_peft():
+    plain = with_random_adapter("llama")
+    fused = copy.deepcopy(plain)
+    fuse_lora(fused)
+    with plain.disable_adapter(), fused.disable_adapter():
+        assert torch.equal(plain(input_ids=IDS).logits, fused(input_ids=IDS).logits)
+    merged = copy.deepcopy(fused).merge_and_unload()
+    torch.testing.assert_close(merged(input_ids=IDS).logits, plain(input_ids=IDS).logits, rtol=1e-4, atol=1e-5)
+    for model in (plain, fused):
+        torch.manual_seed(1)
+        model.add_adapter("second", LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"))
+        model.base_model.set_adapter(["default", "second"])
+    torch.testing.assert_close(fused(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
+def test_dora_is_left_to_peft():
+    plain = with_random_adapter("llama", use_dora=True)
+    fused = copy.deepcopy(plain)
+    fuse_lora(fused)
+    assert torch.equal(fused(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+
+
+def test_a_saved_adapter_loads_in_peft_alone(tmp_path):
+    fused = with_random_adapter("llama")
+    fuse_lora(fused)
+    fused.save_pretrained(tmp_path)
+    alone = PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
+    torch.testing.assert_close(alone(input_ids=IDS).logits, fused.eval()(input_ids=IDS).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_fusing_twice_changes_nothing():
+    model = with_random_adapter("llama")
+    fuse_lora(model)
+    forwards = [vars(module).get("forward") for module in model.modules()]
+    fuse_lora(model)
+    assert forwards == [vars(module).get("forward") for module in model.modules()]
