@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,16 +49,36 @@ class TokenGroup:
 class Segments:
     """Where each group's prompt and responses stand in the row; what attention needs to know.
 
-    ``lengths`` alternates, group by group: the prompt's length, then its responses' input lengths.
+    Attributes:
+        groups: of each group, the prompt's length and its responses' input lengths.
+        kernel: how attention is computed, one of `bapo.likelihood.attention.KERNELS`.
+        masks: masks made so far; all layers of a forward pass share them.
     """
 
     groups: tuple[tuple[int, tuple[int, ...]], ...]
-    masks: dict[tuple[int, int, int | None, torch.device], Tensor] = field(default_factory=dict)
+    kernel: str = "split"
+    masks: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     @property
     def lengths(self) -> list[int]:
         """Lengths of all segments in row order."""
         return [length for prompt, responses in self.groups for length in (prompt, *responses)]
+
+    def owners(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every token in the row: its segment, its group's prompt segment, and its position; each (T,)."""
+        segment: list[int] = []
+        prompt: list[int] = []
+        position: list[int] = []
+        at = 0
+        for prompt_length, responses in self.groups:
+            for number, length in enumerate((prompt_length, *responses)):
+                segment += [at + number] * length
+                prompt += [at] * length
+                start = prompt_length if number else 0
+                position += range(start, start + length)
+            at += 1 + len(responses)
+        of_segment, of_prompt, of_position = (torch.tensor(own, device=device) for own in (segment, prompt, position))
+        return of_segment, of_prompt, of_position
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
         """Boolean (queries, keys) mask for queries that are the last of the keys: causal, within a sliding window."""
@@ -68,7 +89,8 @@ class Segments:
             )
             allowed = distance >= 0
             self.masks[key] = allowed if window is None else allowed & (distance < window)
-        return self.masks[key]
+        mask: Tensor = self.masks[key]
+        return mask
 
 
 @dataclass(frozen=True, slots=True)

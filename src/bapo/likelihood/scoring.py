@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bapo.errors import BapoError
-from bapo.likelihood.attention import SEGMENT_ATTENTION, UnsupportedAttentionError
+from bapo.likelihood.attention import SEGMENT_ATTENTION, UnsupportedAttentionError, kernels_for
 from bapo.likelihood.head import LogitRule, response_logps
 from bapo.likelihood.layout import TokenGroup, by_token_budget, lay_out
 
@@ -59,6 +59,7 @@ class ResponseScorer:
 
     Attributes:
         fallback: None, or why the plain path is in use.
+        kernel: how segment attention is computed on the model's device.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -68,6 +69,7 @@ class ResponseScorer:
         self.rule = LogitRule.of(self.causal_lm.config)
         self._own_attention: str = self.causal_lm.config._attn_implementation
         self.fallback: str | None = None
+        self.kernel = getattr(self.causal_lm, "_bapo_kernel", "split")
         if self._own_attention == SEGMENT_ATTENTION:  # another scorer of the same model was here first
             self._own_attention = getattr(self.causal_lm, "_bapo_own_attention", "sdpa")
         else:
@@ -79,6 +81,7 @@ class ResponseScorer:
         if self.fallback is not None:
             return self._score_plainly(groups)
         layout = lay_out(groups, self.causal_lm.device)
+        layout.segments.kernel = self.kernel
         hidden = self._backbone()(
             input_ids=layout.input_ids,
             position_ids=layout.position_ids,
@@ -130,18 +133,15 @@ class ResponseScorer:
     def _find_misfit(self) -> str | None:
         """Compare layout and plain path on a probe; leave the model on whichever is right."""
         probe = _probe(self.causal_lm.config.get_text_config().vocab_size)
+        misfit: str | None = None
         with evaluating(self.model):
             plain = self._score_plainly(probe)
-            misfit = None
-            try:
-                self.causal_lm.set_attn_implementation(SEGMENT_ATTENTION)
-                shared = self(probe)
-            except (UnsupportedAttentionError, ValueError, TypeError, AttributeError, KeyError) as error:
-                misfit = f"{type(error).__name__}: {error}"
-            else:
-                gap = (shared.tokens - plain.tokens).abs().max().item()
-                if not gap <= _tolerance(self.causal_lm.dtype):
-                    misfit = f"token log-probs differ by {gap:.3g} nats from the model's own forward pass"
+            for kernel in kernels_for(self.causal_lm.device):
+                self.kernel = self.causal_lm._bapo_kernel = kernel
+                misfit = self._misfit_on(probe, plain)
+                if misfit is None:
+                    break
+                logger.debug("The %s kernel does not fit (%s).", kernel, misfit)
         if misfit is not None:
             self.causal_lm.set_attn_implementation(self._own_attention)
             logger.warning(
@@ -155,6 +155,21 @@ class ResponseScorer:
                 "its weights are damaged or its precision is too low."
             )
         return misfit
+
+    def _misfit_on(self, probe: list[TokenGroup], plain: ResponseLogps) -> str | None:
+        try:
+            self.causal_lm.set_attn_implementation(SEGMENT_ATTENTION)
+            shared = self(probe)
+        except (UnsupportedAttentionError, ValueError, TypeError, AttributeError, KeyError) as error:
+            return f"{type(error).__name__}: {error}"
+        except RuntimeError as error:  # what flex attention raises where it cannot be compiled
+            if self.kernel != "flex":
+                raise
+            return f"{type(error).__name__}: {error}"
+        gap = (shared.tokens - plain.tokens).abs().max().item()
+        if gap <= _tolerance(self.causal_lm.dtype):
+            return None
+        return f"token log-probs differ by {gap:.3g} nats from the model's own forward pass"
 
 
 def _probe(vocabulary: int) -> list[TokenGroup]:
