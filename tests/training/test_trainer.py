@@ -164,6 +164,20 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
     assert relative_gap(parts, whole) < 1e-4
 
 
+def test_a_token_budget_changes_memory_and_no_number(tmp_path: Path) -> None:
+    settings = {"part_gradient_steps": 1, "per_device_train_batch_size": 4, "sampler": "by-pair"}
+    at_once, in_parts = make(tmp_path / "a", **settings), make(tmp_path / "b", max_batch_tokens=1, **settings)
+    batches = [len(trainer.data_collator(trainer.train_dataset.items)["batches"]) for trainer in (at_once, in_parts)]
+    assert batches[0] == 1
+    assert batches[1] > 1, "the budget cut nothing"
+    whole, parts = trained(at_once), trained(in_parts)
+    assert relative_gap(parts, whole) < 1e-4
+    for ours, theirs in zip(in_parts.state.log_history[:2], at_once.state.log_history[:2], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"pairs_per_second", "tokens_per_second"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     plain = trained(make(tmp_path / "a"))
     checkpointed = trained(make(tmp_path / "b", activation_checkpointing=True))

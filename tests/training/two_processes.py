@@ -16,7 +16,7 @@ from tests.training.test_trainer import make
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     os.environ["BAPO_CACHE"] = str(folder / "cache")
-    trainer = make(folder / "two", per_device_train_batch_size=2, sampler="by-pair")
+    trainer = make(folder / "two", per_device_train_batch_size=2, sampler="by-pair", max_batch_tokens=20)
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save(

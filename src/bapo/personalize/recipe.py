@@ -65,6 +65,7 @@ class TrainingSection(Section):
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 does not clip")
     batch_pairs: int = Field(8, ge=1, description="pairs per optimizer step and process")
+    max_batch_tokens: int = Field(4096, ge=1, description="input tokens in memory at once; changes no result")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step, each of batch_pairs pairs")
     epochs: float | None = Field(None, gt=0, description="passes over the pairs; enough for 40 steps by default")
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")

@@ -119,54 +119,76 @@ class PairBatch:
         return pairs, bases
 
 
+def join(batches: Sequence[PairBatch]) -> PairBatch:
+    """One batch of the pairs of several."""
+    starts = [0]
+    for batch in batches:
+        starts.append(starts[-1] + sum(len(group.responses) for group in batch.groups))
+    placed = list(zip(batches, starts, strict=False))
+    return PairBatch(
+        groups=tuple(group for batch in batches for group in batch.groups),
+        chosen_B=torch.cat([batch.chosen_B + start for batch, start in placed]),
+        rejected_B=torch.cat([batch.rejected_B + start for batch, start in placed]),
+        ref_chosen_B=torch.cat([batch.ref_chosen_B for batch in batches]),
+        ref_rejected_B=torch.cat([batch.ref_rejected_B for batch in batches]),
+        base_K=tuple(base + start for batch, start in placed for base in batch.base_K),
+        base_ref_T=torch.cat([batch.base_ref_T for batch in batches]),
+        base_weight_K=torch.cat([batch.base_weight_K for batch in batches]),
+    )
+
+
 class Collator:
-    """Turns (group, pair) indices into a `PairBatch`.
+    """Turns (group, pair) indices into the `PairBatch`es of a micro-batch.
 
     Args:
         preferences: the anchored groups that the indices speak of.
         with_base: whether base responses are part of the batch.
+        max_tokens: input tokens of one `PairBatch`; prompts beyond that go into the next one (a larger one alone).
     """
 
-    def __init__(self, preferences: AnchoredPreferences, *, with_base: bool) -> None:
+    def __init__(self, preferences: AnchoredPreferences, *, with_base: bool, max_tokens: int | None = None) -> None:
         self.preferences = preferences
         self.with_base = with_base
+        self.max_tokens = max_tokens
 
-    def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, PairBatch]:
-        """The batch, under the one key that the trainer looks for."""
+    def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, tuple[PairBatch, ...]]:
+        """The batches, under the one key that the trainer looks for."""
         pairs_of: dict[int, list[int]] = {}
         for group, pair in items:
             pairs_of.setdefault(group, []).append(pair)
-        return {"batch": self.collate([(self.preferences.groups[g], own) for g, own in pairs_of.items()])}
+        collated = [self._of_group(self.preferences.groups[group], own) for group, own in pairs_of.items()]
+        return {"batches": tuple(join(own) for own in self._within_budget(collated))}
+
+    def _within_budget(self, batches: Sequence[PairBatch]) -> Iterator[list[PairBatch]]:
+        together: list[PairBatch] = []
+        used = 0
+        for batch in batches:
+            if together and self.max_tokens is not None and used + batch.tokens > self.max_tokens:
+                yield together
+                together, used = [], 0
+            together.append(batch)
+            used += batch.tokens
+        yield together
 
     def collate(self, chosen_groups: Sequence[tuple[AnchoredGroup, Sequence[int]]]) -> PairBatch:
-        """The batch of the given pairs of the given groups."""
-        groups: list[TokenGroup] = []
-        chosen, rejected, ref_chosen, ref_rejected = [], [], [], []
-        bases: list[int] = []
-        base_ref: list[float] = []
-        weights: list[float] = []
-        total = 0
-        for group, own_pairs in chosen_groups:
-            place: dict[TokenIds, int] = {}
-            responses, refs = group.tokens.responses, group.ref_logps
-            for c, r in (group.pairs[p] for p in own_pairs):
-                chosen.append(total + place.setdefault(responses[c], len(place)))
-                rejected.append(total + place.setdefault(responses[r], len(place)))
-                ref_chosen.append(refs[c])
-                ref_rejected.append(refs[r])
-            for base in group.bases if self.with_base else ():
-                bases.append(total + place.setdefault(base.ids, len(place)))
-                base_ref += base.ref_tokens
-                weights.append(len(own_pairs) / len(group.bases))
-            groups.append(TokenGroup(group.tokens.prompt, tuple(place)))
-            total += len(place)
+        """One batch of the given pairs of the given groups."""
+        return join([self._of_group(group, pairs) for group, pairs in chosen_groups])
+
+    def _of_group(self, group: AnchoredGroup, own_pairs: Sequence[int]) -> PairBatch:
+        place: dict[TokenIds, int] = {}
+        responses, refs = group.tokens.responses, torch.tensor(group.ref_logps, dtype=torch.float32)
+        pairs = [group.pairs[p] for p in own_pairs]
+        chosen = [place.setdefault(responses[c], len(place)) for c, _ in pairs]
+        rejected = [place.setdefault(responses[r], len(place)) for _, r in pairs]
+        bases = group.bases if self.with_base else ()
+        base_K = tuple(place.setdefault(base.ids, len(place)) for base in bases)
         return PairBatch(
-            groups=tuple(groups),
+            groups=(TokenGroup(group.tokens.prompt, tuple(place)),),
             chosen_B=torch.tensor(chosen),
             rejected_B=torch.tensor(rejected),
-            ref_chosen_B=torch.tensor(ref_chosen, dtype=torch.float32),
-            ref_rejected_B=torch.tensor(ref_rejected, dtype=torch.float32),
-            base_K=tuple(bases),
-            base_ref_T=torch.tensor(base_ref, dtype=torch.float32),
-            base_weight_K=torch.tensor(weights, dtype=torch.float32),
+            ref_chosen_B=refs[[c for c, _ in pairs]],
+            ref_rejected_B=refs[[r for _, r in pairs]],
+            base_K=base_K,
+            base_ref_T=torch.tensor([logp for base in bases for logp in base.ref_tokens], dtype=torch.float32),
+            base_weight_K=torch.full((len(bases),), len(pairs) / max(1, len(bases))),
         )

@@ -27,6 +27,8 @@ class BAPOConfig(TrainingArguments):
         anchor_strength: lambda of equation 6; used by bapo only.
         objective_settings: further settings of the objective, e.g. {"penalty": 50} for dpop.
         sampler: by-prompt keeps the pairs of a prompt together, which shares the most; by-pair shuffles pairs.
+        max_batch_tokens: input tokens in memory at once; a micro-batch with more is computed in several passes, which
+            changes memory and speed and no number.
         max_prompt_tokens: a longer prompt is dropped, and counted.
         max_response_tokens: a longer response is cut without an end token, and counted.
         max_length: bound on prompt and response together, as in TRL; None for the model's own reach.
@@ -64,6 +66,7 @@ class BAPOConfig(TrainingArguments):
     anchor_strength: float = 5.0
     objective_settings: dict[str, Any] = field(default_factory=dict)
     sampler: str = "by-prompt"
+    max_batch_tokens: int = 4096
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
     max_length: int | None = None

@@ -105,7 +105,8 @@ class BAPOTrainer(Trainer):
         self._store: AnchorStore | None = None
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._work = Throughput()
-        self._part_norms_at = -1
+        self._part_gradients: dict[str, list[Tensor]] = {}
+        self._part_gradients_of = -1
         with args.main_process_first(desc="anchoring"):
             train = self._anchored(train_dataset, args)
             evals = _map_datasets(lambda data: self._anchored(data, args), eval_dataset)
@@ -113,7 +114,7 @@ class BAPOTrainer(Trainer):
         super().__init__(
             model=policy,
             args=args,
-            data_collator=Collator(train, with_base=self._with_base),
+            data_collator=Collator(train, with_base=self._with_base, max_tokens=args.max_batch_tokens),
             train_dataset=PairDataset(train),
             eval_dataset=_map_datasets(PairDataset, evals),
             processing_class=loaded.tokenizer,
@@ -154,7 +155,9 @@ class BAPOTrainer(Trainer):
         if not isinstance(dataset, PairDataset):
             dataset = PairDataset(self._anchored(dataset, self.args))
         training_collator = self.data_collator
-        self.data_collator = Collator(dataset.preferences, with_base=self._with_base)
+        self.data_collator = Collator(
+            dataset.preferences, with_base=self._with_base, max_tokens=self.args.max_batch_tokens
+        )
         try:
             return super().get_eval_dataloader(dataset)
         finally:
@@ -164,7 +167,7 @@ class BAPOTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         """Pairs in all micro-batches of a step, over all processes."""
-        pairs = torch.tensor(sum(len(sample["batch"]) for sample in batch_samples), device=device)
+        pairs = torch.tensor(sum(len(own) for sample in batch_samples for own in sample["batches"]), device=device)
         return self.accelerator.reduce(pairs, reduction="sum") if self.accelerator.num_processes > 1 else pairs
 
     def compute_loss(
@@ -174,8 +177,15 @@ class BAPOTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The objective summed over the batch's pairs, divided by the pairs of the whole step (equation 6)."""
-        batch: PairBatch = inputs["batch"]
+        """The objective summed over the pairs of all batches, divided by the pairs of the whole step (equation 6)."""
+        batches: tuple[PairBatch, ...] = inputs["batches"]
+        whole = float(num_items_in_batch) if num_items_in_batch is not None else float(sum(map(len, batches)))
+        # Gradients are averaged over processes, and this loss is already divided by the pairs of all of them.
+        share = (self.accelerator.num_processes if num_items_in_batch is not None else 1) / whole
+        loss = torch.stack([self._batch_loss(model, batch, share) for batch in batches]).sum()
+        return (loss, None) if return_outputs else loss
+
+    def _batch_loss(self, model: nn.Module, batch: PairBatch, share: float) -> Tensor:
         pairs, base = batch.split(self._score(model, batch.groups))
         parts = self.objective(pairs, base)
         self._stop_if_broken(parts)
@@ -183,14 +193,21 @@ class BAPOTrainer(Trainer):
         add_pair_metrics(self._sums[mode], pairs, parts, self.objective.beta)
         if base is not None:
             add_base_metrics(self._sums[mode], base, parts)
-        whole = float(num_items_in_batch) if num_items_in_batch is not None else float(len(batch))
-        # Gradients are averaged over processes, and this loss is already divided by the pairs of all of them.
-        share = (self.accelerator.num_processes if num_items_in_batch is not None else 1) / whole
         if mode == "train":
             self._work.add(len(batch), batch.tokens)
-            self._log_part_gradients(parts, base, share)
-        loss = self.objective.total(parts, base) * share
-        return (loss, None) if return_outputs else loss
+            self._add_part_gradients(parts, base, share)
+        return self.objective.total(parts, base) * share
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of one batch after the other, so that only one is in memory at a time."""
+        *first, last = inputs["batches"]
+        loss = torch.zeros((), device=self.args.device)
+        for batch in first:
+            with self.accelerator.no_sync(model):  # processes meet once, at the last, however many each has
+                loss += super().training_step(model, {"batches": (batch,)}, num_items_in_batch)
+        return loss + super().training_step(model, {"batches": (last,)}, num_items_in_batch)
 
     def _score(self, model: nn.Module, groups: tuple[TokenGroup, ...]) -> ResponseLogps:
         """Score through the wrapper that synchronizes gradients (DDP, FSDP), where there is one."""
@@ -221,20 +238,30 @@ class BAPOTrainer(Trainer):
         with torch.no_grad():
             return self.compute_loss(model, inputs).detach(), None, None
 
-    def _log_part_gradients(self, parts: LossParts, base: Any, share: float) -> None:
-        """Gradient norm of each part on its own, for one micro-batch every ``part_gradient_steps`` steps."""
+    def _add_part_gradients(self, parts: LossParts, base: Any, share: float) -> None:
+        """Every ``part_gradient_steps`` steps, sum up the gradient of each part on its own, over the step's batches."""
         every, step = self.args.part_gradient_steps, self.state.global_step
-        if not every or step % every or step == self._part_norms_at:
+        if not every or step % every:
             return
-        self._part_norms_at = step
+        if step != self._part_gradients_of:
+            self._finish_part_gradients()
+            self._part_gradients_of = step
         weights = [p for p in self.model.parameters() if p.requires_grad]
         losses = {"pair": parts.pair.sum() * share}
         if parts.anchor is not None:
             losses["anchor"] = self.objective.anchor_strength * (base.weight * parts.anchor).sum() * share
         for name, loss in losses.items():
-            gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-            norm = math.sqrt(sum(float(g.float().pow(2).sum()) for g in gradients if g is not None))
+            gradients = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
+            before = self._part_gradients.setdefault(name, [torch.zeros_like(g) for g in gradients])
+            for total, gradient in zip(before, gradients, strict=True):
+                total += gradient
+
+    def _finish_part_gradients(self) -> None:
+        """Log the norms of what was summed up; of this process's share of the step."""
+        for name, gradients in self._part_gradients.items():
+            norm = math.sqrt(sum(float(gradient.float().pow(2).sum()) for gradient in gradients))
             self._sums["train"].add(f"grad_norm/{name}", norm, 1)
+        self._part_gradients.clear()
 
     # ---- guards -----------------------------------------------------------------------------------------------------
 
@@ -294,6 +321,7 @@ class BAPOTrainer(Trainer):
         prefix = next(
             (key.removesuffix("_loss") for key in logs if key.startswith("eval_") and key.endswith("_loss")), None
         )
+        self._finish_part_gradients()
         sums = self._sums["train" if prefix is None else "eval"]
         merged = sums.merged(self._summed_over_processes)
         sums.clear()
@@ -310,7 +338,7 @@ class BAPOTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """About six operations per weight and input token."""
-        return 6 * inputs["batch"].tokens * sum(p.numel() for p in self.model.parameters())
+        return 6 * sum(batch.tokens for batch in inputs["batches"]) * sum(p.numel() for p in self.model.parameters())
 
 
 def _loaded(model: Any, tokenizer: Any, args: BAPOConfig) -> LoadedModel:
