@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from bapo.models import add_lora, fuse_lora
-from bapo.models.lora_update import DropoutMask, _LowRankUpdate
+from bapo.models.lora_update import SharedDropout, _LowRankUpdate
 from tests.tiny import tiny_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -56,28 +56,34 @@ def test_in_bf16_the_adapter_and_its_gradients_stay_float32():
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_gradient_is_the_derivative(masked):
     torch.manual_seed(0)
-    mask = torch.rand(3, 5) < 0.7 if masked else None
     inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 4), (3, 5), (2, 5), (4, 2))]
-    assert torch.autograd.gradcheck(lambda *own: _LowRankUpdate.apply(*own, mask, 1.7), inputs)
+    mask = torch.rand(3, 5) < 0.7 if masked else None
+
+    def update(result, x, a, b):
+        dropped = x.detach() if mask is None else x.detach() * mask
+        return _LowRankUpdate.apply(result, x, a, b, dropped, mask, 1.7)
+
+    assert torch.autograd.gradcheck(update, inputs)
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.5])
 def test_a_mask_drops_its_share_and_leaves_the_expectation(probability):
     torch.manual_seed(0)
-    mask = DropoutMask()(torch.zeros(1000, 1001), probability)
+    dropped, mask = SharedDropout()(torch.ones(1000, 1001), probability)
+    assert torch.equal(dropped, mask.float())
     deviation = (probability * (1 - probability) / mask.numel()) ** 0.5
     assert abs((~mask).double().mean().item() - probability) < 5 * deviation + 2**-16
     rows = mask.double().mean(1)  # no row or column is special
     assert rows.std().item() == pytest.approx((probability * (1 - probability) / 1001) ** 0.5, rel=0.2)
 
 
-def test_layers_that_read_the_same_input_share_a_mask_and_others_do_not():
+def test_layers_that_read_the_same_input_share_a_dropped_copy_and_others_do_not():
     torch.manual_seed(0)
-    masks, x, y = DropoutMask(), torch.zeros(64, 64), torch.zeros(64, 64)
-    first = masks(x, 0.5)
-    assert masks(x, 0.5) is first
-    assert not torch.equal(masks(y, 0.5), first)
-    assert not torch.equal(masks(x, 0.5), first)  # a later step draws anew
+    drop, x, y = SharedDropout(), torch.ones(64, 64), torch.ones(64, 64)
+    first, _ = drop(x, 0.5)
+    assert drop(x, 0.5)[0] is first
+    assert not torch.equal(drop(y, 0.5)[0], first)
+    assert not torch.equal(drop(x, 0.5)[0], first)  # a later step draws anew
 
 
 def test_dropout_follows_the_seed_and_is_off_in_evaluation():
