@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test bench lint setup clean
 
 demo: $(READY)
 	$(BIN)/bapo personalize --recipe demo --output demo-output
@@ -13,6 +13,10 @@ demo: $(READY)
 # Two processes of one thread each: tiny models gain nothing from threads, and two pools of them fight.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Training steps beside TRL's, interleaved in one run.
+bench: $(READY)
+	$(BIN)/python benchmarks/training_speed.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from bapo.evaluation.bootstrap import Estimate
 from bapo.personalize import read_recipe, stages
@@ -89,7 +89,8 @@ def progress(stage: str, done: int, total: int, note: str) -> None:
 def row(run: str, content: dict, log: list[dict]) -> tuple[str, ...]:
     held_out = {k: Estimate(**v) for k, v in content["held_out"].items() if isinstance(v, dict)}
     last = log[-10:]
-    active = [e for e in log if e.get("grad_norm/anchor", 0) > 0]
+    quiet = [e["grad_norm"] for e in log if not e.get("anchor/active")]
+    active = [e["grad_norm"] for e in log if e.get("anchor/active")]
     return (
         run,
         interval(held_out["reward_accuracy"], 100, 1, " %"),
@@ -97,10 +98,20 @@ def row(run: str, content: dict, log: list[dict]) -> tuple[str, ...]:
         interval(held_out["drift"], 1, 1),
         interval(held_out["drift_per_token"], 1, 3),
         f"{mean(e['logratios/chosen'] for e in last):.1f} / {mean(e['logratios/rejected'] for e in last):.1f}",
-        f"{mean(e['grad_norm/pair'] for e in log if 'grad_norm/pair' in e):.1f}",
-        f"{mean(e['grad_norm/anchor'] for e in active):.0f} ({len(active)})" if active else "none",
-        f"{mean(e['anchor/active'] for e in log):.2f}" if "anchor/active" in log[0] else "",
+        f"{median(quiet):.1f} ({len(quiet)})" if quiet else "none",
+        f"{median(active):.1f} ({len(active)})" if active else "none",
     )
+
+
+def parts_table(logs: dict[str, list[dict]]) -> str:
+    """Gradient norms of the two parts alone, at the measured steps where a hinge was active."""
+    rows = []
+    for run, log in logs.items():
+        both = [e for e in log if e.get("grad_norm/anchor", 0) > 0]
+        if both:
+            norms = [[e[f"grad_norm/{part}"] for e in both] for part in ("pair", "anchor")]
+            rows.append((run, str(len(both)), *(f"{median(own):.1f}" for own in norms)))
+    return markdown_table(("run", "steps measured", "pair loss, median", "anchor (times its strength), median"), rows)
 
 
 HEADER = (
@@ -109,10 +120,9 @@ HEADER = (
     "margin (nats)",
     "drift (nats/response)",
     "drift (nats/token)",
-    "chosen / rejected log-ratio, last 10 steps",
-    "gradient norm of the pair loss",
-    "of an active anchor (steps measured)",
-    "hinges active",
+    "chosen / rejected log-ratio in training, last 10 steps",
+    "gradient norm of a step, no hinge active, median (steps)",
+    "some hinge active",
 )
 
 
@@ -128,6 +138,7 @@ def main() -> None:
         found[run] = do(run, arguments.output)
         logs[run] = list(stages.read_run(arguments.output / run).log)
     print(markdown_table(HEADER, [row(run, found[run], logs[run]) for run in found]))
+    print(parts_table(logs))
     for seed in (0, 1):
         shown = {name: logs[f"{name}-seed{seed}"] for name in TWO_SEEDS if f"{name}-seed{seed}" in logs}
         if shown:

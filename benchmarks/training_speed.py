@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -41,7 +41,14 @@ BETA, STRENGTH = 0.1, 5.0
 LONG_PROMPT, LONG_RESPONSE = 1500, 100
 ADAPTER_SCALE = 0.02  # of the random adapter with which both sides' losses are compared
 
-Step = Callable[[], torch.Tensor]
+
+@dataclass(frozen=True)
+class Side:
+    """A model that is trained: its loss over the whole workload, and that loss's forward and backward."""
+
+    model: Any
+    loss: Callable[[], torch.Tensor]
+    backward: Callable[[], None]
 
 
 def workload_groups(workload: str, prompts: int, model: LoadedModel) -> AnchoredPreferences:
@@ -78,17 +85,22 @@ def _random_group(model: LoadedModel, seed: int) -> AnchoredGroup:
 # ---- the two sides ---------------------------------------------------------------------------------------------------
 
 
-def bapo_step(data: AnchoredPreferences, loaded: LoadedModel, folder: str) -> tuple[Any, Step]:
-    """The model and a function that computes the loss of the whole workload."""
+def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str) -> Side:
+    """Our trainer, with its default bound on the tokens in memory at once."""
     settings = BAPOConfig(
         output_dir=folder, use_cpu=True, beta=BETA, anchor="sequence", anchor_strength=STRENGTH, disable_tqdm=True
     )
     trainer = BAPOTrainer(add_lora(loaded.model), args=settings, train_dataset=data, processing_class=loaded.tokenizer)
     batch = trainer.data_collator(trainer.train_dataset.items)
-    return trainer.model, lambda: trainer.compute_loss(trainer.model, dict(batch))
+
+    def backward() -> None:
+        for part in batch["batches"]:
+            trainer.compute_loss(trainer.model, {"batches": (part,)}, num_items_in_batch=data.pair_count).backward()
+
+    return Side(trainer.model, lambda: trainer.compute_loss(trainer.model, batch), backward)
 
 
-def trl_step(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, precomputed: bool) -> tuple[Any, Step]:
+def trl_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, precomputed: bool) -> Side:
     """TRL's own trainer, loss and collator, with the base responses as one more padded batch."""
     import trl
     from datasets import Dataset
@@ -125,7 +137,7 @@ def trl_step(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, pre
                 reference = _padded_logps(trainer.model, bases)
         return pair_loss + STRENGTH * F.relu(reference - _padded_logps(trainer.model, bases)).mean()
 
-    return trainer.model, loss
+    return Side(trainer.model, loss, lambda: loss().backward())
 
 
 def _padded_logps(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -135,23 +147,23 @@ def _padded_logps(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(**inputs, use_cache=False, labels=labels, fused_lm_head=True).log_probs.sum(dim=1)
 
 
-def make_side(side: str, workload: str, prompts: int) -> tuple[Any, Step, AnchoredPreferences]:
+def make_side(side: str, workload: str, prompts: int) -> tuple[Side, AnchoredPreferences]:
     """A fresh model with a fresh adapter, and its loss."""
     loaded = load_model("smollm2")
     data = workload_groups(workload, prompts, loaded)
     folder = tempfile.mkdtemp()
     if side == "bapo":
-        return *bapo_step(data, loaded, folder), data
-    return *trl_step(data, loaded, folder, precomputed=side == "trl-precomputed"), data
+        return bapo_side(data, loaded, folder), data
+    return trl_side(data, loaded, folder, precomputed=side == "trl-precomputed"), data
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def train_step(model: Any, loss: Step, optimizer: torch.optim.Optimizer) -> float:
+def train_step(side: Side, optimizer: torch.optim.Optimizer) -> float:
     """Seconds of one step."""
     start = time.perf_counter()
-    loss().backward()
+    side.backward()
     optimizer.step()
     optimizer.zero_grad()
     return time.perf_counter() - start
@@ -162,9 +174,9 @@ def optimizer_of(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
 
 
-def compared_loss(model: Any, loss: Step) -> float:
+def compared_loss(side: Side) -> float:
     """The loss without dropout, under an adapter that is random and the same on every side."""
-    generator = torch.Generator().manual_seed(0)
+    model, generator = side.model, torch.Generator().manual_seed(0)
     weights = sorted((n.split("base_model")[-1], p) for n, p in model.named_parameters() if p.requires_grad)
     before = [p.detach().clone() for _, p in weights]
     with torch.no_grad():
@@ -172,7 +184,7 @@ def compared_loss(model: Any, loss: Step) -> float:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * ADAPTER_SCALE)
     model.eval()
     with torch.no_grad():
-        found = float(loss())
+        found = float(side.loss())
     model.train()
     with torch.no_grad():
         for (_, parameter), old in zip(weights, before, strict=True):
@@ -180,11 +192,11 @@ def compared_loss(model: Any, loss: Step) -> float:
     return found
 
 
-def counted_operations(model: Any, loss: Step) -> float:
+def counted_operations(side: Side) -> float:
     """Operations of forward and backward by torch's own counter."""
     with FlopCounterMode(display=False) as counter:
-        loss().backward()
-    model.zero_grad()
+        side.backward()
+    side.model.zero_grad()
     return float(counter.get_total_flops())
 
 
@@ -206,38 +218,42 @@ def step_memory(side: str, workload: str, prompts: int) -> float:
     return float(json.loads(out.splitlines()[-1])["bytes"])
 
 
-def report_memory(side: str, workload: str, prompts: int) -> None:
-    """What `step_memory` asks a child process for."""
-    model, loss, _ = make_side(side, workload, prompts)
-    optimizer = optimizer_of(model)
-    model.train()
+def memory_of(work: Callable[[], object]) -> float:
+    """Bytes by which this process grows at its peak while it works (Linux)."""
     with open("/proc/self/statm") as file:
         before = int(file.read().split()[1]) * resource.getpagesize()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts anew
-    for _ in range(2):
-        train_step(model, loss, optimizer)
+    work()
     with open("/proc/self/status") as file:
         peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    print(json.dumps({"bytes": peak - before}))
+    return float(peak - before)
+
+
+def report_memory(side: str, workload: str, prompts: int) -> None:
+    """What `step_memory` asks a child process for."""
+    made, _ = make_side(side, workload, prompts)
+    optimizer = optimizer_of(made.model)
+    made.model.train()
+    print(json.dumps({"bytes": memory_of(lambda: [train_step(made, optimizer) for _ in range(2)])}))
 
 
 def measure(workload: str, prompts: int, repeats: int) -> None:
     """Run all sides of a workload and print its table."""
     made = {side: make_side(side, workload, prompts) for side in SIDES}
-    optimizers = {side: optimizer_of(made[side][0]) for side in SIDES}
-    losses = {side: compared_loss(*made[side][:2]) for side in SIDES}
-    operations = {side: counted_operations(*made[side][:2]) for side in SIDES}
+    optimizers = {side: optimizer_of(made[side][0].model) for side in SIDES}
+    losses = {side: compared_loss(made[side][0]) for side in SIDES}
+    operations = {side: counted_operations(made[side][0]) for side in SIDES}
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     peaks = []
     for repeat in range(repeats + 1):  # the first warms up
         peaks.append(measured_peak())
         for side in SIDES:
-            took = train_step(*made[side][:2], optimizers[side])
+            took = train_step(made[side][0], optimizers[side])
             print(f"  {workload} {side} {took:.2f} s{'' if repeat else ' (warm-up)'}", file=sys.stderr, flush=True)
             if repeat:
                 seconds[side].append(took)
-    data = made["bapo"][2]
+    _, data = made["bapo"]
     pairs = data.pair_count
     made.clear()
     rows = []

@@ -57,7 +57,7 @@ class TrainingSection(Section):
 
     objective: str = Field("bapo", description="bapo, dpo, ipo, ipo-summed, dpop, orpo or rso")
     beta: float | None = Field(None, gt=0, description="temperature; None is the objective's own default")
-    anchor: str = Field("sequence", description="sequence (the paper's), token, or length-normalized")
+    anchor: str = Field("length-normalized", description="length-normalized, sequence (the paper's), or token")
     anchor_strength: float = Field(5.0, ge=0, description="lambda of equation 6")
     objective_settings: dict[str, float] = Field(default_factory=dict, description="e.g. penalty: 50 for dpop")
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")

@@ -23,7 +23,8 @@ class BAPOConfig(TrainingArguments):
     Attributes:
         objective: bapo, dpo, ipo, ipo-summed, dpop, orpo or rso.
         beta: the objective's temperature; None takes the objective's own default (0.1 for dpo and bapo).
-        anchor: how the base response is anchored: sequence (the paper's equation 5), token, or length-normalized.
+        anchor: how the base response is anchored: length-normalized (the default, see docs/dsp-literature.md), sequence
+            (the paper's equation 5), or token.
         anchor_strength: lambda of equation 6; used by bapo only.
         objective_settings: further settings of the objective, e.g. {"penalty": 50} for dpop.
         sampler: by-prompt keeps the pairs of a prompt together, which shares the most; by-pair shuffles pairs.
@@ -62,7 +63,7 @@ class BAPOConfig(TrainingArguments):
 
     objective: str = "bapo"
     beta: float | None = None
-    anchor: str = "sequence"
+    anchor: str = "length-normalized"
     anchor_strength: float = 5.0
     objective_settings: dict[str, Any] = field(default_factory=dict)
     sampler: str = "by-prompt"
