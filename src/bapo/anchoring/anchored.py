@@ -137,6 +137,7 @@ def _generate_missing(
 ) -> None:
     known = store.bases(settings)
     done = 0
+    report("base responses", 0, len(prompts))
     for batch in plan_batches(prompts, GENERATION_BATCH):
         missing = [prompts[i] for i in batch if group_key(prompts[i]) not in known]
         if missing:
@@ -163,6 +164,7 @@ def _score_missing(
     report: OnProgress,
 ) -> None:
     total = len(tokenized.groups)
+    report("reference log-probs", 0, total)
     for start in range(0, total, SCORING_BATCH):
         wanted: list[TokenGroup] = []
         as_base: set[str] = set()

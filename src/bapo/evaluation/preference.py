@@ -73,10 +73,11 @@ def evaluate_preferences(
     """
     scorer = ResponseScorer(model)
     scores: list[PromptScores] = []
+    tell = on_progress or (lambda done, total: None)
+    tell(0, len(held_out.groups))
     for start in range(0, len(held_out.groups), _GROUPS_AT_ONCE):
         scores += _score(scorer, held_out.groups[start : start + _GROUPS_AT_ONCE])
-        if on_progress is not None:
-            on_progress(len(scores), len(held_out.groups))
+        tell(len(scores), len(held_out.groups))
     return report(scores), scores
 
 

@@ -318,6 +318,9 @@ def _progress_callback(stage: str, on_progress: OnProgress) -> Any:
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            on_progress(stage, state.global_step, state.max_steps, "")
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             logs = logs or {}
             shown = {"loss": "loss", "rewards/accuracies": "accuracy", "logratios/base": "drift"}
