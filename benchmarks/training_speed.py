@@ -192,11 +192,10 @@ def compared_loss(side: Side) -> float:
     return found
 
 
-def counted_operations(side: Side) -> float:
-    """Operations of forward and backward by torch's own counter."""
+def counted_step(side: Side, optimizer: torch.optim.Optimizer) -> float:
+    """A first step, which warms up, and the operations of its products and attentions by torch's own counter."""
     with FlopCounterMode(display=False) as counter:
-        side.backward()
-    side.model.zero_grad()
+        train_step(side, optimizer)
     return float(counter.get_total_flops())
 
 
@@ -212,7 +211,7 @@ def measured_peak() -> float:
 
 
 def step_memory(side: str, workload: str, prompts: int) -> float:
-    """Bytes that two steps add at their peak to a process that holds model, adapter and data."""
+    """Bytes that a step adds at its peak to a process that holds model, adapter and data."""
     arguments = [sys.executable, __file__, "--memory-of", side, "--workloads", workload, "--prompts", str(prompts)]
     out = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
     return float(json.loads(out.splitlines()[-1])["bytes"])
@@ -235,7 +234,7 @@ def report_memory(side: str, workload: str, prompts: int) -> None:
     made, _ = make_side(side, workload, prompts)
     optimizer = optimizer_of(made.model)
     made.model.train()
-    print(json.dumps({"bytes": memory_of(lambda: [train_step(made, optimizer) for _ in range(2)])}))
+    print(json.dumps({"bytes": memory_of(lambda: train_step(made, optimizer))}))
 
 
 def measure(workload: str, prompts: int, repeats: int) -> None:
@@ -243,16 +242,15 @@ def measure(workload: str, prompts: int, repeats: int) -> None:
     made = {side: make_side(side, workload, prompts) for side in SIDES}
     optimizers = {side: optimizer_of(made[side][0].model) for side in SIDES}
     losses = {side: compared_loss(made[side][0]) for side in SIDES}
-    operations = {side: counted_operations(made[side][0]) for side in SIDES}
+    operations = {side: counted_step(made[side][0], optimizers[side]) for side in SIDES}
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     peaks = []
-    for repeat in range(repeats + 1):  # the first warms up
+    for _ in range(repeats):
         peaks.append(measured_peak())
         for side in SIDES:
             took = train_step(made[side][0], optimizers[side])
-            print(f"  {workload} {side} {took:.2f} s{'' if repeat else ' (warm-up)'}", file=sys.stderr, flush=True)
-            if repeat:
-                seconds[side].append(took)
+            print(f"  {workload} {side} {took:.2f} s", file=sys.stderr, flush=True)
+            seconds[side].append(took)
     _, data = made["bapo"]
     pairs = data.pair_count
     made.clear()
