@@ -87,8 +87,8 @@ def _show(result: Personalization) -> None:
         title=f"{result.source}: {first.pairs} held-out pairs of {first.prompts} prompts, 95 % intervals over prompts",
     )
     out.print(
-        "Reward accuracy and margin say how well the preference was learned; drift says how much less likely the\n"
-        "model's own answers became (0 is nothing forgotten, more negative is more).",
+        "Reward accuracy and margin say how well the preference was learned. Drift says how much likelier the model's "
+        "own earlier answers became: below 0 they were forgotten.",
         highlight=False,
     )
     print_counts(result.counts)
