@@ -3,8 +3,9 @@
 Workloads: all pairs of a few prompts (grouped), pairs of different prompts (by-pair), prompts of 1,500 tokens (long).
 A step is forward, backward and AdamW for LoRA r 32 on all linear layers of the bf16 model. Printed for each side: the
 median step with its range, pairs per second, the ratio to both modes of TRL, the peak memory that a step adds (in a
-process of its own), the operations counted, their share of the measured matrix-product peak, and the loss, without
-dropout, after the same step. DSP literature is used where BAPO_DATA is set, the packaged starter preferences otherwise.
+process of its own), the operations counted, their share of the measured matrix-product peak, and the loss that each
+side computes in float32, without dropout, under one random adapter. DSP literature is used where BAPO_DATA is set, the
+packaged starter preferences otherwise.
 
     python benchmarks/training_speed.py [--workloads grouped by-pair long] [--repeats 3] [--prompts 2]
 """
@@ -30,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
 from bapo.likelihood import ResponseScorer, TokenGroup
-from bapo.models import LoadedModel, add_lora, load_model, lora_config
+from bapo.models import LoadedModel, Precision, add_lora, load_model, lora_config
 from bapo.personalize import read_recipe, stages
 from bapo.reporting import markdown_table
 from bapo.training import BAPOConfig, BAPOTrainer
@@ -107,7 +108,14 @@ def trl_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, pre
 
     trainer = trl.DPOTrainer(
         loaded.model,
-        args=trl.DPOConfig(output_dir=folder, use_cpu=True, bf16=True, beta=BETA, report_to="none", max_length=None),
+        args=trl.DPOConfig(
+            output_dir=folder,
+            use_cpu=True,
+            bf16=loaded.precision == "bf16",
+            beta=BETA,
+            report_to="none",
+            max_length=None,
+        ),
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=loaded.tokenizer,
         peft_config=lora_config(),
@@ -147,9 +155,11 @@ def _padded_logps(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(**inputs, use_cache=False, labels=labels, fused_lm_head=True).log_probs.sum(dim=1)
 
 
-def make_side(side: str, workload: str, prompts: int) -> tuple[Side, AnchoredPreferences]:
+def make_side(
+    side: str, workload: str, prompts: int, precision: Precision = "bf16"
+) -> tuple[Side, AnchoredPreferences]:
     """A fresh model with a fresh adapter, and its loss."""
-    loaded = load_model("smollm2")
+    loaded = load_model("smollm2", precision=precision)
     data = workload_groups(workload, prompts, loaded)
     folder = tempfile.mkdtemp()
     if side == "bapo":
@@ -239,9 +249,9 @@ def report_memory(side: str, workload: str, prompts: int) -> None:
 
 def measure(workload: str, prompts: int, repeats: int) -> None:
     """Run all sides of a workload and print its table."""
+    losses = {side: compared_loss(make_side(side, workload, prompts, "float32")[0]) for side in SIDES}
     made = {side: make_side(side, workload, prompts) for side in SIDES}
     optimizers = {side: optimizer_of(made[side][0].model) for side in SIDES}
-    losses = {side: compared_loss(made[side][0]) for side in SIDES}
     operations = {side: counted_step(made[side][0], optimizers[side]) for side in SIDES}
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     peaks = []
@@ -275,7 +285,7 @@ def measure(workload: str, prompts: int, repeats: int) -> None:
             )
         )
     header = ("side", "step", "pairs/s", "faster than TRL online", "than TRL precomputed", "memory added")
-    header += ("GFLOP", "of peak", "loss")
+    header += ("GFLOP", "of peak", "loss (float32)")
     print(
         f"\n{data.name}: {pairs} pairs of {len(data.groups)} prompts, {repeats} repeats, "
         f"peak {max(peaks) / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads\n"
