@@ -36,10 +36,11 @@ from bapo.personalize import read_recipe, stages
 from bapo.reporting import markdown_table
 from bapo.training import BAPOConfig, BAPOTrainer
 
-SIDES = ("trl-online", "trl-precomputed", "bapo")
+SIDES = ("trl-online", "trl-precomputed", "bapo", "bapo-small")
 WORKLOADS = ("grouped", "by-pair", "long")
 BETA, STRENGTH = 0.1, 5.0
 LONG_PROMPT, LONG_RESPONSE = 1500, 100
+SMALL_BATCH = 1024  # input tokens in memory at once on the side bapo-small
 ADAPTER_SCALE = 0.02  # of the random adapter with which both sides' losses are compared
 
 
@@ -86,10 +87,17 @@ def _random_group(model: LoadedModel, seed: int) -> AnchoredGroup:
 # ---- the two sides ---------------------------------------------------------------------------------------------------
 
 
-def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str) -> Side:
-    """Our trainer, with its default bound on the tokens in memory at once."""
+def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, small: bool) -> Side:
+    """Our trainer, with its default bound on the tokens in memory at once or a small one."""
+    bound = {"max_batch_tokens": SMALL_BATCH} if small else {}
     settings = BAPOConfig(
-        output_dir=folder, use_cpu=True, beta=BETA, anchor="sequence", anchor_strength=STRENGTH, disable_tqdm=True
+        output_dir=folder,
+        use_cpu=True,
+        beta=BETA,
+        anchor="sequence",
+        anchor_strength=STRENGTH,
+        disable_tqdm=True,
+        **bound,
     )
     trainer = BAPOTrainer(add_lora(loaded.model), args=settings, train_dataset=data, processing_class=loaded.tokenizer)
     batch = trainer.data_collator(trainer.train_dataset.items)
@@ -162,8 +170,8 @@ def make_side(
     loaded = load_model("smollm2", precision=precision)
     data = workload_groups(workload, prompts, loaded)
     folder = tempfile.mkdtemp()
-    if side == "bapo":
-        return bapo_side(data, loaded, folder), data
+    if side.startswith("bapo"):
+        return bapo_side(data, loaded, folder, small=side == "bapo-small"), data
     return trl_side(data, loaded, folder, precomputed=side == "trl-precomputed"), data
 
 

@@ -1,8 +1,8 @@
-"""Attention by segments: each response attends to its prompt and to itself, in any architecture of `transformers`.
+"""Attention by segments: each attends to itself and what stands above it, in any architecture of `transformers`.
 
-Registered in `transformers`' attention interface, so that one function serves every model that dispatches through it.
-Two kernels compute the same numbers: "split" calls scaled dot product attention once a segment and runs anywhere;
-"flex" hands the whole row to torch's flex attention, one launch a layer, for CUDA. A model call without ``segments``
+Registered in `transformers`' attention interface, so one function serves every model that dispatches through it. Two
+kernels compute the same numbers: "split" calls scaled dot product attention once a segment and runs anywhere; "flex"
+hands the whole row to torch's flex attention, one launch a layer, for CUDA. A model call without ``segments``
 (generation, say) behaves as `transformers`' own SDPA attention does.
 """
 
@@ -28,6 +28,9 @@ SEGMENT_ATTENTION = "bapo_segments"
 
 KERNELS = ("flex", "split")
 """Ways to compute the same attention, the one that is tried first on a device that has it standing first."""
+
+QUERIES_AT_ONCE = 256
+"""Queries whose attention weights are held at once in a backward pass."""
 
 # Arguments that change what attention computes and that this function does not know.
 _UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
@@ -115,7 +118,7 @@ def kernels_for(device: torch.device) -> tuple[str, ...]:
 def flex_agrees(device: torch.device) -> bool:
     """Whether flex attention runs on the device and gives split's outputs and gradients on a small row."""
     generator = torch.Generator().manual_seed(0)
-    segments = Segments(((5, (3, 4)), (6, (2,))))
+    segments = Segments((5, 3, 4, 6, 2), (-1, 0, 0, -1, 3))
     inputs = [torch.randn(1, heads, 20, 16, generator=generator).to(device).requires_grad_() for heads in (4, 2, 2)]
     found = []
     try:
@@ -138,29 +141,126 @@ def _split(
     segments: Segments,
     dropout: float = 0.0,
 ) -> Tensor:
-    """One attention call a segment: a prompt over itself, a response over its prompt and itself."""
+    """One attention call a segment, over itself and what stands above it."""
+    if softcap is None and dropout == 0.0:
+        scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+        output: Tensor = _SplitAttention.apply(query, key, value, scale, sliding_window, segments)
+        return output
     heads_per_key = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, heads_per_key), repeat_kv(value, heads_per_key)
-    lengths = segments.lengths
-    queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
-
     outputs: list[Tensor] = []
-    for prompt_length, response_lengths in segments.groups:
-        at_prompt = len(outputs)
-        for at, length in enumerate((prompt_length, *response_lengths), start=at_prompt):
-            own = at == at_prompt
-            key_at = keys[at] if own else torch.cat((keys[at_prompt], keys[at]), dim=2)
-            value_at = values[at] if own else torch.cat((values[at_prompt], values[at]), dim=2)
-            windowed = sliding_window is not None and sliding_window < key_at.shape[2]
-            mask = (
-                None
-                if own and not windowed
-                else segments.mask(length, key_at.shape[2], sliding_window if windowed else None, query.device)
-            )
-            outputs.append(
-                _attend(queries[at], key_at, value_at, mask, scaling, dropout, softcap) if length else queries[at]
-            )
+    for seen in segments.seen():
+        own = seen[-1]
+        if own.start == own.stop:
+            continue
+        keys, values = (repeat_kv(_at(tensor, seen), heads_per_key) for tensor in (key, value))
+        mask = _mask(segments, own.stop - own.start, keys.shape[2], sliding_window, query.device)
+        outputs.append(_attend(query[:, :, own], keys, values, mask, scaling, dropout, softcap))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _at(tensor: Tensor, seen: tuple[slice, ...]) -> Tensor:
+    """The seen places of (1, heads, T, dim), side by side."""
+    return tensor[:, :, seen[0]] if len(seen) == 1 else torch.cat([tensor[:, :, place] for place in seen], dim=2)
+
+
+def _mask(segments: Segments, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """What the last ``queries`` of the ``keys`` may see; None where that is all that is causal, in a square."""
+    windowed = window is not None and window < keys
+    return segments.mask(queries, keys, window if windowed else None, device) if windowed or queries < keys else None
+
+
+class _SplitAttention(torch.autograd.Function):
+    """Attention by segments whose backward is plain matrix products.
+
+    Forward is scaled dot product attention. Its own backward for the CPU is several times slower than the products that
+    it consists of, so here the weights are computed again from query and key, for a bounded number of queries at once,
+    and the query heads of a key head are one product. Kept for it are query, key, value and output, nothing else.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        sliding_window: int | None,
+        segments: Segments,
+    ) -> Tensor:
+        heads_per_key = query.shape[1] // key.shape[1]
+        output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+        for seen in segments.seen():
+            own = seen[-1]
+            if own.start == own.stop:
+                continue
+            keys, values = (repeat_kv(_at(tensor, seen), heads_per_key) for tensor in (key, value))
+            mask = _mask(segments, own.stop - own.start, keys.shape[2], sliding_window, query.device)
+            output[:, own] = _attend(query[:, :, own], keys, values, mask, scale, 0.0, None).transpose(1, 2)
+        ctx.save_for_backward(query, key, value)
+        ctx.scale, ctx.window, ctx.segments = scale, sliding_window, segments
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = ctx.saved_tensors
+        key_heads, heads_per_key = key.shape[1], query.shape[1] // key.shape[1]
+        gradient = upstream[0].transpose(1, 2)
+        of_query = torch.empty_like(query)
+        # Several responses add to the gradient of their prompt, so the sums are kept in full precision.
+        precise = torch.promote_types(key.dtype, torch.float32)
+        of_key, of_value = torch.zeros_like(key, dtype=precise), torch.zeros_like(value, dtype=precise)
+
+        def by_key_head(tensor: Tensor, place: slice) -> Tensor:
+            return tensor[0, :, place].reshape(key_heads, -1, tensor.shape[-1])
+
+        for seen in ctx.segments.seen():
+            own = seen[-1]
+            keys, values = _at(key, seen)[0], _at(value, seen)[0]
+            before = keys.shape[1] - (own.stop - own.start)
+            of_keys, of_values = torch.zeros_like(keys, dtype=precise), torch.zeros_like(values, dtype=precise)
+            for start in range(own.start, own.stop, QUERIES_AT_ONCE):
+                rows = slice(start, min(start + QUERIES_AT_ONCE, own.stop))
+                reach = before + rows.stop - own.start
+                allowed = ctx.segments.mask(rows.stop - rows.start, reach, ctx.window, key.device)
+                pushed_query, pushed_keys, pushed_values = _attention_gradients(
+                    by_key_head(query, rows),
+                    keys[:, :reach],
+                    values[:, :reach],
+                    by_key_head(gradient, rows),
+                    allowed,
+                    ctx.scale,
+                )
+                of_query[0, :, rows] = pushed_query.view(key_heads * heads_per_key, -1, query.shape[-1])
+                of_keys[:, :reach] += pushed_keys
+                of_values[:, :reach] += pushed_values
+            at = 0
+            for place in seen:
+                end = at + place.stop - place.start
+                of_key[0, :, place] += of_keys[:, at:end]
+                of_value[0, :, place] += of_values[:, at:end]
+                at = end
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
+
+
+def _attention_gradients(
+    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, allowed: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of softmax(scale * query key^T) value.
+
+    Args:
+        query: (key heads, query heads of a key head * queries, dim).
+        key: (key heads, keys, dim).
+        value: (key heads, keys, dim).
+        gradient: of the attention's output, shaped as the query.
+        allowed: (queries, keys).
+        scale: factor on the scores.
+    """
+    scores = torch.bmm(query, key.mT).mul_(scale)
+    scores.view(key.shape[0], -1, *allowed.shape).masked_fill_(~allowed, -torch.inf)
+    weights = scores.softmax(-1)
+    of_weights = torch.bmm(gradient, value.mT)
+    of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(scale)
+    return torch.bmm(of_scores, key), torch.bmm(of_scores.mT, query), torch.bmm(weights.mT, gradient)
 
 
 def _flex(
@@ -178,11 +278,10 @@ def _flex(
 
     name = ("flex", sliding_window, query.device)
     if name not in segments.masks:
-        segment, prompt, position = segments.owners(query.device)
+        segment, position, sees = segments.owners(query.device)
 
         def attends(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            own = (segment[k] == segment[q]) | (segment[k] == prompt[q])
-            allowed = own & (k <= q)
+            allowed = sees[segment[q], segment[k]] & (k <= q)
             return allowed if sliding_window is None else allowed & (position[q] - position[k] < sliding_window)
 
         tokens = query.shape[2]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MB in float32, which allocators keep and reuse
+CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MB in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +57,15 @@ def response_logps(hidden_PD: Tensor, head: Any, target_P: Tensor, rule: LogitRu
     Returns:
         (P,) nats, float32, differentiable.
     """
-    frozen = (
-        type(head) is nn.Linear and not head.weight.requires_grad and (head.bias is None or not head.bias.requires_grad)
-    )
-    if frozen:
+    trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
+    if type(head) is nn.Linear and not trained:
         return _FrozenHead.apply(hidden_PD, head.weight, head.bias, target_P, rule)
 
     def of_chunk(hidden: Tensor, target: Tensor) -> Tensor:
         logits = rule(head(hidden))
-        return logits.gather(-1, target[:, None])[:, 0] - logits.logsumexp(-1)
+        top = logits.detach().amax(-1, keepdim=True)  # the arithmetic of the frozen head, so that rounding agrees too
+        total = (logits - top).exp().sum(-1, keepdim=True)
+        return (logits.gather(-1, target[:, None]) - top - total.log())[:, 0]
 
     chunk = max(1, CHUNK_ELEMENTS // head.out_features)
     return torch.cat(
@@ -86,17 +86,25 @@ class _FrozenHead(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0]
         chunk = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
         logps, gradients = [], []
-        for hidden, target in zip(hidden_PD.split(chunk), target_P.split(chunk), strict=True):
-            logits = rule(nn.functional.linear(hidden.to(weight_VD.dtype), weight_VD, bias_V))
-            log_normalizer = logits.logsumexp(-1, keepdim=True)
-            logps.append((logits.gather(-1, target[:, None]) - log_normalizer)[:, 0])
+        # Two pieces of memory serve all chunks: fresh ones would cost more time than what is computed in them.
+        rounded_CV = weight_VD.new_empty(min(chunk, len(target_P)), weight_VD.shape[0])
+        precise_CV = rounded_CV.to(torch.float32)
+        for hidden, target in zip(hidden_PD.to(weight_VD.dtype).split(chunk), target_P.split(chunk), strict=True):
+            rounded = rounded_CV[: len(target)]
+            torch.mm(hidden, weight_VD.mT, out=rounded)
+            if bias_V is not None:
+                rounded += bias_V
+            logits = rule(precise_CV[: len(target)].copy_(rounded))
+            slope = rule.slope(logits)
+            own = logits.gather(-1, target[:, None])
+            top = logits.amax(-1, keepdim=True)
+            odds = logits.sub_(top).exp_()  # softmax times its sum, in the logits' own memory
+            total = odds.sum(-1, keepdim=True)
+            logps.append((own - top - total.log())[:, 0])
             if needs_gradient:
-                slope = rule.slope(logits)
-                push = logits.sub_(log_normalizer).exp_()  # softmax - onehot, in the logits' own memory
-                push[torch.arange(len(target), device=target.device), target] -= 1
-                if rule != LogitRule():
-                    push.mul_(slope)
-                gradients.append(push.to(weight_VD.dtype) @ weight_VD)
+                expected = rounded.copy_(odds if rule == LogitRule() else odds.mul_(slope)) @ weight_VD
+                own_slope = slope.gather(-1, target[:, None]) if isinstance(slope, Tensor) else slope
+                gradients.append(expected.float() / total - weight_VD[target].float() * own_slope)
         if needs_gradient:
             ctx.save_for_backward(torch.cat(gradients))
             ctx.dtype = hidden_PD.dtype

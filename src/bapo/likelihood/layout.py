@@ -1,7 +1,8 @@
 """How prompts and their responses lie in one row of tokens.
 
-Every prompt stands once, every response once behind it, nothing is padded. The last token of a response is never an
-input (nothing is predicted from it), so a group of prompt length n and response lengths m_i takes n + sum(m_i - 1).
+Every prompt stands once, every response once behind it, nothing is padded; a header that neighbouring prompts begin
+with (the examples of a few-shot test) stands once before them all. The last token of a response is never an input
+(nothing is predicted from it), so a group of prompt length n and response lengths m_i takes n + sum(m_i - 1).
 
 Shape suffixes: T tokens in the row, P predicted (response) tokens, R responses.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,12 +26,18 @@ TokenIds = tuple[int, ...]
 class TokenGroup:
     """One prompt and the responses to score behind it, as token ids.
 
+    Attributes:
+        prompt: what stands before every response (behind the header).
+        responses: what is scored.
+        header: beginning of the prompt that neighbouring groups have in common, computed once for all of them.
+
     Raises:
         BapoError: the prompt or a response has no tokens: there is nothing to predict from, or nothing to predict.
     """
 
     prompt: TokenIds
     responses: tuple[TokenIds, ...]
+    header: TokenIds = ()
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -41,44 +49,58 @@ class TokenGroup:
 
     @property
     def cost(self) -> int:
-        """Input tokens that the group takes in a layout."""
+        """Input tokens that the group takes in a layout, its header aside."""
         return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
 
 
 @dataclass(slots=True)
 class Segments:
-    """Where each group's prompt and responses stand in the row; what attention needs to know.
+    """The tree of segments in the row: headers, the prompts behind them, the responses behind those.
+
+    A token sees the earlier tokens of its own segment and all tokens of the segments above it.
 
     Attributes:
-        groups: of each group, the prompt's length and its responses' input lengths.
+        lengths: of each segment, in row order; 0 for a response of one token, which is predicted and no input.
+        parents: index of the segment above each, -1 for none; parents come before their children.
         kernel: how attention is computed, one of `bapo.likelihood.attention.KERNELS`.
         masks: masks made so far; all layers of a forward pass share them.
     """
 
-    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...]
     kernel: str = "split"
     masks: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     @property
-    def lengths(self) -> list[int]:
-        """Lengths of all segments in row order."""
-        return [length for prompt, responses in self.groups for length in (prompt, *responses)]
+    def tokens(self) -> int:
+        """Length of the row."""
+        return sum(self.lengths)
+
+    def lines(self) -> list[list[int]]:
+        """Of each segment, the segments that it sees from the top of the tree down to itself."""
+        lines: list[list[int]] = []
+        for at, parent in enumerate(self.parents):
+            lines.append([*(lines[parent] if parent >= 0 else ()), at])
+        return lines
+
+    def seen(self) -> list[tuple[slice, ...]]:
+        """Of each segment, the places in the row that it sees; the last one is its own."""
+        ends = list(accumulate(self.lengths))
+        places = [slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
+        return [tuple(places[at] for at in line) for line in self.lines()]
 
     def owners(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every token in the row: its segment, its group's prompt segment, and its position; each (T,)."""
-        segment: list[int] = []
-        prompt: list[int] = []
+        """Of every token its segment and its position, each (T,); and (S, S), which segment sees which."""
+        lines = self.lines()
+        segment = [at for at, length in enumerate(self.lengths) for _ in range(length)]
         position: list[int] = []
-        at = 0
-        for prompt_length, responses in self.groups:
-            for number, length in enumerate((prompt_length, *responses)):
-                segment += [at + number] * length
-                prompt += [at] * length
-                start = prompt_length if number else 0
-                position += range(start, start + length)
-            at += 1 + len(responses)
-        of_segment, of_prompt, of_position = (torch.tensor(own, device=device) for own in (segment, prompt, position))
-        return of_segment, of_prompt, of_position
+        for line, length in zip(lines, self.lengths, strict=True):
+            start = sum(self.lengths[at] for at in line[:-1])
+            position += range(start, start + length)
+        sees = torch.zeros(len(lines), len(lines), dtype=torch.bool)
+        for at, line in enumerate(lines):
+            sees[at, line] = True
+        return torch.tensor(segment, device=device), torch.tensor(position, device=device), sees.to(device)
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
         """Boolean (queries, keys) mask for queries that are the last of the keys: causal, within a sliding window."""
@@ -123,21 +145,32 @@ def lay_out(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
     positions: list[int] = []
     source: list[int] = []
     target: list[int] = []
-    spans: list[tuple[int, tuple[int, ...]]] = []
+    lengths: list[int] = []
+    parents: list[int] = []
+
+    def put(tokens: Sequence[int], parent: int, start: int) -> int:
+        ids.extend(tokens)
+        positions.extend(range(start, start + len(tokens)))
+        lengths.append(len(tokens))
+        parents.append(parent)
+        return len(lengths) - 1
+
+    header: TokenIds = ()
+    above = -1
     for group in groups:
-        ids += group.prompt
-        positions += range(len(group.prompt))
+        if group.header != header:
+            header = group.header
+            above = put(header, -1, 0) if header else -1
+        prompt = put(group.prompt, above, len(header))
         last_of_prompt = len(ids) - 1
         for response in group.responses:
             source += [last_of_prompt, *range(len(ids), len(ids) + len(response) - 1)]
             target += response
-            positions += range(len(group.prompt), len(group.prompt) + len(response) - 1)
-            ids += response[:-1]
-        spans.append((len(group.prompt), tuple(len(response) - 1 for response in group.responses)))
+            put(response[:-1], prompt, len(header) + len(group.prompt))
     return Layout(
         input_ids=torch.tensor([ids], device=device),
         position_ids=torch.tensor([positions], device=device),
-        segments=Segments(tuple(spans)),
+        segments=Segments(tuple(lengths), tuple(parents)),
         source_P=torch.tensor(source, device=device),
         target_P=torch.tensor(target, device=device),
         lengths=tuple(len(response) for group in groups for response in group.responses),
@@ -149,10 +182,12 @@ def by_token_budget(groups: Sequence[TokenGroup], max_tokens: int) -> Iterator[l
     batch: list[TokenGroup] = []
     used = 0
     for group in groups:
-        if batch and used + group.cost > max_tokens:
+        shared = bool(batch) and batch[-1].header == group.header
+        added = group.cost + (0 if shared else len(group.header))
+        if batch and used + added > max_tokens:
             yield batch
-            batch, used = [], 0
+            batch, used, added = [], 0, group.cost + len(group.header)
         batch.append(group)
-        used += group.cost
+        used += added
     if batch:
         yield batch

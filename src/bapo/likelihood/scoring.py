@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Part of every cache key: raised whenever a score could come out differently."""
 
 MAX_TOKENS = 8192

@@ -3,6 +3,7 @@
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, cache_folder, embedded_gguf
 from bapo.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+from bapo.models.lean_layers import lean_layers
 from bapo.models.loading import LoadedModel, Precision, chat_format, check_adapter, keep_4bit_layout, load_model
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disable_model_dropout, lora_config
 from bapo.models.lora_update import fuse_lora
@@ -23,6 +24,7 @@ __all__ = [
     "embedded_gguf",
     "fuse_lora",
     "keep_4bit_layout",
+    "lean_layers",
     "load_model",
     "lora_config",
     "model_fingerprint",

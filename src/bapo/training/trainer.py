@@ -22,6 +22,7 @@ from bapo.models import (
     disable_model_dropout,
     fuse_lora,
     keep_4bit_layout,
+    lean_layers,
     load_model,
 )
 from bapo.objectives import LossParts
@@ -96,6 +97,7 @@ class BAPOTrainer(Trainer):
 
             policy = get_peft_model(policy, peft_config)
         fuse_lora(policy)
+        lean_layers(policy)
         if args.activation_checkpointing and hasattr(policy, "enable_input_require_grads"):
             policy.enable_input_require_grads()
         if args.disable_dropout:

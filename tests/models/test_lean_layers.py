@@ -1,0 +1,70 @@
+"""Norms and feed-forward layers that keep less: the same numbers, the same gradients, fewer bytes."""
+
+import pytest
+import torch
+
+from bapo.models import add_lora
+from bapo.models.lean_layers import lean_layers
+from tests.tiny import CONFIGS, tiny_model
+
+LEAN = {"llama", "llama-tied", "mistral-window", "qwen2", "qwen3", "granite-scaled", "phi3-fused-window"}
+
+
+def loss_of(model):
+    ids = torch.arange(3, 43)[None]
+    return model(input_ids=ids).logits.float().log_softmax(-1).square().mean()
+
+
+def kept_bytes(model) -> int:
+    """Bytes that a forward pass keeps for the backward pass, weights aside."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = loss_of(model)
+    del loss
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_is_the_same_and_gradients_agree(name, dtype):
+    plain, lean = (add_lora(tiny_model(name).to(dtype), 4, 8, 0.0, 0) for _ in range(2))
+    changed = lean_layers(lean)
+    assert (changed > 0) == (name in LEAN)
+    expected, found = loss_of(plain), loss_of(lean)
+    assert torch.equal(expected, found)
+    expected.backward()
+    found.backward()
+    for own, theirs in zip(lean.parameters(), plain.parameters(), strict=True):
+        if theirs.requires_grad:
+            gap = (own.grad - theirs.grad).norm() / theirs.grad.norm().clamp_min(1e-12)
+            assert gap < (1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_less_is_kept(name):
+    plain, lean = (add_lora(tiny_model(name).bfloat16(), 4, 8, 0.0, 0) for _ in range(2))
+    lean_layers(lean)
+    assert kept_bytes(lean) < kept_bytes(plain)
+
+
+def test_a_norm_whose_weight_is_trained_still_gets_its_gradient():
+    plain, lean = tiny_model("llama"), tiny_model("llama")
+    assert lean_layers(lean) > 0
+    loss_of(plain).backward()
+    loss_of(lean).backward()
+    for own, theirs in zip(lean.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_call_changes_nothing():
+    model = tiny_model("llama")
+    assert lean_layers(model) > 0
+    assert lean_layers(model) == 0
