@@ -87,7 +87,7 @@ def _random_group(model: LoadedModel, seed: int) -> AnchoredGroup:
 # ---- the two sides ---------------------------------------------------------------------------------------------------
 
 
-def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, small: bool) -> Side:
+def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, small: bool = False) -> Side:
     """Our trainer, with its default bound on the tokens in memory at once or a small one."""
     bound = {"max_batch_tokens": SMALL_BATCH} if small else {}
     settings = BAPOConfig(

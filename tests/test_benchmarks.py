@@ -12,7 +12,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def started(program: str, *arguments: str) -> str:
     command = [sys.executable, str(BENCHMARKS / program), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
 
 
 @pytest.mark.parametrize("program", sorted(path.name for path in BENCHMARKS.glob("*.py")))
