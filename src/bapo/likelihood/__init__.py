@@ -1,6 +1,14 @@
 """log p(response | prompt) under a model: the one quantity that everything else makes, scores or compares."""
 
-from bapo.likelihood.layout import TokenGroup, TokenIds
+from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
 from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
 
-__all__ = ["SCORING_VERSION", "ResponseLogps", "ResponseScorer", "TokenGroup", "TokenIds", "evaluating"]
+__all__ = [
+    "SCORING_VERSION",
+    "ResponseLogps",
+    "ResponseScorer",
+    "TokenGroup",
+    "TokenIds",
+    "evaluating",
+    "share_headers",
+]

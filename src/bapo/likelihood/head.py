@@ -45,7 +45,7 @@ class LogitRule:
         return self.scale if self.softcap is None else self.scale * (1 - (ruled / self.softcap) ** 2)
 
 
-def response_logps(hidden_PD: Tensor, head: Any, target_P: Tensor, rule: LogitRule) -> Tensor:
+def response_logps(hidden_PD: Tensor, head: Any, target_P: Tensor, rule: LogitRule) -> tuple[Tensor, Tensor]:
     """Log-probability of each target under the softmax of its hidden state's logits.
 
     Args:
@@ -55,25 +55,29 @@ def response_logps(hidden_PD: Tensor, head: Any, target_P: Tensor, rule: LogitRu
         rule: what the model does to its logits.
 
     Returns:
-        (P,) nats, float32, differentiable.
+        (P,) nats, float32, differentiable; and (P,) whether no token is likelier than the target.
     """
     trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
     if type(head) is nn.Linear and not trained:
-        return _FrozenHead.apply(hidden_PD, head.weight, head.bias, target_P, rule)
+        logps_P, greedy_P = _FrozenHead.apply(hidden_PD, head.weight, head.bias, target_P, rule)
+        return logps_P, greedy_P
 
-    def of_chunk(hidden: Tensor, target: Tensor) -> Tensor:
+    def of_chunk(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = rule(head(hidden))
         top = logits.detach().amax(-1, keepdim=True)  # the arithmetic of the frozen head, so that rounding agrees too
         total = (logits - top).exp().sum(-1, keepdim=True)
-        return (logits.gather(-1, target[:, None]) - top - total.log())[:, 0]
+        own = logits.gather(-1, target[:, None])
+        return (own - top - total.log())[:, 0], (own.detach() >= top)[:, 0]
 
     chunk = max(1, CHUNK_ELEMENTS // head.out_features)
-    return torch.cat(
-        [
+    logps, greedy = zip(
+        *(
             checkpoint(of_chunk, hidden, target, use_reentrant=False)
             for hidden, target in zip(hidden_PD.split(chunk), target_P.split(chunk), strict=True)
-        ]
+        ),
+        strict=True,
     )
+    return torch.cat(logps), torch.cat(greedy)
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -82,10 +86,10 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_PD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_P: Tensor, rule: LogitRule
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         needs_gradient = ctx.needs_input_grad[0]
         chunk = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
-        logps, gradients = [], []
+        logps, greedy, gradients = [], [], []
         # Two pieces of memory serve all chunks: fresh ones would cost more time than what is computed in them.
         rounded_CV = weight_VD.new_empty(min(chunk, len(target_P)), weight_VD.shape[0])
         precise_CV = rounded_CV.to(torch.float32)
@@ -101,6 +105,7 @@ class _FrozenHead(torch.autograd.Function):
             odds = logits.sub_(top).exp_()  # softmax times its sum, in the logits' own memory
             total = odds.sum(-1, keepdim=True)
             logps.append((own - top - total.log())[:, 0])
+            greedy.append((own >= top)[:, 0])
             if needs_gradient:
                 expected = rounded.copy_(odds if rule == LogitRule() else odds.mul_(slope)) @ weight_VD
                 own_slope = slope.gather(-1, target[:, None]) if isinstance(slope, Tensor) else slope
@@ -108,7 +113,9 @@ class _FrozenHead(torch.autograd.Function):
         if needs_gradient:
             ctx.save_for_backward(torch.cat(gradients))
             ctx.dtype = hidden_PD.dtype
-        return torch.cat(logps)
+        greedy_P = torch.cat(greedy)
+        ctx.mark_non_differentiable(greedy_P)
+        return torch.cat(logps), greedy_P
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:

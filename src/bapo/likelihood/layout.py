@@ -10,7 +10,7 @@ Shape suffixes: T tokens in the row, P predicted (response) tokens, R responses.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -191,3 +191,36 @@ def by_token_budget(groups: Sequence[TokenGroup], max_tokens: int) -> Iterator[l
         used += added
     if batch:
         yield batch
+
+
+SHORTEST_HEADER = 8
+"""Tokens; a common beginning shorter than this is not worth a segment of its own."""
+
+
+def share_headers(groups: Sequence[TokenGroup]) -> list[TokenGroup]:
+    """The groups with the beginning that prompts next to each other have in common as their header.
+
+    Sort groups by their prompts first, so that those with a common beginning are neighbours. A run of neighbours ends
+    where the common beginning falls below half of what the run shares: at the end of a subject, say.
+
+    >>> [g.header for g in share_headers([TokenGroup((*range(9), n), ((1,),)) for n in (20, 21)])]
+    [(0, 1, 2, 3, 4, 5, 6, 7, 8), (0, 1, 2, 3, 4, 5, 6, 7, 8)]
+    """
+    shared: list[TokenGroup] = []
+    start, length = 0, 0
+    for at in range(1, len(groups) + 1):
+        common = _common(groups[at - 1].prompt, groups[at].prompt) if at < len(groups) else 0
+        starts_run = at - start == 1
+        if common >= SHORTEST_HEADER and (starts_run or 2 * common >= length):
+            length = common if starts_run else min(length, common)
+            continue
+        run, header = groups[start:at], length if at - start > 1 else 0
+        shared += [replace(g, header=g.prompt[:header], prompt=g.prompt[header:]) for g in run]
+        start, length = at, 0
+    return shared
+
+
+def _common(a: TokenIds, b: TokenIds) -> int:
+    """Tokens that two prompts begin with, at least one of each left aside."""
+    limit = min(len(a), len(b)) - 1
+    return next((i for i in range(limit) if a[i] != b[i]), limit)

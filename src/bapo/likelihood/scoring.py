@@ -32,11 +32,15 @@ MAX_TOKENS = 8192
 class ResponseLogps:
     """Log-probabilities of R responses.
 
-    ``tokens`` is (P,) nats in float32, response after response; ``lengths`` says how many belong to each.
+    Attributes:
+        tokens: (P,) nats in float32, response after response.
+        lengths: how many of them belong to each response.
+        greedy: (P,) whether the model finds no other token likelier there.
     """
 
     tokens: Tensor
     lengths: tuple[int, ...]
+    greedy: Tensor
 
     def per_response(self) -> tuple[Tensor, ...]:
         """Token log-probs of each response."""
@@ -90,7 +94,8 @@ class ResponseScorer:
             use_cache=False,
         ).last_hidden_state[0]
         head = self.causal_lm.get_output_embeddings()
-        return ResponseLogps(response_logps(hidden[layout.source_P], head, layout.target_P, self.rule), layout.lengths)
+        tokens, greedy = response_logps(hidden[layout.source_P], head, layout.target_P, self.rule)
+        return ResponseLogps(tokens, layout.lengths, greedy)
 
     @torch.no_grad()
     def score(
@@ -104,16 +109,18 @@ class ResponseScorer:
 
         ``on_progress`` is told the number of groups of each finished batch.
         """
-        tokens: list[Tensor] = []
+        tokens: list[Tensor] = [torch.zeros(0)]
+        greedy: list[Tensor] = [torch.zeros(0, dtype=torch.bool)]
         lengths: list[int] = []
         with evaluating(self.model):
             for batch in by_token_budget(groups, max_tokens):
                 scored = self(batch)
-                tokens.append(scored.tokens)
+                tokens.append(scored.tokens.cpu())
+                greedy.append(scored.greedy.cpu())
                 lengths += scored.lengths
                 if on_progress is not None:
                     on_progress(len(batch))
-        return ResponseLogps(torch.cat(tokens) if tokens else torch.zeros(0), tuple(lengths))
+        return ResponseLogps(torch.cat(tokens), tuple(lengths), torch.cat(greedy))
 
     def _backbone(self) -> Any:
         return self.causal_lm.get_decoder()
@@ -121,13 +128,17 @@ class ResponseScorer:
     def _score_plainly(self, groups: Sequence[TokenGroup]) -> ResponseLogps:
         """One unpadded sequence at a time, through the model's own attention, head and logit rule."""
         tokens: list[Tensor] = []
+        greedy: list[Tensor] = []
         for group in groups:
             for response in group.responses:
-                ids = torch.tensor([[*group.prompt, *response]], device=self.causal_lm.device)
-                logits = self.causal_lm(input_ids=ids, use_cache=False).logits[0, len(group.prompt) - 1 : -1].float()
-                target = ids[0, len(group.prompt) :, None]
+                ids = torch.tensor([[*group.header, *group.prompt, *response]], device=self.causal_lm.device)
+                start = len(group.header) + len(group.prompt)
+                logits = self.causal_lm(input_ids=ids, use_cache=False).logits[0, start - 1 : -1].float()
+                target = ids[0, start:, None]
                 tokens.append(logits.log_softmax(-1).gather(-1, target)[:, 0])
-        return ResponseLogps(torch.cat(tokens), tuple(len(r) for group in groups for r in group.responses))
+                greedy.append(logits.argmax(-1) == target[:, 0])
+        lengths = tuple(len(response) for group in groups for response in group.responses)
+        return ResponseLogps(torch.cat(tokens), lengths, torch.cat(greedy))
 
     @torch.no_grad()
     def _find_misfit(self) -> str | None:

@@ -221,7 +221,7 @@ class BAPOTrainer(Trainer):
         def score_instead(own_groups: tuple[TokenGroup, ...]) -> dict[str, Any]:
             inner.forward = original
             scored = self.scorer(own_groups)
-            return {"tokens": scored.tokens, "lengths": scored.lengths}
+            return {"tokens": scored.tokens, "lengths": scored.lengths, "greedy": scored.greedy}
 
         inner.forward = score_instead
         try:
