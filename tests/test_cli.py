@@ -62,9 +62,11 @@ def test_help_is_quick_and_import_brings_no_torch(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["personalize", "data", "anchor", "train", "evaluate", "generate"])
+@pytest.mark.parametrize(
+    "command", ["personalize", "data", "anchor", "train", "evaluate", "compare", "generate", "data-files", "lm-eval"]
+)
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
-    assert "Usage: " in bapo(command, "--help", cwd=tmp_path).stdout
+    assert "usage: " in bapo(command, "--help", cwd=tmp_path).stdout.lower()
 
 
 def test_data_shows_what_was_read(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_twenty_lines_of_ones_own_become_a_personalized_model(tmp_path: Path) ->
             "evaluate", "out/bapo", "-p", "mine.jsonl", *TINY_RUN[:2], *TINY_RUN[4:], *SHORT, "--json", cwd=tmp_path
         ).stdout
     )
-    assert evaluated["out/bapo"] == report["held_out"]["bapo"]
+    assert evaluated["models"]["out/bapo"]["preferences"] == report["held_out"]["bapo"]
     answers = json.loads(
         bapo("generate", "Say hi.", "-a", "out/bapo", "--max-new-tokens", "5", "--json", cwd=tmp_path).stdout
     )

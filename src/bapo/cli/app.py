@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from bapo.cli import anchor, data, evaluate, generate, personalize, train
+from bapo.cli import anchor, data, data_files, evaluate, generate, lm_eval, personalize, train
 from bapo.errors import BapoError
 
 app = typer.Typer(
@@ -22,7 +22,10 @@ app.command("data")(data.data)
 app.command("anchor")(anchor.anchor)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("compare")(evaluate.compare)
 app.command("generate")(generate.generate)
+app.command("data-files")(data_files.data_files)
+app.command("lm-eval", add_help_option=False, context_settings=lm_eval.EVERYTHING)(lm_eval.lm_eval)
 
 
 def main() -> None:

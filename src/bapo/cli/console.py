@@ -20,7 +20,7 @@ err = Console(stderr=True)
 @contextmanager
 def live_progress(*, quiet: bool = False) -> Iterator[OnProgress]:
     """Bars for the stages of a command, each with its rate and the time left; plain lines where nobody can see bars."""
-    _quieten_libraries()
+    quieten_libraries()
     if quiet:
         yield lambda stage, done, total, note: None
     elif err.is_terminal:
@@ -141,12 +141,13 @@ def print_counts(counts: dict[str, int]) -> None:
             out.print(f"  {count:,} {reason}", highlight=False)
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Keep the libraries' own bars and warnings out of a command's output (``BAPO_VERBOSE=1`` lets them speak)."""
     if os.environ.get("BAPO_VERBOSE"):
         return
     import logging
 
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore")

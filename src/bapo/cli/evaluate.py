@@ -1,19 +1,67 @@
-"""`bapo evaluate`: what adapters learned, and how far they drifted."""
+"""`bapo evaluate` and `bapo compare`: what adapters learned, how far they drifted, and what they forgot."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from bapo.cli import options
+from bapo.cli.examination import print_examination
+from bapo.errors import BapoError
+
+if TYPE_CHECKING:
+    from bapo.evaluation import Asked, BenchmarkPlan
+    from bapo.personalize import Recipe
+
+FAILED, UNCLEAR = 1, 3
+"""Exit codes of the gate beside 0; 2 is that of every error."""
+
+Benchmarks = Annotated[
+    str | None,
+    typer.Option(
+        "--benchmarks",
+        "-b",
+        help="all, or some of piqa,siqa,arc_challenge,scienceqa,commonsense_qa,mmlu,hhh.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Questions of each benchmark; the same seeded sample for all models.")]
+Ask = Annotated[
+    Literal["harness", "text", "letter"],
+    typer.Option(
+        help="How questions are asked: harness (as lm-eval does), text (the choices' likelihood), "
+        "letter (in the chat format)."
+    ),
+]
+Budget = Annotated[float, typer.Option(help="Points of the forgetting score that may be lost.")]
+Show = Annotated[Literal["lost", "gained"] | None, typer.Option(help="Print the questions that were lost, or gained.")]
+Answers = Annotated[Path | None, typer.Option(help="Where answers are kept; the user's cache folder by default.")]
+Evaluated = Annotated[
+    str | None, typer.Option("--preferences", "-p", help="The preferences; the same names as for personalize.")
+]
 
 
 def evaluate(
-    adapters: Annotated[list[str], typer.Argument(help="Adapter folders, each trained on the same model.")],
-    source: Annotated[
-        str | None, typer.Option("--preferences", "-p", help="The preferences; the same names as for personalize.")
+    adapters: Annotated[
+        list[str] | None, typer.Argument(help="Adapter folders, each trained on the same model.")
     ] = None,
+    source: Evaluated = None,
+    benchmarks: Benchmarks = None,
+    limit: Limit = None,
+    ask: Ask = "harness",
+    against: Annotated[str, typer.Option(help="What changes are counted from: base, or an adapter.")] = "base",
+    prompt_only: Annotated[
+        str | None,
+        typer.Option(help="Also the untrained model with these words as its system prompt; 'source' takes -p's own."),
+    ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit with 1 if more than the budget was lost, 3 if it cannot be told.")
+    ] = False,
+    budget: Budget = 1.0,
+    show: Show = None,
+    answers: Answers = None,
     model: options.Model = None,
     precision: options.Precision = None,
     held_out: options.HeldOut = None,
@@ -26,9 +74,11 @@ def evaluate(
     settings: options.Set = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Reward accuracy, margin and base drift on held-out prompts, with 95 % intervals."""
-    from bapo.cli.console import live_progress, print_json, print_table
+    """Reward accuracy and drift on held-out prompts, and knowledge and alignment before and after.
 
+    Preferences are evaluated when -p names them or no benchmarks are asked. Answers to benchmarks are kept: asking
+    again is instant, and a stopped evaluation goes on.
+    """
     told = options.recipe_from(
         recipe,
         settings,
@@ -42,23 +92,138 @@ def evaluate(
         model__trust_remote_code=trust_remote_code,
         anchoring__folder=anchors,
     )
-    with live_progress(quiet=as_json) as on_progress:
-        from bapo.personalize import stages
-        from bapo.reporting import HEADER, held_out_rows
+    first = None if against == "base" else against
+    shown = Shown(budget, show, gate, as_json)
+    plan = _plan(told, benchmarks, limit, ask, answers)
+    _evaluate(told, first, adapters or [], prompt_only, plan, source is not None or plan is None, shown)
 
-        stages.check(told, adapters)
-        split = stages.read(told)
-        anchored = stages.anchor_split(told, split, stages.load(told), on_progress).held_out
-        reports = {
-            adapter: stages.evaluate(stages.load(told, adapter=adapter), anchored, adapter, on_progress)
-            for adapter in adapters
-        }
-    if as_json:
-        print_json({name: report.to_dict() for name, report in reports.items()})
-        return
-    first = next(iter(reports.values()))
-    print_table(
-        HEADER,
-        held_out_rows(reports),
-        title=f"{split.held_out.name}: {first.pairs} held-out pairs of {first.prompts} prompts",
+
+def compare(
+    first: Annotated[str, typer.Argument(help="An adapter folder.")],
+    second: Annotated[str, typer.Argument(help="Another one; changes are counted from the first to it.")],
+    source: Evaluated = None,
+    benchmarks: Benchmarks = None,
+    limit: Limit = None,
+    ask: Ask = "harness",
+    budget: Budget = 1.0,
+    show: Show = None,
+    answers: Answers = None,
+    model: options.Model = None,
+    precision: options.Precision = None,
+    held_out: options.HeldOut = None,
+    seed: options.Seed = None,
+    data: options.Data = None,
+    recipe: options.RecipeName = None,
+    settings: options.Set = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Two adapters of one model, say of different objectives, on the same prompts and questions."""
+    told = options.recipe_from(
+        recipe,
+        settings,
+        preferences__source=source,
+        preferences__data_folder=data,
+        preferences__held_out=held_out,
+        preferences__seed=seed,
+        model__name=model,
+        model__precision=precision,
     )
+    shown = Shown(budget, show, False, as_json)
+    plan = _plan(told, benchmarks, limit, ask, answers)
+    _evaluate(told, first, [second], None, plan, source is not None or plan is None, shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is printed of an evaluation, and how it ends.
+
+    Attributes:
+        budget: points that may be lost.
+        items: lost or gained, to print those questions; None prints none.
+        gate: whether the exit code tells if too much was lost.
+        as_json: one object instead of tables.
+    """
+
+    budget: float
+    items: Literal["lost", "gained"] | None
+    gate: bool
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        if not self.budget >= 0:
+            raise BapoError(f"--budget is {self.budget:g}: it is the points that may be lost, 0 or more.")
+
+
+def _plan(
+    told: Recipe, benchmarks: str | None, limit: int | None, ask: Asked, answers: Path | None
+) -> BenchmarkPlan | None:
+    if benchmarks is None:
+        return None
+    from bapo.cli.console import quieten_libraries
+
+    quieten_libraries()
+    from bapo.evaluation import BenchmarkPlan, benchmark_names, local_folder
+
+    return BenchmarkPlan(
+        benchmark_names(benchmarks),
+        limit=limit,
+        seed=told.preferences.seed,
+        asked=ask,
+        data_folder=local_folder(told.preferences.data_folder),
+        answers_folder=answers,
+    )
+
+
+def _evaluate(
+    told: Recipe,
+    first: str | None,
+    adapters: list[str],
+    prompt_only: str | None,
+    plan: BenchmarkPlan | None,
+    preferences: bool,
+    shown: Shown,
+) -> None:
+    """Examine the base (or ``first``), the rival that is told, and the adapters; print; end as the gate says."""
+    from bapo.cli.console import live_progress, print_json
+    from bapo.personalize import stages
+
+    named = list(dict.fromkeys([*([first] if first else []), *adapters]))
+    stages.check(told, named)
+    if shown.gate and (plan is None or not adapters):
+        raise BapoError("--gate needs an adapter, and --benchmarks with some that count as knowledge, such as all.")
+    system = None if prompt_only is None else _in_words(told, prompt_only)
+    with live_progress(quiet=shown.as_json) as on_progress:
+        from bapo.personalize.examination import BASE, PROMPT_ONLY, Contestant, examine
+
+        contestants = [Contestant(BASE)] if first is None else []
+        contestants += [Contestant(adapter, adapter) for adapter in named]
+        if system is not None:
+            contestants.insert(1, Contestant(PROMPT_ONLY, system=system))
+        found = examine(
+            told, contestants, plan=plan, preferences=preferences, budget=shown.budget, on_progress=on_progress
+        )
+    if shown.as_json:
+        print_json(found.to_dict())
+    else:
+        print_examination(found, told.preferences.source, plan, shown.items)
+    if not shown.gate:
+        return
+    gates = {score.gate for score in found.trained()}
+    if not gates:
+        raise BapoError("--gate needs a benchmark that counts as knowledge, such as arc_challenge: hhh does not.")
+    raise typer.Exit(FAILED if "yes" in gates else UNCLEAR if "unclear" in gates else 0)
+
+
+def _in_words(told: Recipe, prompt_only: str) -> str:
+    from bapo.preferences import preference_in_words
+
+    if not prompt_only.strip():
+        raise BapoError("--prompt-only is empty: give the preference in words, or 'source' for -p's own.")
+    if prompt_only != "source":
+        return prompt_only
+    words = preference_in_words(told.preferences.source)
+    if words is None:
+        raise BapoError(
+            f"{told.preferences.source} does not say in words what is preferred: give --prompt-only a sentence."
+        )
+    return words

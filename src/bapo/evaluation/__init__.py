@@ -1,6 +1,60 @@
 """What was gained and what was forgotten."""
 
-from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
-from bapo.evaluation.preference import PreferenceReport, PromptScores, evaluate_preferences
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Estimate", "PreferenceReport", "PromptScores", "bootstrap_ratio", "evaluate_preferences"]
+from bapo.evaluation.answers import Answer, BenchmarkAnswers
+from bapo.evaluation.benchmarks import BENCHMARKS, Asked, benchmark_names
+from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
+from bapo.evaluation.comparison import Change, Forgetting, changed_items, compare, forgetting, spread
+from bapo.evaluation.local_data import FILES, local_folder, write_files
+from bapo.evaluation.preference import (
+    PreferenceChange,
+    PreferenceReport,
+    PromptScores,
+    compare_preferences,
+    evaluate_preferences,
+    prompted,
+)
+
+if TYPE_CHECKING:
+    from bapo.evaluation.asking import BenchmarkPlan, Examinee
+    from bapo.evaluation.harness import BapoLM
+
+_OF_THE_HARNESS = {"BapoLM": "harness", "BenchmarkPlan": "asking", "Examinee": "asking"}
+
+
+def __getattr__(name: str) -> Any:  # lm-eval takes seconds to import and is needed for benchmarks only
+    if name in _OF_THE_HARNESS:
+        from importlib import import_module
+
+        return getattr(import_module(f"bapo.evaluation.{_OF_THE_HARNESS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "BENCHMARKS",
+    "FILES",
+    "Answer",
+    "Asked",
+    "BapoLM",
+    "BenchmarkAnswers",
+    "BenchmarkPlan",
+    "Change",
+    "Estimate",
+    "Examinee",
+    "Forgetting",
+    "PreferenceChange",
+    "PreferenceReport",
+    "PromptScores",
+    "benchmark_names",
+    "bootstrap_ratio",
+    "changed_items",
+    "compare",
+    "compare_preferences",
+    "evaluate_preferences",
+    "forgetting",
+    "local_folder",
+    "prompted",
+    "spread",
+    "write_files",
+]

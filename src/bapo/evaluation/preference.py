@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from bapo.anchoring import AnchoredGroup, AnchoredPreferences
+from bapo.anchoring import AnchoredGroup, AnchoredPreferences, encode_prompt
+from bapo.errors import BapoError
 from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
 from bapo.likelihood import ResponseScorer, TokenGroup
+from bapo.models import ChatFormat
+from bapo.preferences import Message, Prompt
 
 _GROUPS_AT_ONCE = 16
 
@@ -107,7 +110,7 @@ def report(scores: Sequence[PromptScores]) -> PreferenceReport:
         return bootstrap_ratio([sum(of(c, r) for c, r in s.pairs) for s in scores], counts)
 
     return PreferenceReport(
-        reward_accuracy=over_pairs(lambda c, r: 1.0 if c > r else 0.5 if c == r else 0.0),
+        reward_accuracy=over_pairs(_won),
         margin=over_pairs(lambda c, r: c - r),
         chosen=over_pairs(lambda c, _: c),
         rejected=over_pairs(lambda _, r: r),
@@ -116,3 +119,59 @@ def report(scores: Sequence[PromptScores]) -> PreferenceReport:
         prompts=len(scores),
         pairs=sum(counts),
     )
+
+
+def prompted(held_out: AnchoredPreferences, chat: ChatFormat, system: str) -> AnchoredPreferences:
+    """The same responses after prompts that begin with a system turn: the rival that is told instead of trained.
+
+    Log-ratios of what it is asked are those of pi_ref(y | system, x) to pi_ref(y | x).
+
+    Raises:
+        BapoError: a prompt is plain text, which has no turns.
+    """
+    groups = [
+        replace(own, tokens=replace(own.tokens, prompt=encode_prompt(_with_system(own.source.prompt, system), chat)))
+        for own in held_out.groups
+    ]
+    return replace(held_out, groups=tuple(groups))
+
+
+def _with_system(prompt: Prompt, system: str) -> Prompt:
+    if isinstance(prompt, str):
+        raise BapoError("A plain-text prompt has no system turn: leave out --plain, or --prompt-only.")
+    own = next((turn.content for turn in prompt[:1] if turn.role == "system"), None)
+    text = system if own is None else f"{system}\n\n{own}"
+    return (Message("system", text), *(prompt if own is None else prompt[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceChange:
+    """How one policy differs from another on the same held-out prompts, with paired bootstrap intervals over prompts.
+
+    Attributes:
+        reward_accuracy: points.
+        margin: nats.
+        drift: nats per response.
+    """
+
+    reward_accuracy: Estimate
+    margin: Estimate
+    drift: Estimate
+
+
+def compare_preferences(before: Sequence[PromptScores], after: Sequence[PromptScores]) -> PreferenceChange:
+    """Compare two policies' scores of the same prompts in the same order."""
+
+    def change(of: Callable[[PromptScores], float], counts: Sequence[float]) -> Estimate:
+        return bootstrap_ratio([of(b) - of(a) for a, b in zip(before, after, strict=True)], counts)
+
+    pairs = [len(own.pairs) for own in before]
+    return PreferenceChange(
+        change(lambda own: 100 * sum(_won(c, r) for c, r in own.pairs), pairs),
+        change(lambda own: sum(c - r for c, r in own.pairs), pairs),
+        change(lambda own: own.drift, [own.bases for own in before]),
+    )
+
+
+def _won(chosen: float, rejected: float) -> float:
+    return 1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0

@@ -3,7 +3,7 @@
 from bapo.preferences.grouping import ReadingPolicy, group_pairs
 from bapo.preferences.hub import pairs_from_dataset
 from bapo.preferences.record import Message, Pair, Preferences, Prompt, PromptGroup, as_chat, prompt_text
-from bapo.preferences.source import known_names, read_preferences
+from bapo.preferences.source import known_names, preference_in_words, read_preferences
 from bapo.preferences.splits import Split, paper_split, read_split, split_by_prompt
 from bapo.preferences.starter import STARTER_TYPES
 from bapo.preferences.summary import Summary, summarize
@@ -23,6 +23,7 @@ __all__ = [
     "known_names",
     "pairs_from_dataset",
     "paper_split",
+    "preference_in_words",
     "prompt_text",
     "read_preferences",
     "read_split",

@@ -10,6 +10,14 @@ from bapo.preferences.comparisons import records
 from bapo.preferences.record import Pair
 
 DOMAINS = ("academy", "business", "entertainment", "literature")
+DOMAIN_PROMPTS = {
+    "academy": "Respond as a scholar would in an academic paper: precise, formal and objective.",
+    "business": "Respond as a business person would: practical, concise and focused on results.",
+    "entertainment": "Respond as an entertainer would: lively, vivid and amusing.",
+    "literature": "Respond as a writer of literature and poetry would: imaginative, emotional and rich in imagery.",
+}
+"""The domains in words; ours, since the data name them only."""
+
 WHERE_TO_GET = "download the data folder of GitHub Linear95/DSP"
 
 

@@ -78,6 +78,18 @@ def known_names() -> list[str]:
     ]
 
 
+def preference_in_words(source: str) -> str | None:
+    """What one would tell a model instead of training it; None for sources that do not say.
+
+    P-Soups' own preference prompts for ``psoups:`` and ``starter:``, a sentence of ours for ``dsp:``.
+    """
+    kind, _, part = source.partition(":")
+    if kind == "dsp":
+        return dsp.DOMAIN_PROMPTS.get(part)
+    code = STARTER_TYPES.get(part, part) if kind == "starter" else part if kind == "psoups" else ""
+    return psoups.PREFERENCE_PROMPTS.get(code)
+
+
 def psoups_file(code: str, data_folder: Path | None) -> Path:
     """The raw P-Soups file of a type."""
     places = ("preferences/psoups", "psoups", "rm_training", "")

@@ -1,6 +1,28 @@
 """What a person looks at: tables and figures."""
 
+from bapo.reporting.changes import (
+    ACCURACY_HEADER,
+    CHANGE_HEADER,
+    accuracy_rows,
+    change_rows,
+    forgetting_in_words,
+    item_in_words,
+    verdict_in_words,
+)
 from bapo.reporting.curves import draw_logratios
 from bapo.reporting.tables import HEADER, held_out_rows, interval, markdown_table
 
-__all__ = ["HEADER", "draw_logratios", "held_out_rows", "interval", "markdown_table"]
+__all__ = [
+    "ACCURACY_HEADER",
+    "CHANGE_HEADER",
+    "HEADER",
+    "accuracy_rows",
+    "change_rows",
+    "draw_logratios",
+    "forgetting_in_words",
+    "held_out_rows",
+    "interval",
+    "item_in_words",
+    "markdown_table",
+    "verdict_in_words",
+]

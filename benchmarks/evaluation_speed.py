@@ -1,0 +1,172 @@
+"""Benchmark questions scored by bapo and by lm-eval's own `hf` model, the same requests in one run.
+
+Exactness: in float32, at least 200 questions of every benchmark; printed are the largest difference of a choice's
+log-likelihood and both accuracies. Speed: in bf16, ARC-Challenge and whole subjects of 5-shot MMLU, alternating between
+bapo and hf at the batch size that suits it best; printed are questions per second, their ratio, the input tokens that
+each computes, the operations that torch counts, and their share of the measured matrix-product peak. Needs the
+questions in the folder that BAPO_DATA names (docs/evaluation.md), or a connection to the hub.
+
+    python benchmarks/evaluation_speed.py [--only exactness speed] [--questions 200] [--subjects anatomy astronomy]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_speed import measured_peak
+
+from bapo.evaluation import BENCHMARKS, BapoLM, local_folder
+from bapo.evaluation.benchmarks import LoadedTask, load_tasks, sample_documents
+from bapo.models import LoadedModel, load_model
+from bapo.reporting import markdown_table
+
+BATCHES = (1, 4, 16)  # that hf is tried with
+
+
+def requests_of(task: LoadedTask, documents: Sequence[int], lm: BapoLM) -> list[Any]:
+    """What lm-eval asks a model about these questions."""
+    task.task.build_all_requests(
+        samples=list(documents),
+        apply_chat_template=task.chat,
+        fewshot_as_multiturn=True,
+        chat_template=lm.apply_chat_template if task.chat else None,
+    )
+    return list(task.task.instances)
+
+
+def hf_model(loaded: LoadedModel, batch_size: int) -> HFLM:
+    return HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=batch_size, device="cpu")
+
+
+def accuracy(task: LoadedTask, requests: Sequence[Any], found: Sequence[tuple[float, bool]]) -> float:
+    """By the task's own metric, the length-normalized one where it has it."""
+    by_question: dict[int, tuple[Any, list[tuple[float, bool]]]] = {}
+    for request, answer in zip(requests, found, strict=True):
+        by_question.setdefault(request.doc_id, (request.doc, []))[1].append(answer)
+    scores = [task.task.process_results(document, own) for document, own in by_question.values()]
+    return sum(float(own.get("acc_norm", own["acc"])) for own in scores) / len(scores)
+
+
+def exactness(questions: int) -> None:
+    loaded = load_model("smollm2", precision="float32", device="cpu")
+    ours, theirs = BapoLM(loaded), hf_model(loaded, 4)
+    rows = []
+    for name, benchmark in BENCHMARKS.items():
+        tasks = load_tasks(name, data_folder=local_folder(None))
+        drawn = sample_documents(tasks, questions, seed=0)
+        largest, right, count = 0.0, [0.0, 0.0], 0
+        for task in tasks:
+            requests = requests_of(task, drawn[task.name], ours)
+            found = [lm.loglikelihood(requests, disable_tqdm=True) for lm in (ours, theirs)]
+            largest = max(largest, *(abs(a[0] - b[0]) for a, b in zip(*found, strict=True)))
+            own = len(drawn[task.name])
+            right = [before + own * accuracy(task, requests, new) for before, new in zip(right, found, strict=True)]
+            count += own
+        row = (benchmark.title, str(count), f"{largest:.1e}", *(f"{100 * hits / count:.2f} %" for hits in right))
+        print(f"  {row}", file=sys.stderr, flush=True)
+        rows.append(row)
+    print("\nIn float32:\n")
+    header = ("benchmark", "questions", "largest difference (nats)", "accuracy by bapo", "by hf")
+    print(markdown_table(header, rows), flush=True)
+
+
+def timed(lm: Any, requests: Sequence[Any]) -> float:
+    start = time.perf_counter()
+    lm.loglikelihood(list(requests), disable_tqdm=True)
+    return time.perf_counter() - start
+
+
+def computed(lm: Any, model: Any, requests: Sequence[Any]) -> tuple[int, float]:
+    """Input tokens that the model computes, padding included, and the operations of its products and attentions."""
+    tokens = 0
+
+    def count(module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        nonlocal tokens
+        tokens += options.get("input_ids", inputs[0] if inputs else None).numel()
+
+    hook = model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
+    with FlopCounterMode(display=False) as counter:
+        lm.loglikelihood(list(requests), disable_tqdm=True)
+    hook.remove()
+    return tokens, float(counter.get_total_flops())
+
+
+def speed(subjects: Sequence[str], questions: int, repeats: int) -> None:
+    loaded = load_model("smollm2", precision="bf16", device="cpu")
+    ours = BapoLM(loaded)
+    folder = local_folder(None)
+    (arc,) = load_tasks("arc_challenge", data_folder=folder)
+    work = [("ARC-Challenge", arc, sample_documents([arc], questions, 0)[arc.name])]
+    mmlu = {task.name.removeprefix("mmlu_"): task for task in load_tasks("mmlu", data_folder=folder)}
+    work += [(f"MMLU {name}", mmlu[name], list(range(len(mmlu[name].task.eval_docs)))) for name in subjects]
+    rows = []
+    for title, task, documents in work:
+        requests = requests_of(task, documents, ours)
+        few = [request for request in requests if request.doc_id < 12]
+        tried = {size: timed(hf_model(loaded, size), few) for size in BATCHES}
+        best = min(tried, key=tried.__getitem__)
+        sides = {"bapo": ours, f"hf, batch {best}": hf_model(loaded, best)}
+        cost = {side: computed(lm, loaded.model, requests) for side, lm in sides.items()}  # which also warms up
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        peaks = []
+        for _ in range(repeats):
+            peaks.append(measured_peak())
+            for side, lm in sides.items():
+                seconds[side].append(timed(lm, requests))
+                print(f"  {title} {side} {seconds[side][-1]:.1f} s", file=sys.stderr, flush=True)
+        own, other = seconds.values()
+        ratio = median(b / a for a, b in zip(own, other, strict=True))
+        for side, times in seconds.items():
+            tokens, operations = cost[side]
+            rows.append(
+                (
+                    title,
+                    side,
+                    str(len(documents)),
+                    f"{len(documents) / median(times):.2f}",
+                    f"{ratio:.1f} [{min(other) / max(own):.1f}, {max(other) / min(own):.1f}]" if side == "bapo" else "",
+                    f"{tokens:,}",
+                    f"{operations / 1e9:,.0f}",
+                    f"{operations / median(times) / max(peaks):.0%}",
+                )
+            )
+    header = (
+        "benchmark",
+        "side",
+        "questions",
+        "questions/s",
+        "times as fast as hf",
+        "input tokens",
+        "GFLOP",
+        "of peak",
+    )
+    print(f"\nIn bf16, {repeats} repeats, {torch.get_num_threads()} threads:\n")
+    print(markdown_table(header, rows), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=("exactness", "speed"), default=("exactness", "speed"))
+    parser.add_argument("--questions", type=int, default=200, help="of each benchmark, and of ARC-Challenge for speed")
+    parser.add_argument("--subjects", nargs="*", default=["anatomy", "astronomy"], help="MMLU subjects timed whole")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    if "exactness" in arguments.only:
+        exactness(arguments.questions)
+    if "speed" in arguments.only:
+        speed(arguments.subjects, arguments.questions, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What a model answered to each question of a benchmark, kept in Parquet so that nothing is asked twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bapo.errors import BapoError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One question and what the model made of it.
+
+    Attributes:
+        task: its `lm-eval` task.
+        document: its index there.
+        category: what it counts under, "" where the benchmark has no categories.
+        question: what the model was asked, the examples of a few-shot test left out.
+        choices: their texts.
+        logps: log-likelihood of each choice, nats.
+        right: index of the right choice.
+        acc: 1.0 where the likeliest choice is right.
+        acc_norm: the same with each log-likelihood divided by the choice's characters; None where the task has no such
+            metric.
+    """
+
+    task: str
+    document: int
+    category: str
+    question: str
+    choices: tuple[str, ...]
+    logps: tuple[float, ...]
+    right: int
+    acc: float
+    acc_norm: float | None
+
+    @property
+    def score(self) -> float:
+        """The accuracy that counts: length-normalized where the task has it, since texts differ in length."""
+        return self.acc if self.acc_norm is None else self.acc_norm
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """The model's probability of each choice among the choices, by the score that counts."""
+        scores = np.asarray(self.logps)
+        if self.acc_norm is not None:
+            scores = scores / np.asarray([max(1, len(choice)) for choice in self.choices])
+        odds = np.exp(scores - scores.max())
+        return tuple((odds / odds.sum()).tolist())
+
+
+class AnswerStore:
+    """The answers of one model to one task: a folder of Parquet files, each written whole or not at all.
+
+    Args:
+        folder: where the stores of all models and tasks lie.
+        model: fingerprint of the model and of how it is asked.
+        task: fingerprint of the task.
+        name: of the task, for people who look into the folder.
+    """
+
+    def __init__(self, folder: Path, model: str, task: str, name: str) -> None:
+        self.folder = folder / model[:16] / f"{name}-{task[:16]}"
+
+    def read(self) -> dict[int, Answer]:
+        """All answers kept so far, by document."""
+        import pyarrow.parquet as pq
+
+        found: dict[int, Answer] = {}
+        for path in sorted(self.folder.glob("*.parquet")):
+            try:
+                rows = pq.read_table(path).to_pylist()
+            except (OSError, ValueError) as error:
+                raise BapoError(f"The kept answers in {path} cannot be read ({error}): delete that file.") from error
+            for row in rows:
+                found[row["document"]] = Answer(
+                    **{**row, "choices": tuple(row["choices"]), "logps": tuple(row["logps"])}
+                )
+        return found
+
+    def add(self, answers: Sequence[Answer]) -> None:
+        """Keep more answers."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not answers:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{min(own.document for own in answers):06d}-{os.getpid()}-{len(answers)}.parquet"
+        staging = path.with_suffix(".part")
+        pq.write_table(pa.Table.from_pylist([asdict(own) for own in answers], schema=_schema()), staging)
+        staging.replace(path)
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("document", pa.int64()),
+            ("category", pa.string()),
+            ("question", pa.string()),
+            ("choices", pa.list_(pa.string())),
+            ("logps", pa.list_(pa.float64())),
+            ("right", pa.int64()),
+            ("acc", pa.float64()),
+            ("acc_norm", pa.float64()),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class BenchmarkAnswers:
+    """The answers of one model to a benchmark, in an order that is the same for every model."""
+
+    benchmark: str
+    answers: tuple[Answer, ...]
+    questions: int
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Of each answer, what counts."""
+        return tuple(own.score for own in self.answers)
+
+    def by_category(self) -> Mapping[str, tuple[Answer, ...]]:
+        """The answers of each category, for benchmarks that have some."""
+        names = sorted({own.category for own in self.answers})
+        if names == [""]:
+            return {}
+        return {name: tuple(own for own in self.answers if own.category == name) for name in names}
+
+
+def in_order(answers: Iterable[Answer]) -> tuple[Answer, ...]:
+    """By task, then by document."""
+    return tuple(sorted(answers, key=lambda own: (own.task, own.document)))

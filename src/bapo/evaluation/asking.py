@@ -1,0 +1,150 @@
+"""Asking a model the questions of a benchmark, in pieces that are kept as soon as they are answered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bapo.errors import BapoError
+from bapo.evaluation.answers import Answer, AnswerStore, BenchmarkAnswers, in_order
+from bapo.evaluation.benchmarks import BENCHMARKS, Asked, LoadedTask, load_tasks, sample_documents
+from bapo.evaluation.harness import BapoLM
+from bapo.likelihood import SCORING_VERSION
+from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_fingerprint
+
+KEPT_TOGETHER = 256
+"""Questions of one task that are asked, and kept, at once."""
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkPlan:
+    """Which questions are asked, the same for every model.
+
+    Attributes:
+        names: of the benchmarks.
+        limit: questions of each benchmark; None asks all.
+        seed: seed of the sample.
+        asked: how questions are asked.
+        data_folder: local questions; None reads the hub.
+        answers_folder: where answers are kept; None takes the user's cache folder.
+    """
+
+    names: tuple[str, ...] = tuple(BENCHMARKS)
+    limit: int | None = None
+    seed: int = 0
+    asked: Asked = "harness"
+    data_folder: Path | None = None
+    answers_folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise BapoError(f"--limit is {self.limit}: ask at least one question, or leave it out for all.")
+
+
+class Examinee:
+    """A model, how it is spoken to, and where its answers are kept.
+
+    Args:
+        model: the model.
+        system: a system prompt before every question (with the prompt-only rival, the preference in words).
+        folder: where answers are kept; the user's cache folder by default.
+    """
+
+    def __init__(self, model: LoadedModel, *, system: str | None = None, folder: Path | None = None) -> None:
+        self.model = model
+        self.system = system
+        self.folder = folder or cache_folder() / "answers"
+        self.lm = BapoLM(model)
+        told = (model_fingerprint(model.model), tokenizer_fingerprint(model.tokenizer), system, SCORING_VERSION)
+        self.fingerprint = hashlib.sha256(repr(told).encode()).hexdigest()
+
+    def ask(self, benchmark: str, plan: BenchmarkPlan, on_progress: OnProgress | None = None) -> BenchmarkAnswers:
+        """Answers to a benchmark; what was asked before comes from the store.
+
+        Args:
+            benchmark: its name.
+            plan: which of its questions, and how.
+            on_progress: told how many questions are answered, and of how many.
+
+        Raises:
+            BapoError: the benchmark or its data are not there.
+        """
+        tasks = load_tasks(benchmark, asked=plan.asked, data_folder=plan.data_folder)
+        if any(task.chat for task in tasks) and not self.model.chat.has_template:
+            raise BapoError(
+                f"{benchmark} is asked in a chat format, and the model's tokenizer has no chat template: "
+                "use an instruction-tuned model, or --ask harness without hhh."
+            )
+        drawn = sample_documents(tasks, plan.limit, plan.seed)
+        total = sum(map(len, drawn.values()))
+        tell = on_progress or (lambda done, of: None)
+        answers: list[Answer] = []
+        for task in tasks:
+            before = len(answers)
+            answers += self._ask_task(task, drawn[task.name], partial(_after, before, total, tell))
+            tell(len(answers), total)
+        return BenchmarkAnswers(benchmark, in_order(answers), sum(len(task.task.eval_docs) for task in tasks))
+
+    def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> list[Answer]:
+        store = AnswerStore(self.folder, self.fingerprint, _with_data(task), task.name)
+        known = store.read()
+        missing = [number for number in documents if number not in known]
+        tell(len(documents) - len(missing))
+        for start in range(0, len(missing), KEPT_TOGETHER):
+            piece = list(self._answers(task, missing[start : start + KEPT_TOGETHER]))
+            store.add(piece)
+            known |= {own.document: own for own in piece}
+            tell(sum(number in known for number in documents))
+        return [known[number] for number in documents]
+
+    def _answers(self, task: LoadedTask, documents: Sequence[int]) -> Iterator[Answer]:
+        own = task.task
+        own.build_all_requests(
+            samples=list(documents),
+            system_instruction=self.system,
+            apply_chat_template=task.chat,
+            fewshot_as_multiturn=True,
+            chat_template=self.lm.apply_chat_template if task.chat else None,
+        )
+        requests: dict[int, list[Any]] = {}
+        for instance in own.instances:
+            requests.setdefault(instance.doc_id, []).append(instance)
+        scored = iter(self.lm.loglikelihood(own.instances, disable_tqdm=True))
+        for at, instances in requests.items():  # they are numbered within the sample, which is in ascending order
+            document = instances[0].doc
+            found = [next(scored) for _ in instances]
+            metrics: Mapping[str, Any] = own.process_results(document, found)
+            choices = tuple(str(choice) for choice in own.doc_to_choice(document))
+            right = own.doc_to_target(document)
+            yield Answer(
+                task=task.name,
+                document=documents[at],
+                category=task.category_of(document),
+                question=str(own.doc_to_text(document)),
+                choices=choices,
+                logps=tuple(logp for logp, _ in found),
+                right=choices.index(right) if isinstance(right, str) else int(right),
+                acc=float(metrics["acc"]),
+                acc_norm=float(metrics["acc_norm"]) if "acc_norm" in metrics else None,
+            )
+
+
+def _after(before: int, total: int, tell: OnProgress, done: int) -> None:
+    tell(before + done, total)
+
+
+def _with_data(task: LoadedTask) -> str:
+    """The task's fingerprint with that of its questions and examples."""
+    digest = hashlib.sha256(task.fingerprint.encode())
+    examples = task.task.fewshot_docs() if task.task.config.num_fewshot else ()
+    for documents in (task.task.eval_docs, examples):
+        for row in documents:
+            digest.update(json.dumps({k: v for k, v in row.items() if k != "image"}, default=str).encode())
+    return digest.hexdigest()

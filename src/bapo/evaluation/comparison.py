@@ -1,0 +1,178 @@
+"""Before and after: what changed between two models that answered the same questions, and how sure that is.
+
+Changes are in points (hundredths of accuracy). Both models answered the same items, so everything here is paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from bapo.errors import BapoError
+from bapo.evaluation.answers import Answer, BenchmarkAnswers
+from bapo.evaluation.benchmarks import BENCHMARKS
+from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
+
+RESAMPLES = 10_000
+
+BUDGET = 1.0
+"""Points that a model may lose and still count as having kept what it knew."""
+
+Verdict = Literal["kept", "lost", "gained", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How a benchmark's accuracy changed.
+
+    Attributes:
+        benchmark: its name.
+        before, after: accuracies with 95 % bootstrap intervals.
+        change: after minus before in points, with its paired 95 % bootstrap interval.
+        p: McNemar's exact p: how likely so uneven gains and losses are if neither model is better.
+        gained, lost: questions that only the model after, or only the model before, has right.
+        items: questions asked.
+        verdict: lost and gained where the interval lies on one side of zero, kept where it lies within the budget, else
+            cannot tell.
+        enough: questions with which the interval would be as narrow as the budget; None where it is.
+    """
+
+    benchmark: str
+    before: Estimate
+    after: Estimate
+    change: Estimate
+    p: float
+    gained: tuple[int, ...]
+    lost: tuple[int, ...]
+    items: int
+    verdict: Verdict
+    enough: int | None
+
+
+def compare(before: BenchmarkAnswers, after: BenchmarkAnswers, *, budget: float = BUDGET, seed: int = 0) -> Change:
+    """Compare two models' answers to one benchmark.
+
+    Args:
+        before: of the model that is compared with.
+        after: of the model in question.
+        budget: points within which a change counts as none.
+        seed: seed of the resampling.
+
+    Raises:
+        BapoError: they did not answer the same questions.
+    """
+    if [(a.task, a.document) for a in before.answers] != [(a.task, a.document) for a in after.answers]:
+        raise BapoError(
+            f"The two models did not answer the same questions of {before.benchmark}: evaluate both with the same "
+            "--limit, --seed and --ask."
+        )
+    old, new = before.scores, after.scores
+    change = mean_change(old, new, seed=seed)
+    gained = tuple(at for at, (a, b) in enumerate(zip(old, new, strict=True)) if b > a)
+    lost = tuple(at for at, (a, b) in enumerate(zip(old, new, strict=True)) if b < a)
+    low, high = change.low, change.high
+    ones = [1.0] * len(old)
+    return Change(
+        benchmark=before.benchmark,
+        before=bootstrap_ratio(old, ones, seed=seed),
+        after=bootstrap_ratio(new, ones, seed=seed),
+        change=change,
+        p=mcnemar(len(gained), len(lost)),
+        gained=gained,
+        lost=lost,
+        items=len(old),
+        verdict=_verdict(low, high, budget),
+        enough=items_enough(len(old), (high - low) / 2, budget),
+    )
+
+
+def mean_change(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Estimate:
+    """Mean of after - before in points, with its 95 % percentile-bootstrap interval over items."""
+    difference = 100 * (np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64))
+    means = _resampled_means(difference, np.random.default_rng(seed))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(difference.mean()), float(low), float(high))
+
+
+def _resampled_means(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Means of `RESAMPLES` resamples; drawn as counts of each distinct value, which is the same and much faster."""
+    distinct, counts = np.unique(values, return_counts=True)
+    drawn = generator.multinomial(len(values), counts / len(values), size=RESAMPLES)
+    means: np.ndarray = drawn @ distinct / len(values)
+    return means
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p of McNemar's test (1947): gains and losses are a fair coin's heads and tails."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def items_enough(items: int, half_width: float, budget: float) -> int | None:
+    """Questions with which an interval of this half-width would shrink to the budget; None where it already has."""
+    return None if half_width <= budget else math.ceil(items * (half_width / budget) ** 2)
+
+
+def _verdict(low: float, high: float, budget: float) -> Verdict:
+    if high < 0:
+        return "lost"
+    if low > 0:
+        return "gained"
+    return "kept" if -budget <= low and high <= budget else "cannot tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """The forgetting score: mean change over the knowledge benchmarks, each weighing the same.
+
+    Attributes:
+        score: points with a 95 % interval (items resampled within each benchmark); negative is forgetting.
+        benchmarks: what it is the mean of.
+        gate: whether more than the budget was lost: no, yes (beyond doubt), or unclear at this sample size.
+        enough: times as many questions with which the interval would be as narrow as the budget; 1 where it is.
+    """
+
+    score: Estimate
+    benchmarks: tuple[str, ...]
+    gate: Literal["no", "yes", "unclear"]
+    enough: float
+
+
+def forgetting(
+    before: Mapping[str, BenchmarkAnswers],
+    after: Mapping[str, BenchmarkAnswers],
+    *,
+    budget: float = BUDGET,
+    seed: int = 0,
+) -> Forgetting | None:
+    """The forgetting score of a model against another; None where no knowledge benchmark was asked."""
+    names = tuple(name for name in before if BENCHMARKS[name].kind == "knowledge")
+    if not names:
+        return None
+    generator = np.random.default_rng(seed)
+    means, values = np.zeros(RESAMPLES), []
+    for name in names:
+        difference = 100 * (np.asarray(after[name].scores) - np.asarray(before[name].scores))
+        values.append(float(difference.mean()))
+        means += _resampled_means(difference, generator) / len(names)
+    low, high = (float(x) for x in np.percentile(means, [2.5, 97.5]))
+    gate: Literal["no", "yes", "unclear"] = "yes" if high < -budget else "no" if low >= -budget else "unclear"
+    half_width = (high - low) / 2
+    return Forgetting(
+        Estimate(float(np.mean(values)), low, high), names, gate, max(1.0, (half_width / budget) ** 2 if budget else 1)
+    )
+
+
+def spread(scores: Sequence[Forgetting]) -> float:
+    """Standard deviation of the forgetting scores of several adapters, points (paper, Table 2, in parentheses)."""
+    return float(np.std([own.score.value for own in scores], ddof=1)) if len(scores) > 1 else float("nan")
+
+
+def changed_items(change: Change, after: BenchmarkAnswers, which: Literal["lost", "gained"]) -> list[Answer]:
+    """The questions behind a change, as the model after answered them."""
+    return [after.answers[at] for at in (change.lost if which == "lost" else change.gained)]

@@ -1,0 +1,234 @@
+"""Several models on the same benchmarks and the same held-out prompts: the base, a prompt-only rival, adapters."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bapo.errors import BapoError
+from bapo.evaluation.comparison import BUDGET, Change, Forgetting, compare, forgetting, spread
+from bapo.evaluation.preference import PreferenceChange, compare_preferences, evaluate_preferences, prompted
+from bapo.personalize import stages
+from bapo.personalize.recipe import Recipe
+
+if TYPE_CHECKING:
+    from bapo.anchoring import AnchoredPreferences
+    from bapo.evaluation.answers import BenchmarkAnswers
+    from bapo.evaluation.asking import BenchmarkPlan
+    from bapo.evaluation.preference import PreferenceReport, PromptScores
+    from bapo.models import LoadedModel
+
+BASE = "base"
+PROMPT_ONLY = "prompt-only"
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A model that is examined: the base, with an adapter, or with a preference as its system prompt."""
+
+    name: str
+    adapter: str | None = None
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What one contestant made of the questions.
+
+    Attributes:
+        contestant: who.
+        benchmarks: its answers by benchmark, in the order of the plan.
+        preferences: what it learned and how far it drifted; None where no held-out prompts were given, and for the
+            base, whose log-ratios are all zero.
+        prompts: the scores behind that, prompt by prompt.
+        seconds: how long each benchmark took; next to nothing where answers were kept from before.
+    """
+
+    contestant: Contestant
+    benchmarks: Mapping[str, BenchmarkAnswers] = field(default_factory=dict)
+    preferences: PreferenceReport | None = None
+    prompts: tuple[PromptScores, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The contestant's name."""
+        return self.contestant.name
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All contestants, and how each differs from one of them.
+
+    Attributes:
+        against: the contestant that changes are counted from.
+        others: the rest, in order.
+        budget: points of the forgetting score that may be lost.
+    """
+
+    against: Examined
+    others: tuple[Examined, ...]
+    budget: float = BUDGET
+
+    def changes(self, own: Examined) -> dict[str, Change]:
+        """By benchmark."""
+        before = self.against.benchmarks
+        return {name: compare(before[name], found, budget=self.budget) for name, found in own.benchmarks.items()}
+
+    def preference_change(self, own: Examined) -> PreferenceChange | None:
+        """On held-out prompts; None where there were none, and against the base: a report is the change from it."""
+        return compare_preferences(self.against.prompts, own.prompts) if own.prompts and self.against.prompts else None
+
+    def forgetting(self) -> dict[str, Forgetting]:
+        """The forgetting score of each of the others; empty where no knowledge benchmark was asked."""
+        scores = {
+            own.name: forgetting(self.against.benchmarks, own.benchmarks, budget=self.budget) for own in self.others
+        }
+        return {name: score for name, score in scores.items() if score is not None}
+
+    def trained(self) -> list[Forgetting]:
+        """The scores of those with an adapter: what a gate judges, and whose spread counts."""
+        scores = self.forgetting()
+        return [scores[own.name] for own in self.others if own.contestant.adapter and own.name in scores]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        changes = {
+            own.name: {
+                "benchmarks": {name: _change_to_dict(change) for name, change in self.changes(own).items()},
+                "preferences": asdict(change) if (change := self.preference_change(own)) else None,
+            }
+            for own in self.others
+        }
+        return {
+            "against": self.against.name,
+            "budget": self.budget,
+            "models": {own.name: _examined_to_dict(own) for own in (self.against, *self.others)},
+            "changes": changes,
+            "forgetting": {name: asdict(score) for name, score in self.forgetting().items()},
+            "spread": spread(self.trained()),
+        }
+
+
+def examine(
+    recipe: Recipe,
+    contestants: Sequence[Contestant],
+    *,
+    plan: BenchmarkPlan | None = None,
+    preferences: bool = False,
+    budget: float = BUDGET,
+    on_progress: stages.OnProgress = stages.silent,
+) -> Examination:
+    """Ask all contestants the same, one after the other.
+
+    Args:
+        recipe: names the model, and the preferences where they are evaluated.
+        contestants: who is asked; changes are counted from the first.
+        plan: the benchmarks; None for none.
+        preferences: whether held-out preferences are evaluated.
+        budget: points of the forgetting score that may be lost.
+        on_progress: told the stage, how many are done, and of how many.
+
+    Raises:
+        BapoError: an adapter was trained on another model, or what `Examinee.ask` and the stages raise.
+    """
+    if plan is not None:  # what cannot be read should be known before anything costly is done
+        from bapo.evaluation.benchmarks import load_tasks
+
+        for done, name in enumerate(plan.names):
+            on_progress("reading benchmarks", done, len(plan.names), name)
+            load_tasks(name, asked=plan.asked, data_folder=plan.data_folder)
+        on_progress("reading benchmarks", len(plan.names), len(plan.names), "")
+    base = stages.load(recipe)
+    _check_reference(recipe, contestants, base)
+    held_out = stages.anchor_split(recipe, stages.read(recipe), base, on_progress).held_out if preferences else None
+    found = []
+    for own in contestants:
+        model = base if own.adapter is None else stages.load(recipe, adapter=own.adapter)
+        found.append(_examine(own, model, plan, held_out, on_progress))
+    return Examination(found[0], tuple(found[1:]), budget)
+
+
+def _examine(
+    own: Contestant,
+    model: LoadedModel,
+    plan: BenchmarkPlan | None,
+    held_out: AnchoredPreferences | None,
+    on_progress: stages.OnProgress,
+) -> Examined:
+    answers, seconds = {}, {}
+    if plan is not None:
+        from bapo.evaluation.asking import Examinee
+
+        examinee = Examinee(model, system=own.system, folder=plan.answers_folder)
+        for name in plan.names:
+            start = time.perf_counter()
+            answers[name] = examinee.ask(name, plan, partial(_tell, on_progress, f"{own.name}: {name}"))
+            seconds[name] = time.perf_counter() - start
+    if held_out is None or own == Contestant(BASE):
+        return Examined(own, answers, seconds=seconds)
+    asked = held_out if own.system is None else prompted(held_out, model.chat, own.system)
+    report, scores = evaluate_preferences(
+        model.model, asked, on_progress=partial(_tell, on_progress, f"{own.name}: preferences")
+    )
+    return Examined(own, answers, report, tuple(scores), seconds)
+
+
+def _tell(on_progress: stages.OnProgress, stage: str, done: int, total: int) -> None:
+    on_progress(stage, done, total, "")
+
+
+def _check_reference(recipe: Recipe, contestants: Sequence[Contestant], base: LoadedModel) -> None:
+    """Refuse an adapter of bapo's that was trained on other weights; in another precision it cannot be told."""
+    from bapo.models import model_fingerprint
+
+    fingerprint = ""
+    for own in contestants:
+        path = Path(own.adapter or "") / "run.json"
+        if own.adapter is None or not path.is_file():
+            continue
+        run = json.loads(path.read_text())
+        trained_on = run["recipe"]["model"]
+        if trained_on["precision"] != recipe.model.precision:
+            continue
+        fingerprint = fingerprint or model_fingerprint(base.model)
+        if run["reference"] != fingerprint:
+            named = f"{trained_on['name']}" + (f" with {trained_on['adapter']}" if trained_on["adapter"] else "")
+            raise BapoError(
+                f"The adapter {own.adapter} was trained on another model ({named}) than {recipe.model.name}: "
+                "name that model with --model, and an adapter that it already had with --set model.adapter=."
+            )
+
+
+def _examined_to_dict(own: Examined) -> dict[str, Any]:
+    benchmarks = {
+        name: {
+            "accuracy": _mean(found.scores),
+            "acc": _mean([answer.acc for answer in found.answers]),
+            "items": len(found.answers),
+            "questions": found.questions,
+            "seconds": own.seconds[name],
+            "categories": {
+                category: {"accuracy": _mean([answer.score for answer in part]), "items": len(part)}
+                for category, part in found.by_category().items()
+            },
+        }
+        for name, found in own.benchmarks.items()
+    }
+    content: dict[str, Any] = {"benchmarks": benchmarks} if benchmarks else {}
+    if own.preferences is not None:
+        content["preferences"] = asdict(own.preferences)
+    return content
+
+
+def _change_to_dict(change: Change) -> dict[str, Any]:
+    return {**asdict(change), "gained": len(change.gained), "lost": len(change.lost)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,116 @@
+"""Answers are kept question by question: nothing is asked twice, and a stopped evaluation goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bapo.errors import BapoError
+from bapo.evaluation import BenchmarkPlan, Examinee, asking
+from bapo.models import ChatFormat, LoadedModel
+from tests.evaluation.questions import write_questions
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_questions(tmp_path_factory.mktemp("questions"))
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return LoadedModel("tiny", tiny_model("llama"), ChatFormat(tiny_tokenizer()), "float32")
+
+
+def counted(examinee: Examinee, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many choices the model was asked to score, call by call."""
+    calls: list[int] = []
+    scored = examinee.lm.loglikelihood
+
+    def count(requests: Any, **kwargs: Any) -> Any:
+        calls.append(len(requests))
+        return scored(requests, **kwargs)
+
+    monkeypatch.setattr(examinee.lm, "loglikelihood", count)
+    return calls
+
+
+def test_nothing_is_asked_twice(
+    model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examinee = Examinee(model, folder=tmp_path)
+    calls = counted(examinee, monkeypatch)
+    few = examinee.ask("arc_challenge", BenchmarkPlan(limit=6, data_folder=folder))
+    assert calls == [6 * 4]
+    again = Examinee(model, folder=tmp_path).ask("arc_challenge", BenchmarkPlan(limit=6, data_folder=folder))
+    assert again == few
+    more = examinee.ask("arc_challenge", BenchmarkPlan(limit=9, data_folder=folder))
+    assert calls == [6 * 4, 3 * 4], "a larger sample asks only what is new"
+    assert set(few.answers) <= set(more.answers)
+    assert (len(few.answers), few.questions) == (6, 20)
+
+
+def test_how_it_is_asked_and_what_the_questions_are_belong_to_the_key(
+    model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = BenchmarkPlan(limit=6, data_folder=folder)
+    Examinee(model, folder=tmp_path).ask("arc_challenge", plan)
+    told = Examinee(model, system="Be brief.", folder=tmp_path)
+    calls = counted(told, monkeypatch)
+    told.ask("arc_challenge", plan)
+    assert calls == [24], "a system prompt makes another examinee"
+
+    other = write_questions(tmp_path / "other")
+    path = other / "knowledge/arc_challenge.jsonl"
+    path.write_text(path.read_text().replace("What is 2 plus", "How much is 2 plus"))
+    changed = Examinee(model, folder=tmp_path)
+    calls = counted(changed, monkeypatch)
+    changed.ask("arc_challenge", BenchmarkPlan(limit=6, data_folder=other))
+    assert calls == [24], "other questions make another task"
+
+
+def test_an_evaluation_that_stops_goes_on(
+    model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "KEPT_TOGETHER", 4)
+    plan = BenchmarkPlan(limit=14, data_folder=folder)
+    whole = Examinee(model, folder=tmp_path / "whole").ask("arc_challenge", plan)
+    examinee = Examinee(model, folder=tmp_path / "stopped")
+    scored, calls = examinee.lm.loglikelihood, []
+
+    def stop_at_the_third(requests: Any, **kwargs: Any) -> Any:
+        calls.append(len(requests))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return scored(requests, **kwargs)
+
+    monkeypatch.setattr(examinee.lm, "loglikelihood", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        examinee.ask("arc_challenge", plan)
+    told: list[tuple[int, int]] = []
+    resumed = Examinee(model, folder=tmp_path / "stopped").ask(
+        "arc_challenge", plan, on_progress=lambda done, total: told.append((done, total))
+    )
+    assert told[0] == (8, 14)
+    assert [a.document for a in resumed.answers] == [a.document for a in whole.answers]
+    for ours, theirs in zip(resumed.answers, whole.answers, strict=True):
+        assert ours.logps == pytest.approx(theirs.logps, abs=1e-4)
+
+
+def test_a_file_of_answers_that_is_broken_is_named(model: LoadedModel, folder: Path, tmp_path: Path) -> None:
+    plan = BenchmarkPlan(limit=3, data_folder=folder)
+    Examinee(model, folder=tmp_path).ask("piqa", plan)
+    (path,) = tmp_path.rglob("*.parquet")
+    path.write_bytes(b"nothing")
+    with pytest.raises(BapoError, match="delete that file"):
+        Examinee(model, folder=tmp_path).ask("piqa", plan)
+
+
+def test_a_model_without_chat_template_is_not_asked_in_chat(folder: Path, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    plain = LoadedModel("tiny", tiny_model("llama"), ChatFormat(tokenizer), "float32")
+    with pytest.raises(BapoError, match="no chat template"):
+        Examinee(plain, folder=tmp_path).ask("hhh", BenchmarkPlan(data_folder=folder))

@@ -1,0 +1,80 @@
+"""Local question files: what fits is turned into the hub's rows and back, what does not is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bapo.errors import BapoError
+from bapo.evaluation import FILES, local_folder, write_files
+from bapo.evaluation.local_data import hub_rows
+from tests.evaluation.questions import write_questions
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_of_the_hub_survive_being_written_and_read(name: str, tmp_path: Path) -> None:
+    write_questions(tmp_path / "ours")
+    splits = {split: hub_rows(name, split, tmp_path / "ours") for split in FILES[name]}
+    written = write_files(name, splits, tmp_path / "copy")
+    assert [path.relative_to(tmp_path / "copy") for path in written] == [Path(file) for file in FILES[name].values()]
+    assert {split: hub_rows(name, split, tmp_path / "copy") for split in FILES[name]} == splits
+    assert all(rows for rows in splits.values())
+
+
+def _spoil(folder: Path, line: int, **changes: object) -> Path:
+    path = folder / FILES["arc_challenge"]["test"]
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[line - 1]) | changes
+    lines[line - 1] = json.dumps({key: value for key, value in row.items() if value is not None})
+    path.write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"question": None}, "lacks question"),
+        ({"choices": None, "answer": None}, "lacks choices and answer"),
+        ({"answer": 4}, "answer is 4, but must be an index from 0 to 3"),
+        ({"answer": -1}, "index from 0 to 3"),
+        ({"answer": "B"}, "answer is 'B'"),
+        ({"answer": True}, "answer is True"),
+        ({"choices": ["one"]}, "at least two texts"),
+        ({"choices": [str(i) for i in range(9)]}, "9 choices"),
+    ],
+)
+def test_a_row_that_does_not_fit_is_named_by_its_line(changes: dict, expected: str, tmp_path: Path) -> None:
+    folder = _spoil(write_questions(tmp_path), 17, **changes)
+    with pytest.raises(BapoError, match=r"arc_challenge\.jsonl, line 17") as caught:
+        hub_rows("arc_challenge", "test", folder)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_json_or_no_object_or_not_there_is_said(tmp_path: Path) -> None:
+    folder = write_questions(tmp_path)
+    path = folder / FILES["piqa"]["validation"]
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], '{"question": ', *lines[4:]]))
+    with pytest.raises(BapoError, match="line 4 is not JSON"):
+        hub_rows("piqa", "validation", folder)
+    path.write_text("[1, 2]\n")
+    with pytest.raises(BapoError, match="line 1 is not an object"):
+        hub_rows("piqa", "validation", folder)
+    path.write_text("\n")
+    with pytest.raises(BapoError, match="holds no questions"):
+        hub_rows("piqa", "validation", folder)
+    path.unlink()
+    with pytest.raises(BapoError, match="bapo data-files piqa"):
+        hub_rows("piqa", "validation", folder)
+
+
+def test_the_folder_is_the_flag_or_the_variable_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BAPO_DATA", raising=False)
+    assert local_folder(None) is None
+    monkeypatch.setenv("BAPO_DATA", str(tmp_path))
+    assert local_folder(None) == tmp_path
+    with pytest.raises(BapoError, match="no data folder"):
+        local_folder(tmp_path / "nowhere")

@@ -1,0 +1,185 @@
+"""`bapo evaluate` with benchmarks, `compare`, and the gate: real processes, the real model, our own questions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bapo.models import add_lora, load_model
+from tests.evaluation.questions import write_questions
+from tests.test_cli import own_preferences
+
+pytestmark = pytest.mark.slow
+
+
+def adapter(folder: Path, size: float, rank: int = 4) -> Path:
+    """An adapter of the embedded model whose update is zero, or random and so large that nothing is left."""
+    policy = add_lora(load_model("smollm2", device="cpu").model, rank=rank)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.data = size * torch.randn(parameter.shape, generator=generator)
+    policy.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with questions, a zero adapter, a broken one, and preferences."""
+    place = tmp_path_factory.mktemp("evaluate")
+    write_questions(place / "data")
+    adapter(place / "zero", 0.0)
+    adapter(place / "broken", 0.5)
+    own_preferences(place)
+    return place
+
+
+def bapo(place: Path, *arguments: str, code: int = 0, answers: str = "kept") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "BAPO_DATA": str(place / "data")}
+    command = [sys.executable, "-m", "bapo", *arguments, "--answers", answers]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600, env=environment)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == code, (done.returncode, done.stderr, done.stdout)
+    return done
+
+
+def test_a_zero_adapter_passes_the_gate_with_changes_of_exactly_zero(place: Path) -> None:
+    told = json.loads(bapo(place, "evaluate", "zero", "--benchmarks", "all", "--gate", "--json").stdout)
+    assert told["against"] == "base"
+    assert set(told["models"]) == {"base", "zero"}
+    changes = told["changes"]["zero"]["benchmarks"]
+    assert set(changes) == {"piqa", "siqa", "arc_challenge", "scienceqa", "commonsense_qa", "mmlu", "hhh"}
+    for change in changes.values():
+        assert change["change"] == {"value": 0, "low": 0, "high": 0}
+        assert (change["gained"], change["lost"], change["p"], change["verdict"]) == (0, 0, 1, "kept")
+    assert told["forgetting"]["zero"]["score"] == {"value": 0, "low": 0, "high": 0}
+    assert told["models"]["base"]["benchmarks"]["mmlu"]["items"] == 114
+    assert set(told["models"]["base"]["benchmarks"]["hhh"]["categories"]) == {"helpful", "harmless", "honest", "other"}
+
+
+def test_a_broken_adapter_fails_the_gate_and_too_few_questions_leave_it_open(place: Path) -> None:
+    text = bapo(place, "evaluate", "broken", "--benchmarks", "piqa", "--gate", code=1).stdout
+    assert "more than 1 points were lost" in text
+    assert "PIQA" in text
+    text = bapo(place, "evaluate", "broken", "--benchmarks", "siqa", "--limit", "3", "--gate", code=3).stdout
+    assert "cannot be told" in text
+    assert "3 of 10" in text
+    assert "seed 0" in text
+
+
+def test_the_questions_behind_a_change_can_be_read(place: Path) -> None:
+    text = bapo(place, "evaluate", "broken", "--benchmarks", "piqa", "--show", "lost").stdout
+    assert "questions of piqa that broken lost" in text
+    assert "right" in text
+    assert "How do I boil" in text
+    assert " %" in text
+
+
+def test_the_rival_that_is_told_stands_in_the_same_tables(place: Path) -> None:
+    told = json.loads(
+        bapo(
+            place, "evaluate", "zero", "-p", "mine.jsonl", "--held-out", "4", "--benchmarks", "piqa,hhh",
+            "--prompt-only", "Call me captain.", "--set", "anchoring.max_new_tokens=12", "--json",
+        ).stdout
+    )  # fmt: skip
+    assert list(told["models"]) == ["base", "prompt-only", "zero"]
+    rival = told["models"]["prompt-only"]
+    assert rival["preferences"]["margin"]["value"] > 0, "told to say captain, captain becomes likelier"
+    assert rival["preferences"]["drift"]["value"] != 0
+    assert told["models"]["zero"]["preferences"]["drift"]["value"] == 0
+    assert rival["benchmarks"]["piqa"]["items"] == 24
+
+
+def test_two_adapters_are_compared_with_each_other(place: Path) -> None:
+    told = json.loads(bapo(place, "compare", "zero", "broken", "--benchmarks", "piqa", "--json").stdout)
+    assert told["against"] == "zero"
+    assert list(told["models"]) == ["zero", "broken"]
+    text = bapo(
+        place, "compare", "zero", "broken", "-p", "mine.jsonl", "--held-out", "4",
+        "--set", "anchoring.max_new_tokens=12",
+    ).stdout  # fmt: skip
+    assert "broken against zero: reward accuracy" in " ".join(text.split())
+
+
+def test_the_base_alone_can_be_asked(place: Path) -> None:
+    text = bapo(place, "evaluate", "--benchmarks", "hhh,piqa", "--ask", "letter").stdout
+    assert "harmless" in text
+    assert "accuracy" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["zero", "--benchmarks", "pika"], "Unknown benchmark 'pika'"),
+        (["zero", "--benchmarks", "piqa", "--limit", "0"], "at least one question"),
+        (["nowhere", "--benchmarks", "piqa"], "no adapter nowhere"),
+        (["zero", "--gate"], "--gate needs"),
+        (["zero", "--benchmarks", "hhh", "--gate"], "counts as knowledge"),
+        (["--benchmarks", "piqa", "--gate"], "--gate needs an adapter"),
+        (["zero", "--benchmarks", "piqa", "--budget", "-1"], "--budget is -1"),
+        (["zero", "--benchmarks", "piqa", "-p", "mine.jsonl", "--prompt-only", "source"], "give --prompt-only"),
+        (["zero", "--benchmarks", "piqa", "--prompt-only", " "], "--prompt-only is empty"),
+        (["zero", "--benchmarks", "piqa", "--data", "nowhere"], "no data folder nowhere"),
+        (["zero", "--against", "nowhere", "--benchmarks", "piqa"], "no adapter nowhere"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_sentence(place: Path, arguments: list[str], expected: str) -> None:
+    done = bapo(place, "evaluate", *arguments, code=2)
+    assert expected in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("bapo: ")
+
+
+def test_a_broken_line_of_the_data_is_named(place: Path, tmp_path: Path) -> None:
+    data = write_questions(tmp_path / "data")
+    path = data / "knowledge/arc_challenge.jsonl"
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[16])
+    del row["answer"]
+    path.write_text("\n".join([*lines[:16], json.dumps(row), *lines[17:]]))
+    done = bapo(place, "evaluate", "--benchmarks", "arc_challenge", "--data", str(data), code=2)
+    assert "line 17 lacks answer" in done.stderr
+
+
+def test_an_adapter_of_another_model_is_refused(place: Path) -> None:
+    """Of the same shape, but trained on other weights; and of another shape."""
+    run = adapter(place / "foreign", 0.1)
+    model = {"name": "elsewhere", "precision": "bf16", "adapter": None}
+    (run / "run.json").write_text(json.dumps({"recipe": {"model": model}, "reference": "0" * 64}))
+    done = bapo(place, "evaluate", "foreign", "--benchmarks", "piqa", code=2)
+    assert "trained on another model (elsewhere)" in done.stderr
+    config = json.loads((adapter(place / "shaped", 0.1, rank=8) / "adapter_config.json").read_text())
+    (place / "shaped/adapter_config.json").write_text(json.dumps(config | {"r": 2}))
+    done = bapo(place, "evaluate", "shaped", "--benchmarks", "piqa", code=2)
+    assert "does not fit the model" in done.stderr
+
+
+def test_a_killed_evaluation_resumes(place: Path) -> None:
+    """SIGKILL while MMLU is asked; run again, what was answered is not asked again and the figures are the same."""
+    environment = {**os.environ, "BAPO_DATA": str(place / "data")}
+    asked = ["evaluate", "--benchmarks", "mmlu", "--json"]
+    command = [sys.executable, "-m", "bapo", *asked, "--answers", "killed"]
+    process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    deadline = time.monotonic() + 300
+    while len(list((place / "killed").rglob("*.parquet"))) < 5:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in (place / "killed").rglob("*.parquet")}
+    assert 5 <= len(kept) < 57
+    resumed = json.loads(bapo(place, *asked, answers="killed").stdout)
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
+    assert len(list((place / "killed").rglob("*.parquet"))) == 57
+    whole = json.loads(bapo(place, *asked, answers="whole").stdout)
+    found, expected = (told["models"]["base"]["benchmarks"]["mmlu"] for told in (resumed, whole))
+    assert found["accuracy"] == expected["accuracy"]
+    assert found["categories"] == expected["categories"]
