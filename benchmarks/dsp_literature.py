@@ -41,8 +41,11 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "bapo-token": ("bapo", {"anchor": "token", "anchor_strength": 5.0}),
     "bapo-length-strong": ("bapo", {"anchor": "length-normalized", "anchor_strength": 20.0}),
     "dpo-no-clip": ("dpo", {"max_grad_norm": 0.0}),
+    "dpo-by-pair": ("dpo", {"sampler": "by-pair"}),
+    "bapo-length-by-pair": ("bapo", {"anchor": "length-normalized", "anchor_strength": 5.0, "sampler": "by-pair"}),
 }
-TWO_SEEDS = ("dpo", "bapo", "bapo-length")
+TWO_SEEDS = ("dpo", "bapo", "bapo-length", "bapo-length-by-pair", "dpo-by-pair")
+DRAWN = ("dpo", "bapo", "bapo-length")
 RUNS = [f"{name}-seed0" for name in TWO_SEEDS] + [f"{name}-seed1" for name in TWO_SEEDS]
 RUNS += [f"{name}-seed0" for name in VARIANTS if name not in TWO_SEEDS]
 
@@ -140,7 +143,7 @@ def main() -> None:
     print(markdown_table(HEADER, [row(run, found[run], logs[run]) for run in found]))
     print(parts_table(logs))
     for seed in (0, 1):
-        shown = {name: logs[f"{name}-seed{seed}"] for name in TWO_SEEDS if f"{name}-seed{seed}" in logs}
+        shown = {name: logs[f"{name}-seed{seed}"] for name in DRAWN if f"{name}-seed{seed}" in logs}
         if shown:
             draw_logratios(shown, arguments.figures / f"dsp-literature-logratios-seed{seed}.png")
             draw_logratios(shown, arguments.figures / f"dsp-literature-logps-seed{seed}.png", quantity="logps")

@@ -255,8 +255,8 @@ def report_memory(side: str, workload: str, prompts: int) -> None:
     print(json.dumps({"bytes": memory_of(lambda: train_step(made, optimizer))}))
 
 
-def measure(workload: str, prompts: int, repeats: int) -> None:
-    """Run all sides of a workload and print its table."""
+def measure(workload: str, prompts: int, repeats: int, memory: dict[str, float]) -> None:
+    """Run all sides of a workload and print its table; ``memory`` is what each side's step adds, bytes."""
     losses = {side: compared_loss(make_side(side, workload, prompts, "float32")[0]) for side in SIDES}
     made = {side: make_side(side, workload, prompts) for side in SIDES}
     optimizers = {side: optimizer_of(made[side][0].model) for side in SIDES}
@@ -286,7 +286,7 @@ def measure(workload: str, prompts: int, repeats: int) -> None:
                 f"{step:.1f} s [{min(seconds[side]):.1f}, {max(seconds[side]):.1f}]",
                 f"{pairs / step:.2f}",
                 *ratios,
-                f"{step_memory(side, workload, prompts) / 1e9:.2f} GB",
+                f"{memory[side] / 1e9:.2f} GB",
                 f"{operations[side] / 1e9:.0f}",
                 f"{operations[side] / step / max(peaks):.0%}",
                 f"{losses[side]:.4f}",
@@ -311,8 +311,10 @@ def main() -> None:
     if arguments.memory_of:
         report_memory(arguments.memory_of, arguments.workloads[0], arguments.prompts)
         return
+    # Memory first: later this process is so large itself that a child of TRL's size would find no room.
+    memory = {w: {side: step_memory(side, w, arguments.prompts) for side in SIDES} for w in arguments.workloads}
     for workload in arguments.workloads:
-        measure(workload, arguments.prompts, arguments.repeats)
+        measure(workload, arguments.prompts, arguments.repeats, memory[workload])
 
 
 if __name__ == "__main__":
