@@ -132,6 +132,21 @@ def test_generation_stops_at_the_end_token_and_keeps_ids() -> None:
         assert list(response.ids) == (ids if end is None else ids[: end + 1])
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma2-softcap-window", "gpt2", "mamba-recurrent"])
+def test_finished_responses_leave_their_batch_and_change_nothing(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(architecture)
+    prompts = [tuple(range(5, 5 + n)) for n in (9, 3, 14, 6, 11, 4)]
+    settings = GenerationSettings(30)
+    free = generate_batch(model, prompts, settings, [2])
+    ends = [own[0].ids[k] for own, k in zip(free, (2, 7, 13), strict=False)]  # tokens that end some of them early
+    whole = [generate_batch(model, [prompt], settings, ends)[0] for prompt in prompts]
+    assert len({len(own[0].ids) for own in whole}) > 2
+    monkeypatch.setattr("bapo.anchoring.generate.STAGE", 4)
+    assert generate_batch(model, prompts, settings, ends) == whole
+
+
 def test_sampled_base_responses_are_several_and_repeat_with_their_seed(tmp_path: Path) -> None:
     model = loaded()
     how = GenerationSettings(max_new_tokens=6, temperature=1.0, responses=3, seed=7)
@@ -147,7 +162,11 @@ def test_sampled_base_responses_are_several_and_repeat_with_their_seed(tmp_path:
 
 def test_batches_are_sorted_by_length_and_depend_on_the_prompts_alone() -> None:
     prompts = [(1,) * n for n in (5, 2, 9, 2, 7)]
-    assert plan_batches(prompts, 2) == [[1, 3], [0, 4], [2]]
+    settings = GenerationSettings(max_new_tokens=3)
+    assert plan_batches(prompts, settings, max_tokens=20) == [[1, 3], [0, 4], [2]]  # 2 x (2 + 3), 2 x (7 + 3), 9 + 3
+    assert plan_batches(prompts, settings, max_tokens=1) == [[1], [3], [0], [4], [2]]
+    several = GenerationSettings(max_new_tokens=3, temperature=1.0, responses=2)
+    assert plan_batches(prompts, several, max_tokens=20) == [[1, 3], [0], [4], [2]]
 
 
 def test_long_texts_are_dropped_or_cut_and_counted(tmp_path: Path) -> None:

@@ -13,9 +13,6 @@ from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
 from bapo.models import LoadedModel
 from bapo.preferences import Preferences, Prompt, PromptGroup
 
-GENERATION_BATCH = 16
-"""Prompts answered at once."""
-
 SCORING_BATCH = 16
 """Prompt groups scored and kept at once."""
 
@@ -138,7 +135,7 @@ def _generate_missing(
     known = store.bases(settings)
     done = 0
     report("base responses", 0, len(prompts))
-    for batch in plan_batches(prompts, GENERATION_BATCH):
+    for batch in plan_batches(prompts, settings):
         missing = [prompts[i] for i in batch if group_key(prompts[i]) not in known]
         if missing:
             responses = generate_batch(model.model, missing, settings, model.chat.end_ids)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bapo.errors import BapoError
 from bapo.likelihood import TokenIds, evaluating
@@ -54,39 +55,86 @@ class Response:
     ended: bool
 
 
-def plan_batches(prompts: Sequence[TokenIds], batch_size: int) -> list[list[int]]:
-    """Indices of prompts, sorted by length and cut into batches; depends on nothing but its arguments."""
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+GENERATION_TOKENS = 8192
+"""Tokens of prompts and longest responses, padding included, that are generated together."""
+
+STAGE = 32
+"""Tokens after which responses that have ended leave their batch."""
+
+
+def plan_batches(
+    prompts: Sequence[TokenIds], settings: GenerationSettings, max_tokens: int = GENERATION_TOKENS
+) -> list[list[int]]:
+    """Indices of prompts, sorted by length and cut into batches; depends on nothing but its arguments.
+
+    Args:
+        prompts: what is answered.
+        settings: how; each response counts with its greatest length.
+        max_tokens: bound on a batch, padding included; a prompt that exceeds it alone is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i])):
+        width = settings.responses * (len(prompts[index]) + settings.max_new_tokens)  # the longest so far
+        if not batches or (len(batches[-1]) + 1) * width > max_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 @torch.no_grad()
 def generate_batch(
     model: Any, prompts: Sequence[TokenIds], settings: GenerationSettings, end_ids: Sequence[int]
 ) -> list[tuple[Response, ...]]:
-    """Responses to each prompt of one batch. Sampling depends on the seed and the batch's prompts alone."""
+    """Responses to each prompt of one batch. Sampling depends on the seed and the batch's prompts alone.
+
+    `generate` runs `STAGE` tokens at a time, and rows that have ended leave the batch and its cache in between.
+    """
     pad = end_ids[0]
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    rows = [prompt for prompt in prompts for _ in range(settings.responses)]
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=model.device)
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if settings.temperature > 0:
         how = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
     devices = [model.device] if model.device.type == "cuda" else []
+    found: list[Response | None] = [None] * len(rows)
+    alive, cache, made = list(range(len(rows))), None, 0
     with evaluating(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(_seed(settings.seed, prompts))
-        rows = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=settings.max_new_tokens,
-            num_return_sequences=settings.responses,
-            eos_token_id=list(end_ids),
-            pad_token_id=pad,
-            repetition_penalty=1.0,
-            **how,
-        )
-    responses = [_cut(row, end_ids) for row in rows[:, width:].tolist()]
-    return [tuple(responses[i : i + settings.responses]) for i in range(0, len(responses), settings.responses)]
+        while alive:
+            stage = min(STAGE, settings.max_new_tokens - made)
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                max_new_tokens=stage,
+                return_dict_in_generate=True,
+                eos_token_id=list(end_ids),
+                pad_token_id=pad,
+                repetition_penalty=1.0,
+                **how,
+            )
+            made += stage
+            responses = [_cut(row, end_ids) for row in out.sequences[:, width:].tolist()]
+            going = [i for i, own in enumerate(responses) if not own.ended and made < settings.max_new_tokens]
+            for place, own in zip(alive, responses, strict=True):
+                found[place] = own
+            alive = [alive[i] for i in going]
+            if alive:
+                kept = torch.tensor(going, device=model.device)
+                ids, cache = out.sequences[kept], _rows_of(out.past_key_values, kept)
+                mask = torch.cat([mask[kept], mask.new_ones(len(going), stage)], dim=1)
+    complete = [own for own in found if own is not None]
+    return [tuple(complete[i : i + settings.responses]) for i in range(0, len(complete), settings.responses)]
+
+
+def _rows_of(cache: Any, rows: Tensor) -> Any:
+    """A cache with some of its rows; None, so that it is made anew, where a model keeps something else."""
+    if not hasattr(cache, "batch_select_indices"):
+        return None
+    cache.batch_select_indices(rows)
+    return cache
 
 
 def _cut(row: list[int], end_ids: Sequence[int]) -> Response:
