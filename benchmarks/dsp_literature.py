@@ -41,8 +41,11 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "bapo-token": ("bapo", {"anchor": "token", "anchor_strength": 5.0}),
     "bapo-length-strong": ("bapo", {"anchor": "length-normalized", "anchor_strength": 20.0}),
     "dpo-no-clip": ("dpo", {"max_grad_norm": 0.0}),
-    "dpo-by-pair": ("dpo", {"sampler": "by-pair"}),
-    "bapo-length-by-pair": ("bapo", {"anchor": "length-normalized", "anchor_strength": 5.0, "sampler": "by-pair"}),
+    "dpo-by-pair": ("dpo", {"sampler": "by-pair", "part_gradient_steps": 0}),
+    "bapo-length-by-pair": (
+        "bapo",
+        {"anchor": "length-normalized", "anchor_strength": 5.0, "sampler": "by-pair", "part_gradient_steps": 0},
+    ),
 }
 TWO_SEEDS = ("dpo", "bapo", "bapo-length", "bapo-length-by-pair", "dpo-by-pair")
 DRAWN = ("dpo", "bapo", "bapo-length")

@@ -184,7 +184,10 @@ def _tell(on_progress: stages.OnProgress, stage: str, done: int, total: int) -> 
 
 
 def _check_reference(recipe: Recipe, contestants: Sequence[Contestant], base: LoadedModel) -> None:
-    """Refuse an adapter of bapo's that was trained on other weights; in another precision it cannot be told."""
+    """Refuse an adapter of bapo's that was trained on other weights.
+
+    It cannot be told in another precision, nor where training went on from an adapter that is not part of the base.
+    """
     from bapo.models import model_fingerprint
 
     fingerprint = ""
@@ -194,14 +197,13 @@ def _check_reference(recipe: Recipe, contestants: Sequence[Contestant], base: Lo
             continue
         run = json.loads(path.read_text())
         trained_on = run["recipe"]["model"]
-        if trained_on["precision"] != recipe.model.precision:
+        if trained_on["precision"] != recipe.model.precision or trained_on["adapter"] != recipe.model.adapter:
             continue
         fingerprint = fingerprint or model_fingerprint(base.model)
         if run["reference"] != fingerprint:
-            named = f"{trained_on['name']}" + (f" with {trained_on['adapter']}" if trained_on["adapter"] else "")
             raise BapoError(
-                f"The adapter {own.adapter} was trained on another model ({named}) than {recipe.model.name}: "
-                "name that model with --model, and an adapter that it already had with --set model.adapter=."
+                f"The adapter {own.adapter} was trained on another model ({trained_on['name']}) than "
+                f"{recipe.model.name}: name that one with --model."
             )
 
 
