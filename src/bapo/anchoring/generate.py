@@ -55,7 +55,7 @@ class Response:
     ended: bool
 
 
-GENERATION_TOKENS = 8192
+GENERATION_TOKENS = 16384
 """Tokens of prompts and longest responses, padding included, that are generated together."""
 
 STAGE = 32
