@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("evaluate")
     write_questions(place / "data")
     adapter(place / "zero", 0.0)
-    adapter(place / "broken", 0.5)
+    adapter(place / "broken", 1.0)
     own_preferences(place)
     return place
 

@@ -58,7 +58,7 @@ def _sum(name: str, i: int) -> dict[str, Any]:
 
 def _eggs(i: int) -> dict[str, Any]:
     """What any model that speaks English knows."""
-    good, bad = f"Boil the {i + 2} eggs in hot water.", f"Eggs the hot {i + 2} water in qvz boil."
+    good, bad = f"Boil the {i + 2} eggs in hot water.", f"Water the {i + 2} hot in eggs boil."
     return {
         "id": f"piqa-{i}",
         "question": f"How do I boil {i + 2} eggs?",

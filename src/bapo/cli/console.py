@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ from rich.console import Console
 if TYPE_CHECKING:
     from bapo.personalize.stages import OnProgress
 
-out = Console()
+WIDTH_IN_FILES = 160
+
+out = Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
 err = Console(stderr=True)
 
 
@@ -109,7 +112,7 @@ def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]], title: str
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in header:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
     out.print(table)
