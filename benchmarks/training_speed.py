@@ -1,11 +1,12 @@
 """Training steps of bapo and of TRL's DPOTrainer extended to BAPO, on the same pairs, interleaved in one run.
 
 Workloads: all pairs of a few prompts (grouped), pairs of different prompts (by-pair), prompts of 1,500 tokens (long).
-A step is forward, backward and AdamW for LoRA r 32 on all linear layers of the bf16 model. Printed for each side: the
-median step with its range, pairs per second, the ratio to both modes of TRL, the peak memory that a step adds (in a
-process of its own), the operations counted, their share of the measured matrix-product peak, and the loss that each
-side computes in float32, without dropout, under one random adapter. DSP literature is used where BAPO_DATA is set, the
-packaged starter preferences otherwise.
+A step is forward, backward and AdamW for LoRA r 32 on all linear layers of the bf16 model. Every side runs in a process
+of its own, and they step in turn. Printed for each: the median step with its range, pairs per second, the ratio to both
+modes of TRL, the peak memory that the first step adds to a process that holds model, adapter and data, the operations
+counted, their share of the measured matrix-product peak, and the loss that each side computes in float32, without
+dropout, under one random adapter. DSP literature is used where BAPO_DATA is set, the packaged starter preferences
+otherwise.
 
     python benchmarks/training_speed.py [--workloads grouped by-pair long] [--repeats 3] [--prompts 2]
 """
@@ -13,14 +14,15 @@ packaged starter preferences otherwise.
 from __future__ import annotations
 
 import argparse
-import json
+import gc
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -31,16 +33,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
 from bapo.likelihood import ResponseScorer, TokenGroup
-from bapo.models import LoadedModel, Precision, add_lora, load_model, lora_config
+from bapo.models import LoadedModel, Precision, add_lora, keep_freed_memory, load_model, lora_config
 from bapo.personalize import read_recipe, stages
 from bapo.reporting import markdown_table
 from bapo.training import BAPOConfig, BAPOTrainer
 
-SIDES = ("trl-online", "trl-precomputed", "bapo", "bapo-small")
+SIDES = ("trl-online", "trl-precomputed", "bapo", "bapo-least-memory")
+STEPS_IN_TURN = dict(zip(SIDES, (1, 1, 3, 3), strict=True))  # short ones are repeated, and their median counts
 WORKLOADS = ("grouped", "by-pair", "long")
 BETA, STRENGTH = 0.1, 5.0
 LONG_PROMPT, LONG_RESPONSE = 1500, 100
-SMALL_BATCH = 1024  # input tokens in memory at once on the side bapo-small
 ADAPTER_SCALE = 0.02  # of the random adapter with which both sides' losses are compared
 
 
@@ -61,7 +63,7 @@ def workload_groups(workload: str, prompts: int, model: LoadedModel) -> Anchored
     told = {
         "preferences.source": source,
         "preferences.held_out": 100 if os.environ.get("BAPO_DATA") else 5,
-        "preferences.max_train_prompts": 110,
+        "preferences.max_train_prompts": 8,
         "anchoring.max_new_tokens": 128,
     }
     recipe = read_recipe(None, told)
@@ -87,9 +89,9 @@ def _random_group(model: LoadedModel, seed: int) -> AnchoredGroup:
 # ---- the two sides ---------------------------------------------------------------------------------------------------
 
 
-def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, small: bool = False) -> Side:
-    """Our trainer, with its default bound on the tokens in memory at once or a small one."""
-    bound = {"max_batch_tokens": SMALL_BATCH} if small else {}
+def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, least_memory: bool = False) -> Side:
+    """Our trainer, with its default of passes side by side or with one pass after the other."""
+    passes = {"passes_at_once": 1} if least_memory else {}
     settings = BAPOConfig(
         output_dir=folder,
         use_cpu=True,
@@ -97,14 +99,13 @@ def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, sm
         anchor="sequence",
         anchor_strength=STRENGTH,
         disable_tqdm=True,
-        **bound,
+        **passes,
     )
     trainer = BAPOTrainer(add_lora(loaded.model), args=settings, train_dataset=data, processing_class=loaded.tokenizer)
     batch = trainer.data_collator(trainer.train_dataset.items)
 
     def backward() -> None:
-        for part in batch["batches"]:
-            trainer.compute_loss(trainer.model, {"batches": (part,)}, num_items_in_batch=data.pair_count).backward()
+        trainer.training_step(trainer.model, batch, num_items_in_batch=data.pair_count)
 
     return Side(trainer.model, lambda: trainer.compute_loss(trainer.model, batch), backward)
 
@@ -171,7 +172,7 @@ def make_side(
     data = workload_groups(workload, prompts, loaded)
     folder = tempfile.mkdtemp()
     if side.startswith("bapo"):
-        return bapo_side(data, loaded, folder, small=side == "bapo-small"), data
+        return bapo_side(data, loaded, folder, least_memory=side == "bapo-least-memory"), data
     return trl_side(data, loaded, folder, precomputed=side == "trl-precomputed"), data
 
 
@@ -192,27 +193,23 @@ def optimizer_of(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
 
 
-def compared_loss(side: Side) -> float:
-    """The loss without dropout, under an adapter that is random and the same on every side."""
+def compared_loss(name: str, workload: str, prompts: int) -> float:
+    """The loss in float32 without dropout, under an adapter that is random and the same on every side."""
+    side, _ = make_side(name, workload, prompts, "float32")
     model, generator = side.model, torch.Generator().manual_seed(0)
     weights = sorted((n.split("base_model")[-1], p) for n, p in model.named_parameters() if p.requires_grad)
-    before = [p.detach().clone() for _, p in weights]
     with torch.no_grad():
         for _, parameter in weights:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * ADAPTER_SCALE)
     model.eval()
     with torch.no_grad():
-        found = float(side.loss())
-    model.train()
-    with torch.no_grad():
-        for (_, parameter), old in zip(weights, before, strict=True):
-            parameter.copy_(old)
-    return found
+        return float(side.loss())
 
 
 def counted_step(side: Side, optimizer: torch.optim.Optimizer) -> float:
-    """A first step, which warms up, and the operations of its products and attentions by torch's own counter."""
-    with FlopCounterMode(display=False) as counter:
+    """The operations of a step's products and attentions by torch's own counter."""
+    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **others: 2 * a[0] * a[1] * b[1]}  # which the counter lacks
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         train_step(side, optimizer)
     return float(counter.get_total_flops())
 
@@ -228,13 +225,6 @@ def measured_peak() -> float:
     return 2 * 4096**3 / min(seconds)
 
 
-def step_memory(side: str, workload: str, prompts: int) -> float:
-    """Bytes that a step adds at its peak to a process that holds model, adapter and data."""
-    arguments = [sys.executable, __file__, "--memory-of", side, "--workloads", workload, "--prompts", str(prompts)]
-    out = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
-    return float(json.loads(out.splitlines()[-1])["bytes"])
-
-
 def memory_of(work: Callable[[], object]) -> float:
     """Bytes by which this process grows at its peak while it works (Linux)."""
     with open("/proc/self/statm") as file:
@@ -247,31 +237,66 @@ def memory_of(work: Callable[[], object]) -> float:
     return float(peak - before)
 
 
-def report_memory(side: str, workload: str, prompts: int) -> None:
-    """What `step_memory` asks a child process for."""
-    made, _ = make_side(side, workload, prompts)
-    optimizer = optimizer_of(made.model)
-    made.model.train()
-    print(json.dumps({"bytes": memory_of(lambda: train_step(made, optimizer))}))
+class Worker:
+    """One side in a process of its own, as its user would run it; it steps when it is told to."""
+
+    def __init__(self, side: str, workload: str, prompts: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, side, workload, prompts), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.facts: dict[str, Any] = self._connection.recv()
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        self._connection.send("step")
+        seconds: float = self._connection.recv()
+        return seconds
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.send("end")
+        self._process.join()
 
 
-def measure(workload: str, prompts: int, repeats: int, memory: dict[str, float]) -> None:
-    """Run all sides of a workload and print its table; ``memory`` is what each side's step adds, bytes."""
-    losses = {side: compared_loss(make_side(side, workload, prompts, "float32")[0]) for side in SIDES}
-    made = {side: make_side(side, workload, prompts) for side in SIDES}
-    optimizers = {side: optimizer_of(made[side][0].model) for side in SIDES}
-    operations = {side: counted_step(made[side][0], optimizers[side]) for side in SIDES}
+def _work(connection: Any, name: str, workload: str, prompts: int) -> None:
+    """What a worker does: tell the facts of its side, then step."""
+    side, data = make_side(name, workload, prompts)
+    if name.startswith("bapo"):
+        keep_freed_memory()  # which the trainer does when it starts to train
+    optimizer = optimizer_of(side.model)
+    side.model.train()
+    gc.collect()
+    memory = memory_of(lambda: train_step(side, optimizer))
+    operations = counted_step(side, optimizer)
+    facts = {"name": data.name, "pairs": data.pair_count, "prompts": len(data.groups)}
+    connection.send({**facts, "memory": memory, "operations": operations})
+    while connection.recv() == "step":
+        connection.send(train_step(side, optimizer))
+
+
+def measure(workload: str, prompts: int, repeats: int) -> None:
+    """Run all sides of a workload in turn and print its table."""
+    alone = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
+    with alone:  # processes that end, so that none holds memory that a later one needs
+        losses = {side: alone.submit(compared_loss, side, workload, prompts).result() for side in SIDES}
+    workers: dict[str, Worker] = {}
+    for side in SIDES:  # one after the other: each measures its memory when it starts
+        workers[side] = Worker(side, workload, prompts)
+        print(f"  {workload} {side} {workers[side].facts}", file=sys.stderr, flush=True)
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     peaks = []
     for _ in range(repeats):
         peaks.append(measured_peak())
         for side in SIDES:
-            took = train_step(made[side][0], optimizers[side])
-            print(f"  {workload} {side} {took:.2f} s", file=sys.stderr, flush=True)
-            seconds[side].append(took)
-    _, data = made["bapo"]
-    pairs = data.pair_count
-    made.clear()
+            own = [workers[side].step() for _ in range(STEPS_IN_TURN[side])]
+            print(f"  {workload} {side} {', '.join(f'{s:.2f}' for s in own)} s", file=sys.stderr, flush=True)
+            seconds[side].append(median(own))
+    for worker in workers.values():
+        worker.close()
+    facts = {side: worker.facts for side, worker in workers.items()}
+    pairs, online = facts["bapo"]["pairs"], facts["trl-online"]["memory"]
     rows = []
     for side in SIDES:
         step = median(seconds[side])
@@ -280,22 +305,23 @@ def measure(workload: str, prompts: int, repeats: int, memory: dict[str, float])
             f" [{min(seconds[other]) / max(seconds[side]):.1f}, {max(seconds[other]) / min(seconds[side]):.1f}]"
             for other in SIDES[:2]
         ]
+        own = facts[side]
         rows.append(
             (
                 side,
                 f"{step:.1f} s [{min(seconds[side]):.1f}, {max(seconds[side]):.1f}]",
                 f"{pairs / step:.2f}",
                 *ratios,
-                f"{memory[side] / 1e9:.2f} GB",
-                f"{operations[side] / 1e9:.0f}",
-                f"{operations[side] / step / max(peaks):.0%}",
+                f"{own['memory'] / 1e9:.2f} GB (1/{online / own['memory']:.1f})",
+                f"{own['operations'] / 1e9:.0f}",
+                f"{own['operations'] / step / max(peaks):.0%}",
                 f"{losses[side]:.4f}",
             )
         )
     header = ("side", "step", "pairs/s", "faster than TRL online", "than TRL precomputed", "memory added")
     header += ("GFLOP", "of peak", "loss (float32)")
     print(
-        f"\n{data.name}: {pairs} pairs of {len(data.groups)} prompts, {repeats} repeats, "
+        f"\n{facts['bapo']['name']}: {pairs} pairs of {facts['bapo']['prompts']} prompts, {repeats} repeats, "
         f"peak {max(peaks) / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads\n"
     )
     print(markdown_table(header, rows), flush=True)
@@ -306,15 +332,9 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="*", choices=WORKLOADS, default=WORKLOADS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=2, help="prompts of the grouped workload")
-    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.memory_of:
-        report_memory(arguments.memory_of, arguments.workloads[0], arguments.prompts)
-        return
-    # Memory first: later this process is so large itself that a child of TRL's size would find no room.
-    memory = {w: {side: step_memory(side, w, arguments.prompts) for side in SIDES} for w in arguments.workloads}
     for workload in arguments.workloads:
-        measure(workload, arguments.prompts, arguments.repeats, memory[workload])
+        measure(workload, arguments.prompts, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup
+from bapo.models import GradientRows, fuse_lora
 from tests.tiny import CONFIGS, MISFITS, VOCABULARY, tiny_model
 
 
@@ -78,6 +79,29 @@ def test_shared_layout_gives_the_loss_and_gradients_of_plain_padded_passes(name:
 
     torch.testing.assert_close(shared, plain, rtol=1e-4, atol=1e-4)
     assert relative_gap(gradients(policy), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_responses_without_a_gradient_are_left_out_of_the_backward_pass(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[GradientRows] = []
+    monkeypatch.setattr("bapo.likelihood.scoring.GradientRows", lambda n: noted.append(GradientRows(n)) or noted[-1])
+    torch.manual_seed(0)
+    reference, weights, batch = with_lora(tiny_model(name)), torch.randn(64), groups()
+    weights[::2] = 0  # as a hinge that is not active weighs
+    plain = torch.stack([logp for group in batch for logp in plain_logps(reference, group)])
+    (plain * weights[: len(plain)]).sum().backward()
+
+    policy = with_lora(tiny_model(name))
+    fuse_lora(policy)
+    shared = ResponseScorer(policy)(batch).summed()
+    (shared * weights[: len(shared)]).sum().backward()
+
+    assert relative_gap(gradients(policy), gradients(reference)) < 1e-4
+    quiet = [r for r, weight in zip((r for g in batch for r in g.responses), weights, strict=False) if not weight]
+    reached = sum(run.stop - run.start for run in noted[-1].runs)
+    assert reached == noted[-1].tokens - sum(len(response) - 1 for response in quiet) < noted[-1].tokens
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2-softcap-window"])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from bapo.models import add_lora, fuse_lora
-from bapo.models.lora_update import SharedDropout, _LowRankUpdate
+from bapo.models import GradientRows, add_lora, fuse_lora, noting
+from bapo.models.lora_update import SharedDropout, _LoraLinear, _LowRankUpdate, drawn_places
 from tests.tiny import tiny_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -57,24 +57,76 @@ def test_in_bf16_the_adapter_and_its_gradients_stay_float32():
 def test_the_gradient_is_the_derivative(masked):
     torch.manual_seed(0)
     inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 4), (3, 5), (2, 5), (4, 2))]
-    mask = torch.rand(3, 5) < 0.7 if masked else None
+    places = torch.tensor([0, 7, 7, 14]) if masked else None
+
+    def without_places(x):
+        dropped = x.detach().clone()
+        if places is not None:
+            dropped.view(-1)[places] = 0
+        return dropped
 
     def update(result, x, a, b):
-        dropped = x.detach() if mask is None else x.detach() * mask
-        return _LowRankUpdate.apply(result, x, a, b, dropped, mask, 1.7)
+        return _LowRankUpdate.apply(result, x, a, b, without_places(x), places, 1.7)
+
+    def whole_layer(weight, x, a, b):
+        return _LoraLinear.apply(x, weight.detach(), None, a, b, without_places(x), places, 1.7)
 
     assert torch.autograd.gradcheck(update, inputs)
+    weight = torch.randn(4, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *own: whole_layer(weight, *own), inputs[1:])
 
 
-@pytest.mark.parametrize("probability", [0.05, 0.5])
-def test_a_mask_drops_its_share_and_leaves_the_expectation(probability):
+def test_rows_that_no_gradient_reaches_are_left_out_and_nothing_changes():
     torch.manual_seed(0)
-    dropped, mask = SharedDropout()(torch.ones(1000, 1001), probability)
-    assert torch.equal(dropped, mask.float())
-    deviation = (probability * (1 - probability) / mask.numel()) ** 0.5
-    assert abs((~mask).double().mean().item() - probability) < 5 * deviation + 2**-16
-    rows = mask.double().mean(1)  # no row or column is special
-    assert rows.std().item() == pytest.approx((probability * (1 - probability) / 1001) ** 0.5, rel=0.2)
+    x, a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((9, 5), (2, 5), (4, 2)))
+    weight, places = torch.randn(4, 5, dtype=torch.float64), torch.tensor([3, 20, 44])
+    dropped = x.detach().clone()
+    dropped.view(-1)[places] = 0
+    upstream = torch.randn(9, 4, dtype=torch.float64)
+    upstream[2:4] = upstream[7:] = 0
+    rows = GradientRows(9)
+    with noting(rows):
+        output = _LoraLinear.apply(x, weight, None, a, b, dropped, places, 1.7)
+    expected = torch.autograd.grad(output, (x, a, b), upstream, retain_graph=True)
+    rows.leave_out([slice(2, 4), slice(7, 9)])
+    found = torch.autograd.grad(output, (x, a, b), upstream, retain_graph=True)
+    torch.testing.assert_close(found, expected)
+    rows.leave_out([slice(0, 9)])
+    assert not any(gradient.any() for gradient in torch.autograd.grad(output, (x, a, b), upstream))
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.5, 0.9])
+def test_places_are_drawn_with_their_probability_and_independently(probability):
+    torch.manual_seed(0)
+    kept = torch.ones(1000, 1001)
+    kept.view(-1)[drawn_places(kept.numel(), probability, kept.device)] = 0
+    deviation = (probability * (1 - probability) / kept.numel()) ** 0.5
+    assert abs((1 - kept.double().mean().item()) - probability) < 5 * deviation
+    for mean, count in ((kept.double().mean(1), 1001), (kept.double().mean(0), 1000)):  # no row or column is special
+        assert mean.std().item() == pytest.approx((probability * (1 - probability) / count) ** 0.5, rel=0.2)
+    flat = kept.view(-1)
+    for step in (1, 2, 3):  # nor does a neighbour tell anything
+        both = ((1 - flat[step:]) * (1 - flat[:-step])).double().mean().item()
+        assert both == pytest.approx(probability**2, abs=5 * (probability**2 / kept.numel()) ** 0.5)
+
+
+def test_the_dropped_input_has_zeros_at_its_places_and_the_input_elsewhere():
+    torch.manual_seed(0)
+    x = torch.rand(64, 64).T + 1
+    dropped, places = SharedDropout()(x, 0.3)
+    expected = x.clone(memory_format=torch.contiguous_format).view(-1)
+    expected[places] = 0
+    assert torch.equal(dropped.view(-1), expected)
+    assert x.all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_few_places_lie_within_the_count(count):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        places = drawn_places(count, 0.05, torch.device("cpu"))
+        assert (places >= 0).all()
+        assert (places < count).all()
 
 
 def test_layers_that_read_the_same_input_share_a_dropped_copy_and_others_do_not():

@@ -2,13 +2,17 @@
 
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
 from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
+from bapo.likelihood.side_by_side import MOST_AT_ONCE, passes_at_once, side_by_side
 
 __all__ = [
+    "MOST_AT_ONCE",
     "SCORING_VERSION",
     "ResponseLogps",
     "ResponseScorer",
     "TokenGroup",
     "TokenIds",
     "evaluating",
+    "passes_at_once",
     "share_headers",
+    "side_by_side",
 ]

@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from bapo.likelihood.layout import Segments
+from bapo.models import rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -187,17 +188,25 @@ class _SplitAttention(torch.autograd.Function):
         sliding_window: int | None,
         segments: Segments,
     ) -> Tensor:
-        heads_per_key = query.shape[1] // key.shape[1]
+        key_heads, heads_per_key = key.shape[1], query.shape[1] // key.shape[1]
         output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
         for seen in segments.seen():
             own = seen[-1]
-            if own.start == own.stop:
+            length = own.stop - own.start
+            if not length:
                 continue
-            keys, values = (repeat_kv(_at(tensor, seen), heads_per_key) for tensor in (key, value))
-            mask = _mask(segments, own.stop - own.start, keys.shape[2], sliding_window, query.device)
-            output[:, own] = _attend(query[:, :, own], keys, values, mask, scale, 0.0, None).transpose(1, 2)
+            keys, values = _at(key, seen), _at(value, seen)
+            if length > QUERIES_AT_ONCE:  # blocks above the diagonal are left out, which pays for long prompts
+                keys, values = repeat_kv(keys, heads_per_key), repeat_kv(values, heads_per_key)
+                mask = _mask(segments, length, keys.shape[2], sliding_window, query.device)
+                attended = _attend(query[:, :, own], keys, values, mask, scale, 0.0, None)
+            else:
+                bias = segments.bias(length, keys.shape[2], sliding_window, heads_per_key, query)
+                queries = query[:, :, own].reshape(1, key_heads, heads_per_key * length, -1)
+                attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
+            output[0, own] = attended.reshape(query.shape[1], length, -1).transpose(0, 1)
         ctx.save_for_backward(query, key, value)
-        ctx.scale, ctx.window, ctx.segments = scale, sliding_window, segments
+        ctx.scale, ctx.window, ctx.segments, ctx.rows = scale, sliding_window, segments, rows_of(output[0].flatten(1))
         return output
 
     @staticmethod
@@ -205,45 +214,60 @@ class _SplitAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         key_heads, heads_per_key = key.shape[1], query.shape[1] // key.shape[1]
         gradient = upstream[0].transpose(1, 2)
-        of_query = torch.empty_like(query)
-        # Several responses add to the gradient of their prompt, so the sums are kept in full precision.
+        of_query, of_key, of_value = (torch.zeros_like(tensor) for tensor in (query, key, value))
+        # What several segments add to one above them is summed in full precision.
         precise = torch.promote_types(key.dtype, torch.float32)
-        of_key, of_value = torch.zeros_like(key, dtype=precise), torch.zeros_like(value, dtype=precise)
+        places = [seen[-1] for seen in ctx.segments.seen()]
+        shared = {at: torch.zeros_like(key[0, :, places[at]], dtype=precise) for at in set(ctx.segments.parents) - {-1}}
+        shared_values = {at: torch.zeros_like(value[0, :, places[at]], dtype=precise) for at in shared}
 
         def by_key_head(tensor: Tensor, place: slice) -> Tensor:
             return tensor[0, :, place].reshape(key_heads, -1, tensor.shape[-1])
 
-        for seen in ctx.segments.seen():
+        for line, seen in zip(ctx.segments.lines(), ctx.segments.seen(), strict=True):
             own = seen[-1]
+            if own.start == own.stop or not ctx.rows.reach(own):
+                continue
             keys, values = _at(key, seen)[0], _at(value, seen)[0]
             before = keys.shape[1] - (own.stop - own.start)
-            of_keys, of_values = torch.zeros_like(keys, dtype=precise), torch.zeros_like(values, dtype=precise)
+            blocks = []
             for start in range(own.start, own.stop, QUERIES_AT_ONCE):
                 rows = slice(start, min(start + QUERIES_AT_ONCE, own.stop))
                 reach = before + rows.stop - own.start
-                allowed = ctx.segments.mask(rows.stop - rows.start, reach, ctx.window, key.device)
-                pushed_query, pushed_keys, pushed_values = _attention_gradients(
+                bias = ctx.segments.bias(rows.stop - rows.start, reach, ctx.window, heads_per_key, key)
+                pushed_query, *pushed = _attention_gradients(
                     by_key_head(query, rows),
                     keys[:, :reach],
                     values[:, :reach],
                     by_key_head(gradient, rows),
-                    allowed,
+                    bias,
                     ctx.scale,
                 )
                 of_query[0, :, rows] = pushed_query.view(key_heads * heads_per_key, -1, query.shape[-1])
-                of_keys[:, :reach] += pushed_keys
-                of_values[:, :reach] += pushed_values
-            at = 0
-            for place in seen:
-                end = at + place.stop - place.start
-                of_key[0, :, place] += of_keys[:, at:end]
-                of_value[0, :, place] += of_values[:, at:end]
-                at = end
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
+                blocks.append(pushed)
+            for whole, sums, of_blocks in (
+                (of_key, shared, [of_keys for of_keys, _ in blocks]),
+                (of_value, shared_values, [of_values for _, of_values in blocks]),
+            ):
+                own_sum = of_blocks[-1]
+                if len(of_blocks) > 1:
+                    own_sum = own_sum.to(precise)
+                    for block in of_blocks[:-1]:
+                        own_sum[:, : block.shape[1]] += block
+                parts = own_sum.split([place.stop - place.start for place in seen], dim=1)
+                for at, place, part in zip(line, seen, parts, strict=True):
+                    if at in sums:
+                        sums[at] += part
+                    else:
+                        whole[0, :, place] = part
+        for whole, sums in ((of_key, shared), (of_value, shared_values)):
+            for at, own_sum in sums.items():
+                whole[0, :, places[at]] = own_sum
+        return of_query, of_key, of_value, None, None, None
 
 
 def _attention_gradients(
-    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, allowed: Tensor, scale: float
+    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, bias: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of softmax(scale * query key^T) value.
 
@@ -252,12 +276,10 @@ def _attention_gradients(
         key: (key heads, keys, dim).
         value: (key heads, keys, dim).
         gradient: of the attention's output, shaped as the query.
-        allowed: (queries, keys).
+        bias: (query heads of a key head * queries, keys), 0 where a key is seen and -inf elsewhere.
         scale: factor on the scores.
     """
-    scores = torch.bmm(query, key.mT).mul_(scale)
-    scores.view(key.shape[0], -1, *allowed.shape).masked_fill_(~allowed, -torch.inf)
-    weights = scores.softmax(-1)
+    weights = torch.baddbmm(bias, query, key.mT, alpha=scale).softmax(-1)
     of_weights = torch.bmm(gradient, value.mT)
     of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(scale)
     return torch.bmm(of_scores, key), torch.bmm(of_scores.mT, query), torch.bmm(weights.mT, gradient)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**23  # logits held at once: 32 MB in float32
+CHUNK_ELEMENTS = 4 * 2**20  # logits held at once: 16 MB in float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,15 @@ class Segments:
         mask: Tensor = self.masks[key]
         return mask
 
+    def bias(self, queries: int, keys: int, window: int | None, heads: int, like: Tensor) -> Tensor:
+        """The mask as a number added to scores, (heads * queries, keys), for the query heads of one key head."""
+        key = ("bias", queries, keys, window, heads, like.device, like.dtype)
+        if key not in self.masks:
+            hidden = ~self.mask(queries, keys, window, like.device).repeat(heads, 1)
+            self.masks[key] = like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+        bias: Tensor = self.masks[key]
+        return bias
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -125,6 +134,7 @@ class Layout:
     source_P: Tensor  # row index whose hidden state predicts the response token
     target_P: Tensor  # the response token
     lengths: tuple[int, ...]  # (R,) tokens of each response, in the order of the groups
+    places: tuple[slice, ...]  # (R,) rows of each response's own tokens
 
     @property
     def tokens(self) -> int:
@@ -147,6 +157,7 @@ def lay_out(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
     target: list[int] = []
     lengths: list[int] = []
     parents: list[int] = []
+    places: list[slice] = []
 
     def put(tokens: Sequence[int], parent: int, start: int) -> int:
         ids.extend(tokens)
@@ -166,6 +177,7 @@ def lay_out(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
         for response in group.responses:
             source += [last_of_prompt, *range(len(ids), len(ids) + len(response) - 1)]
             target += response
+            places.append(slice(len(ids), len(ids) + len(response) - 1))
             put(response[:-1], prompt, len(header) + len(group.prompt))
     return Layout(
         input_ids=torch.tensor([ids], device=device),
@@ -174,6 +186,7 @@ def lay_out(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
         source_P=torch.tensor(source, device=device),
         target_P=torch.tensor(target, device=device),
         lengths=tuple(len(response) for group in groups for response in group.responses),
+        places=tuple(places),
     )
 
 

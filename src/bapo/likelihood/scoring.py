@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from bapo.errors import BapoError
 from bapo.likelihood.attention import SEGMENT_ATTENTION, UnsupportedAttentionError, kernels_for
 from bapo.likelihood.head import LogitRule, response_logps
-from bapo.likelihood.layout import TokenGroup, by_token_budget, lay_out
+from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out
+from bapo.likelihood.side_by_side import passes_at_once, side_by_side
+from bapo.models import GradientRows, noting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,16 +88,18 @@ class ResponseScorer:
             return self._score_plainly(groups)
         layout = lay_out(groups, self.causal_lm.device)
         layout.segments.kernel = self.kernel
-        hidden = self._backbone()(
-            input_ids=layout.input_ids,
-            position_ids=layout.position_ids,
-            attention_mask=_mask_already_made(layout.input_ids.device),
-            segments=layout.segments,
-            use_cache=False,
-        ).last_hidden_state[0]
+        rows = GradientRows(layout.tokens)
+        with noting(rows):
+            hidden = self._backbone()(
+                input_ids=layout.input_ids,
+                position_ids=layout.position_ids,
+                attention_mask=_mask_already_made(layout.input_ids.device),
+                segments=layout.segments,
+                use_cache=False,
+            ).last_hidden_state[0]
         head = self.causal_lm.get_output_embeddings()
         tokens, greedy = response_logps(hidden[layout.source_P], head, layout.target_P, self.rule)
-        return ResponseLogps(tokens, layout.lengths, greedy)
+        return ResponseLogps(_NoteReached.apply(tokens, rows, layout), layout.lengths, greedy)
 
     @torch.no_grad()
     def score(
@@ -105,16 +109,17 @@ class ResponseScorer:
         max_tokens: int = MAX_TOKENS,
         on_progress: Callable[[int], None] | None = None,
     ) -> ResponseLogps:
-        """Score without gradients and without dropout, in batches of at most ``max_tokens`` input tokens.
+        """Score without gradients and without dropout, in batches of at most ``max_tokens`` input tokens together.
 
         ``on_progress`` is told the number of groups of each finished batch.
         """
         tokens: list[Tensor] = [torch.zeros(0)]
         greedy: list[Tensor] = [torch.zeros(0, dtype=torch.bool)]
         lengths: list[int] = []
+        at_once = passes_at_once(self.causal_lm)
+        batches = list(by_token_budget(groups, max_tokens // at_once))
         with evaluating(self.model):
-            for batch in by_token_budget(groups, max_tokens):
-                scored = self(batch)
+            for batch, scored in zip(batches, side_by_side(self, batches, at_once), strict=True):
                 tokens.append(scored.tokens.cpu())
                 greedy.append(scored.greedy.cpu())
                 lengths += scored.lengths
@@ -181,6 +186,22 @@ class ResponseScorer:
         if gap <= _tolerance(self.causal_lm.dtype):
             return None
         return f"token log-probs differ by {gap:.3g} nats from the model's own forward pass"
+
+
+class _NoteReached(torch.autograd.Function):
+    """The token log-probs as they are; when the backward pass begins, it notes which responses it concerns."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens_P: Tensor, rows: GradientRows, layout: Layout) -> Tensor:
+        ctx.rows, ctx.layout = rows, layout
+        return tokens_P.view_as(tokens_P)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # The first token of a response is predicted by its prompt: a response's own rows predict the others.
+        reached_R = torch.stack([own[1:].any() for own in upstream[0].split(ctx.layout.lengths)]).tolist()
+        ctx.rows.leave_out([place for place, own in zip(ctx.layout.places, reached_R, strict=True) if not own])
+        return upstream[0], None, None
 
 
 def _probe(vocabulary: int) -> list[TokenGroup]:

@@ -3,10 +3,12 @@
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, cache_folder, embedded_gguf
 from bapo.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+from bapo.models.freed_memory import keep_freed_memory
+from bapo.models.gradient_rows import GradientRows, noting, rows_of
 from bapo.models.lean_layers import lean_layers
 from bapo.models.loading import LoadedModel, Precision, chat_format, check_adapter, keep_4bit_layout, load_model
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disable_model_dropout, lora_config
-from bapo.models.lora_update import fuse_lora
+from bapo.models.lora_update import fuse_lora, seeded_dropout
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -14,6 +16,7 @@ __all__ = [
     "LORA_DROPOUT",
     "LORA_RANK",
     "ChatFormat",
+    "GradientRows",
     "LoadedModel",
     "Precision",
     "add_lora",
@@ -24,9 +27,13 @@ __all__ = [
     "embedded_gguf",
     "fuse_lora",
     "keep_4bit_layout",
+    "keep_freed_memory",
     "lean_layers",
     "load_model",
     "lora_config",
     "model_fingerprint",
+    "noting",
+    "rows_of",
+    "seeded_dropout",
     "tokenizer_fingerprint",
 ]

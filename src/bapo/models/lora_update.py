@@ -2,50 +2,93 @@
 
 PEFT computes x + dropout(x) A^T B^T in the adapter's float32: it copies every input to float32, draws a random number
 per element for each layer, and keeps all of these for the backward pass. Here the products run in the model's own
-precision (what autocast would do), and the layers that read the same input share one dropped copy of it and a mask of
-a byte per element; nothing else of the input's size is kept. Adapter weights and their gradients stay float32.
+precision (what autocast would do), and the layers that read the same input share one dropped copy of it; kept beside it
+are the places of the dropped elements, nothing else of the input's size. Adapter weights and their gradients stay
+float32.
 
 Shape suffixes: D inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-_CHANCES = 2**16  # a mask element is one 16-bit draw, so its probability is exact to 1 / 65,536
+from bapo.models.gradient_rows import rows_of
+
+_generator: ContextVar[torch.Generator | None] = ContextVar("generator", default=None)
 
 
-class SharedDropout:
-    """Drops elements of an input; layers that read the same input get the same dropped input."""
+@contextmanager
+def seeded_dropout(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout of adapters inside depends on this seed alone, whatever else draws random numbers meanwhile."""
+    token = _generator.set(torch.Generator(device).manual_seed(seed))
+    try:
+        yield
+    finally:
+        _generator.reset(token)
+
+
+class SharedDropout(threading.local):
+    """Drops elements of an input; layers that read the same input get the same dropped input. Of one thread."""
 
     def __init__(self) -> None:
         self._input: weakref.ref[Tensor] | None = None
         self._probability = 0.0
         self._dropped: tuple[Tensor, Tensor] | None = None
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return SharedDropout, ()  # a copied model has one of its own
+
     def __call__(self, x: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-        """The input with zeros in it, not scaled up, and the mask of what was kept; from torch's global generator."""
+        """The input with zeros in it, not scaled up, and where they are; drawn as `seeded_dropout` says, if it does."""
         same = self._input is not None and self._input() is x and self._probability == probability
         if not same or self._dropped is None:
             self._input, self._probability = weakref.ref(x), probability
-            mask = _draw(x, probability)
-            self._dropped = x.detach() * mask.to(x.dtype), mask
+            places = drawn_places(x.numel(), probability, x.device)
+            self._dropped = _zero_at(x.detach().clone(memory_format=torch.contiguous_format), places), places
         return self._dropped
 
 
-def _draw(x: Tensor, probability: float) -> Tensor:
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    draws = words.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[: x.numel()]
-    return (draws >= round(probability * _CHANCES) - _CHANCES // 2).view(x.shape)
+def drawn_places(count: int, probability: float, device: torch.device) -> Tensor:
+    """Indices below ``count``, each drawn with the same probability and independently; some may be there twice.
+
+    The gaps between them are geometric, so one number is drawn for each index found instead of one for each looked at.
+    """
+    enough = math.ceil(count * probability + 10 * math.sqrt(count * probability)) + 10  # of ten standard deviations
+    gaps = (
+        torch.rand(enough, device=device, generator=_generator.get())
+        .neg_()
+        .log1p_()
+        .mul_(1 / math.log1p(-probability))
+        .ceil_()
+        .clamp_(min=1)
+    )
+    places = gaps.cumsum(0, dtype=torch.int64).sub_(1)
+    within, small = places < count, torch.int32 if count < 2**31 else torch.int64
+    if device.type == "cpu":
+        return places[within].to(small)
+    # Without waiting for the device; that not even the first is within happens for inputs of a few elements only.
+    return torch.where(within, places, places[:1].clamp(max=count - 1)).to(small)
+
+
+def _zero_at(contiguous: Tensor, places: Tensor) -> Tensor:
+    """The tensor itself, with zeros put at flat indices."""
+    contiguous.view(-1).index_fill_(0, places.long(), 0)
+    return contiguous
 
 
 class _LowRankUpdate(torch.autograd.Function):
-    """result + scale * (mask * x) A^T B^T, in the precision of x; ``dropped`` is mask * x."""
+    """result + scale * dropped A^T B^T, in the precision of x; ``dropped`` is x with zeros at ``places``."""
 
     @staticmethod
     def forward(
@@ -55,30 +98,81 @@ class _LowRankUpdate(torch.autograd.Function):
         a_RD: Tensor,
         b_OR: Tensor,
         dropped: Tensor,
-        mask: Tensor | None,
+        places: Tensor | None,
         scale: float,
     ) -> Tensor:
-        a, b = a_RD.to(x.dtype), b_OR.to(x.dtype) * scale
-        dropped = dropped.reshape(-1, a.shape[1])
-        inner = dropped @ a.mT
-        ctx.save_for_backward(dropped, inner, a, b, mask)
-        ctx.scale, ctx.dtype, ctx.shape = scale, a_RD.dtype, x.shape
+        inner, b = _keep_for_backward(ctx, x, a_RD, b_OR, dropped, places, scale)
         return torch.addmm(result.reshape(-1, b.shape[0]), inner, b.mT.to(result.dtype)).view(result.shape)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        dropped, inner, a, b, mask = ctx.saved_tensors
-        gradient = upstream[0].to(dropped.dtype).reshape(-1, b.shape[0])
-        of_inner = gradient @ b
-        of_x = of_a = of_b = None
-        if ctx.needs_input_grad[1]:
-            of_x = (of_inner @ a).view(ctx.shape)
-            of_x = of_x if mask is None else of_x.mul_(mask.to(of_x.dtype))
-        if ctx.needs_input_grad[2]:
-            of_a = (of_inner.mT @ dropped).to(ctx.dtype)
-        if ctx.needs_input_grad[3]:
-            of_b = (gradient.mT @ inner).to(ctx.dtype) * ctx.scale
+        of_x, of_a, of_b = _gradients(ctx, upstream[0].to(ctx.saved_tensors[0].dtype), ctx.needs_input_grad[1])
         return upstream[0], of_x, of_a, of_b, None, None, None
+
+
+class _LoraLinear(torch.autograd.Function):
+    """x W^T + bias + scale * dropped A^T B^T with a constant W: the products add to each other where they stand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_OD: Tensor,
+        bias_O: Tensor | None,
+        a_RD: Tensor,
+        b_OR: Tensor,
+        dropped: Tensor,
+        places: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        inner, b = _keep_for_backward(ctx, x, a_RD, b_OR, dropped, places, scale)
+        ctx.weight = weight_OD
+        result = F.linear(x, weight_OD, bias_O)
+        result.view(-1, b.shape[0]).addmm_(inner, b.mT)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        of_x, of_a, of_b = _gradients(ctx, upstream[0], ctx.needs_input_grad[0], ctx.weight)
+        return of_x, None, None, of_a, of_b, None, None, None
+
+
+def _keep_for_backward(
+    ctx: Any, x: Tensor, a_RD: Tensor, b_OR: Tensor, dropped: Tensor, places: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The inner product dropped A^T, and scale * B, in the precision of x."""
+    a, b = a_RD.to(x.dtype), b_OR.to(x.dtype) * scale
+    dropped = dropped.reshape(-1, a.shape[1])
+    inner = dropped @ a.mT
+    ctx.save_for_backward(dropped, inner, a_RD, b_OR, places)
+    ctx.scale, ctx.shape, ctx.rows = scale, x.shape, rows_of(x)
+    return inner, b
+
+
+def _gradients(
+    ctx: Any, upstream: Tensor, of_input: bool, weight_OD: Tensor | None = None
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients with respect to the input (with that of the constant weight, where one is given), to A and to B."""
+    dropped, inner, a_RD, b_OR, places = ctx.saved_tensors
+    a, b = a_RD.to(dropped.dtype), b_OR.to(dropped.dtype) * ctx.scale
+    runs = ctx.rows.runs
+    gradients = [upstream.reshape(-1, b.shape[0])[run] for run in runs]
+    of_inners = [gradient @ b for gradient in gradients]
+    of_a, of_b = torch.zeros_like(a_RD), torch.zeros_like(b_OR)
+    for run, gradient, of_inner in zip(runs, gradients, of_inners, strict=True):
+        of_a += of_inner.mT @ dropped[run]
+        of_b += gradient.mT @ inner[run]
+    if not of_input:
+        return None, of_a, of_b.mul_(ctx.scale)
+    of_x = torch.zeros_like(dropped)
+    for run, of_inner in zip(runs, of_inners, strict=True):
+        torch.mm(of_inner, a, out=of_x[run])
+    if places is not None:
+        _zero_at(of_x, places)
+    if weight_OD is not None:
+        for run, gradient in zip(runs, gradients, strict=True):
+            of_x[run].addmm_(gradient, weight_OD)
+    return of_x.view(ctx.shape), of_a, of_b.mul_(ctx.scale)
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -123,12 +217,18 @@ class _FusedForward:
         )
         if not plain:
             return self.original(x, *args, **kwargs)
-        result = layer.base_layer(x)
-        x = x.to(result.dtype)  # autocast, where there is any, has chosen the result's precision
-        scale, dropped, mask = layer.scaling[adapter], x.detach(), None
+        base = layer.base_layer
+        own = type(base) is nn.Linear and base.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type)
+        own = own and not base.weight.requires_grad
+        result = None if own else base(x)
+        if result is not None:
+            x = x.to(result.dtype)  # autocast, where there is any, has chosen the result's precision
+        scale, dropped, places = layer.scaling[adapter], x.detach(), None
         dropout = getattr(layer.lora_dropout[adapter], "p", 0.0)
         if dropout and layer.training:
-            dropped, mask = self.drop(x, dropout)
+            dropped, places = self.drop(x, dropout)
             scale /= 1.0 - dropout
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        return _LowRankUpdate.apply(result, x, a, b, dropped, mask, scale)
+        if result is None:
+            return _LoraLinear.apply(x, base.weight, base.bias, a, b, dropped, places, scale)
+        return _LowRankUpdate.apply(result, x, a, b, dropped, places, scale)

@@ -65,7 +65,12 @@ class TrainingSection(Section):
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 does not clip")
     batch_pairs: int = Field(8, ge=1, description="pairs per optimizer step and process")
-    max_batch_tokens: int = Field(4096, ge=1, description="input tokens in memory at once; changes no result")
+    max_batch_tokens: int | None = Field(
+        None, ge=1, description="input tokens in memory at once; changes no result; None is 1,024 on a CPU, else 4,096"
+    )
+    passes_at_once: int | None = Field(
+        None, ge=1, description="passes side by side on a CPU; changes no result; 1 needs the least memory"
+    )
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step, each of batch_pairs pairs")
     epochs: float | None = Field(None, gt=0, description="passes over the pairs; enough for 40 steps by default")
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")

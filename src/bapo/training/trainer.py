@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from transformers import Trainer
 
 from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor
 from bapo.errors import BapoError
-from bapo.likelihood import ResponseLogps, ResponseScorer, TokenGroup, evaluating
+from bapo.likelihood import (
+    MOST_AT_ONCE,
+    ResponseLogps,
+    ResponseScorer,
+    TokenGroup,
+    evaluating,
+    passes_at_once,
+    side_by_side,
+)
 from bapo.models import (
     LoadedModel,
     Precision,
@@ -22,8 +31,10 @@ from bapo.models import (
     disable_model_dropout,
     fuse_lora,
     keep_4bit_layout,
+    keep_freed_memory,
     lean_layers,
     load_model,
+    seeded_dropout,
 )
 from bapo.objectives import LossParts
 from bapo.preferences import Preferences
@@ -37,6 +48,9 @@ STEP_0_TOLERANCE = 0.02
 """Nats per token by which policy and reference may differ before the first step."""
 
 _PROBED_GROUPS = 4
+
+_BATCH_TOKENS = {True: 1024, False: 4096}
+"""Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
 
 
 class BAPOTrainer(Trainer):
@@ -113,10 +127,11 @@ class BAPOTrainer(Trainer):
             train = self._anchored(train_dataset, args)
             evals = _map_datasets(lambda data: self._anchored(data, args), eval_dataset)
         self._with_base = self.objective.anchor is not None or args.track_base
+        self._max_batch_tokens = args.max_batch_tokens or _BATCH_TOKENS[args.device.type == "cpu"]
         super().__init__(
             model=policy,
             args=args,
-            data_collator=Collator(train, with_base=self._with_base, max_tokens=args.max_batch_tokens),
+            data_collator=Collator(train, with_base=self._with_base, max_tokens=self._max_batch_tokens),
             train_dataset=PairDataset(train),
             eval_dataset=_map_datasets(PairDataset, evals),
             processing_class=loaded.tokenizer,
@@ -157,9 +172,7 @@ class BAPOTrainer(Trainer):
         if not isinstance(dataset, PairDataset):
             dataset = PairDataset(self._anchored(dataset, self.args))
         training_collator = self.data_collator
-        self.data_collator = Collator(
-            dataset.preferences, with_base=self._with_base, max_tokens=self.args.max_batch_tokens
-        )
+        self.data_collator = Collator(dataset.preferences, with_base=self._with_base, max_tokens=self._max_batch_tokens)
         try:
             return super().get_eval_dataloader(dataset)
         finally:
@@ -184,32 +197,81 @@ class BAPOTrainer(Trainer):
         whole = float(num_items_in_batch) if num_items_in_batch is not None else float(sum(map(len, batches)))
         # Gradients are averaged over processes, and this loss is already divided by the pairs of all of them.
         share = (self.accelerator.num_processes if num_items_in_batch is not None else 1) / whole
-        loss = torch.stack([self._batch_loss(model, batch, share) for batch in batches]).sum()
-        return (loss, None) if return_outputs else loss
+        losses = []
+        for batch in batches:
+            loss, note = self._batch_loss(model, batch, share)
+            note()
+            losses.append(loss)
+        total = torch.stack(losses).sum()
+        return (total, None) if return_outputs else total
 
-    def _batch_loss(self, model: nn.Module, batch: PairBatch, share: float) -> Tensor:
+    def _batch_loss(self, model: nn.Module, batch: PairBatch, share: float) -> tuple[Tensor, Callable[[], None]]:
+        """One batch's part of the loss, and what notes its metrics."""
         pairs, base = batch.split(self._score(model, batch.groups))
         parts = self.objective(pairs, base)
         self._stop_if_broken(parts)
-        mode = "train" if self.model.training else "eval"
-        add_pair_metrics(self._sums[mode], pairs, parts, self.objective.beta)
-        if base is not None:
-            add_base_metrics(self._sums[mode], base, parts)
-        if mode == "train":
-            self._work.add(len(batch), batch.tokens)
-            self._add_part_gradients(parts, base, share)
-        return self.objective.total(parts, base) * share
+
+        def note() -> None:
+            mode = "train" if self.model.training else "eval"
+            add_pair_metrics(self._sums[mode], pairs, parts, self.objective.beta)
+            if base is not None:
+                add_base_metrics(self._sums[mode], base, parts)
+            if mode == "train":
+                self._work.add(len(batch), batch.tokens)
+                self._add_part_gradients(parts, base, share)
+
+        return self.objective.total(parts, base) * share, note
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of one batch after the other, so that only one is in memory at a time."""
-        *first, last = inputs["batches"]
+        """Forward and backward of every batch: some side by side on a CPU, else one after the other.
+
+        The dropout of each follows a seed of its own, so that it is the same in both ways.
+        """
+        batches: tuple[PairBatch, ...] = inputs["batches"]
+        seeds: list[int] = torch.randint(2**62, (len(batches),)).tolist()
+        at_once = self._passes_at_once(model)
+        if at_once > 1 and len(batches) > 1 and num_items_in_batch is not None:
+            return self._passes_side_by_side(list(zip(batches, seeds, strict=True)), at_once, float(num_items_in_batch))
         loss = torch.zeros((), device=self.args.device)
-        for batch in first:
-            with self.accelerator.no_sync(model):  # processes meet once, at the last, however many each has
+        for batch, seed in zip(batches, seeds, strict=True):
+            # Processes meet once, at the last batch, however many each has.
+            apart = self.accelerator.no_sync(model) if batch is not batches[-1] else nullcontext()
+            # What checkpointing computes again finds torch's own generator as it was, but not another.
+            own = nullcontext() if self.args.activation_checkpointing else seeded_dropout(seed, self.args.device)
+            with apart, own:
                 loss += super().training_step(model, {"batches": (batch,)}, num_items_in_batch)
-        return loss + super().training_step(model, {"batches": (last,)}, num_items_in_batch)
+        return loss
+
+    def _passes_at_once(self, model: nn.Module) -> int:
+        special = (
+            model is not self.model
+            or self.accelerator.num_processes > 1
+            or self.accelerator.scaler is not None
+            or self.args.activation_checkpointing
+            or self.args.part_gradient_steps
+        )
+        return 1 if special else min(passes_at_once(self.scorer.causal_lm), self.args.passes_at_once or MOST_AT_ONCE)
+
+    def _passes_side_by_side(self, seeded: list[tuple[PairBatch, int]], at_once: int, whole: float) -> Tensor:
+        """The same as one after the other: gradients and metrics are added up in the batches' order."""
+        self.model.train()
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+
+        def one_pass(batch_and_seed: tuple[PairBatch, int]) -> tuple[Tensor, Callable[[], None], tuple[Tensor, ...]]:
+            batch, seed = batch_and_seed
+            with seeded_dropout(seed, self.args.device):
+                loss, note = self._batch_loss(self.model, batch, 1 / whole)
+                return loss.detach(), note, torch.autograd.grad(loss, weights, materialize_grads=True)
+
+        total = torch.zeros((), device=self.args.device)
+        for loss, note, gradients in side_by_side(one_pass, seeded, at_once):
+            note()
+            total += loss
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        return total
 
     def _score(self, model: nn.Module, groups: tuple[TokenGroup, ...]) -> ResponseLogps:
         """Score through the wrapper that synchronizes gradients (DDP, FSDP), where there is one."""
@@ -311,6 +373,8 @@ class BAPOTrainer(Trainer):
         if not resume_from_checkpoint and self._reference.model is self.model:
             self._check_step_0()
         self._work.restart()
+        if self.args.keep_freed_memory and self.args.device.type == "cpu":
+            keep_freed_memory()
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
