@@ -269,7 +269,10 @@ def _work(connection: Any, name: str, workload: str, prompts: int) -> None:
     side.model.train()
     gc.collect()
     memory = memory_of(lambda: train_step(side, optimizer))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the counter sees its own thread only
     operations = counted_step(side, optimizer)
+    torch.set_num_threads(threads)
     facts = {"name": data.name, "pairs": data.pair_count, "prompts": len(data.groups)}
     connection.send({**facts, "memory": memory, "operations": operations})
     while connection.recv() == "step":

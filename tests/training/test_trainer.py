@@ -178,6 +178,23 @@ def test_a_token_budget_changes_memory_and_no_number(tmp_path: Path) -> None:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 
+def test_passes_side_by_side_are_those_one_after_the_other_dropout_and_metrics_included(tmp_path: Path) -> None:
+    dropping = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings = {"peft_config": dropping, "sampler": "by-pair", "max_batch_tokens": 1, "max_steps": 3}
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        one, many = (make(tmp_path / str(n), passes_at_once=n, **settings) for n in (1, 3))
+        assert many._passes_at_once(many.model) == 3
+        expected, found = trained(one), trained(many)
+    finally:
+        torch.set_num_threads(before)
+    assert relative_gap(found, expected) < 1e-5
+    for ours, theirs in zip(many.state.log_history[:2], one.state.log_history[:2], strict=True):
+        for name in ours.keys() - {"pairs_per_second", "tokens_per_second"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     plain = trained(make(tmp_path / "a"))
     checkpointed = trained(make(tmp_path / "b", activation_checkpointing=True))

@@ -2,7 +2,7 @@
 
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
 from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
-from bapo.likelihood.side_by_side import MOST_AT_ONCE, passes_at_once, side_by_side
+from bapo.likelihood.side_by_side import MOST_AT_ONCE, is_even, passes_at_once, side_by_side
 
 __all__ = [
     "MOST_AT_ONCE",
@@ -12,6 +12,7 @@ __all__ = [
     "TokenGroup",
     "TokenIds",
     "evaluating",
+    "is_even",
     "passes_at_once",
     "share_headers",
     "side_by_side",

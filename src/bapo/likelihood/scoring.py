@@ -15,7 +15,7 @@ from bapo.errors import BapoError
 from bapo.likelihood.attention import SEGMENT_ATTENTION, UnsupportedAttentionError, kernels_for
 from bapo.likelihood.head import LogitRule, response_logps
 from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out
-from bapo.likelihood.side_by_side import passes_at_once, side_by_side
+from bapo.likelihood.side_by_side import is_even, passes_at_once, side_by_side
 from bapo.models import GradientRows, noting
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ class ResponseScorer:
         lengths: list[int] = []
         at_once = passes_at_once(self.causal_lm)
         batches = list(by_token_budget(groups, max_tokens // at_once))
+        if not is_even([sum(group.cost for group in batch) for batch in batches], at_once):
+            at_once = 1
         with evaluating(self.model):
             for batch, scored in zip(batches, side_by_side(self, batches, at_once), strict=True):
                 tokens.append(scored.tokens.cpu())

@@ -19,6 +19,9 @@ Result = TypeVar("Result")
 MOST_AT_ONCE = 4
 """Passes at once at the most, since each holds its own memory."""
 
+UNEVEN = 1.15
+"""By how much the work of one of them may exceed its share; beyond that all threads are better put to one pass."""
+
 _CHANGING_POSITIONS = ("dynamic", "longrope")  # rotary embeddings that rewrite their frequencies from pass to pass
 
 
@@ -32,6 +35,18 @@ def passes_at_once(model: torch.nn.Module) -> int:
         or any(kind in str(getattr(config, "rope_parameters", "")) for kind in _CHANGING_POSITIONS)
     )
     return 1 if alone else min(MOST_AT_ONCE, torch.get_num_threads())
+
+
+def is_even(costs: Sequence[float], at_once: int) -> bool:
+    """Whether work of these costs, taken up in order, keeps ``at_once`` workers busy until the end.
+
+    >>> is_even([3, 3, 2, 2, 2], 2), is_even([5, 3], 2)
+    (True, False)
+    """
+    loads = [0.0] * at_once
+    for cost in costs:
+        loads[loads.index(min(loads))] += cost
+    return max(loads) * at_once <= UNEVEN * sum(costs)
 
 
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], at_once: int) -> Iterator[Result]:

@@ -143,13 +143,17 @@ class Collator:
     Args:
         preferences: the anchored groups that the indices speak of.
         with_base: whether base responses are part of the batch.
-        max_tokens: input tokens of one `PairBatch`; prompts beyond that go into the next one (a larger one alone).
+        max_tokens: input tokens of one `PairBatch` (a larger prompt stands alone).
+        at_once: `PairBatch`es that are worked on at the same time, and should be about equally large.
     """
 
-    def __init__(self, preferences: AnchoredPreferences, *, with_base: bool, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, preferences: AnchoredPreferences, *, with_base: bool, max_tokens: int | None = None, at_once: int = 1
+    ) -> None:
         self.preferences = preferences
         self.with_base = with_base
         self.max_tokens = max_tokens
+        self.at_once = at_once
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, tuple[PairBatch, ...]]:
         """The batches, under the one key that the trainer looks for."""
@@ -157,18 +161,8 @@ class Collator:
         for group, pair in items:
             pairs_of.setdefault(group, []).append(pair)
         collated = [self._of_group(self.preferences.groups[group], own) for group, own in pairs_of.items()]
-        return {"batches": tuple(join(own) for own in self._within_budget(collated))}
-
-    def _within_budget(self, batches: Sequence[PairBatch]) -> Iterator[list[PairBatch]]:
-        together: list[PairBatch] = []
-        used = 0
-        for batch in batches:
-            if together and self.max_tokens is not None and used + batch.tokens > self.max_tokens:
-                yield together
-                together, used = [], 0
-            together.append(batch)
-            used += batch.tokens
-        yield together
+        shares = _even_shares([batch.tokens for batch in collated], self.max_tokens, self.at_once)
+        return {"batches": tuple(join([collated[i] for i in share]) for share in shares)}
 
     def collate(self, chosen_groups: Sequence[tuple[AnchoredGroup, Sequence[int]]]) -> PairBatch:
         """One batch of the given pairs of the given groups."""
@@ -192,3 +186,25 @@ class Collator:
             base_ref_T=torch.tensor([logp for base in bases for logp in base.ref_tokens], dtype=torch.float32),
             base_weight_K=torch.full((len(bases),), len(pairs) / max(1, len(bases))),
         )
+
+
+def _even_shares(sizes: Sequence[int], most: int | None, at_once: int) -> list[list[int]]:
+    """Divide things of these sizes into few shares that hold at most ``most`` each, a multiple of ``at_once`` of them.
+
+    The largest first, each to the share that has least so far; a thing that is larger than ``most`` is a share alone.
+
+    >>> _even_shares([5, 3, 4, 2], most=8, at_once=2), _even_shares([5, 3, 4, 2], most=None, at_once=1)
+    ([[0, 3], [1, 2]], [[0, 1, 2, 3]])
+    """
+    count = at_once
+    while True:
+        shares: list[list[int]] = [[] for _ in range(min(count, len(sizes)))]
+        loads = [0] * len(shares)
+        for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+            lightest = loads.index(min(loads))
+            shares[lightest].append(index)
+            loads[lightest] += sizes[index]
+        fit = (most is None or load <= most or len(own) == 1 for load, own in zip(loads, shares, strict=True))
+        if all(fit) or len(shares) == len(sizes):
+            return sorted(sorted(share) for share in shares)
+        count += at_once

@@ -21,6 +21,7 @@ from bapo.likelihood import (
     ResponseScorer,
     TokenGroup,
     evaluating,
+    is_even,
     passes_at_once,
     side_by_side,
 )
@@ -141,6 +142,7 @@ class BAPOTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is a sum over pairs divided by the pairs of the whole step
         self.scorer = ResponseScorer(policy)
+        self.data_collator.at_once = self._passes_at_once(self.model)
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -231,8 +233,9 @@ class BAPOTrainer(Trainer):
         """
         batches: tuple[PairBatch, ...] = inputs["batches"]
         seeds: list[int] = torch.randint(2**62, (len(batches),)).tolist()
-        at_once = self._passes_at_once(model)
-        if at_once > 1 and len(batches) > 1 and num_items_in_batch is not None:
+        at_once = min(self._passes_at_once(model), len(batches))
+        even = is_even([batch.tokens for batch in batches], at_once)
+        if at_once > 1 and even and num_items_in_batch is not None:
             return self._passes_side_by_side(list(zip(batches, seeds, strict=True)), at_once, float(num_items_in_batch))
         loss = torch.zeros((), device=self.args.device)
         for batch, seed in zip(batches, seeds, strict=True):
