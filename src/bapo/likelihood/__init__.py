@@ -1,8 +1,8 @@
 """log p(response | prompt) under a model: the one quantity that everything else makes, scores or compares."""
 
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
+from bapo.likelihood.passes import MOST_AT_ONCE, is_even, passes_at_once, side_by_side
 from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
-from bapo.likelihood.side_by_side import MOST_AT_ONCE, is_even, passes_at_once, side_by_side
 
 __all__ = [
     "MOST_AT_ONCE",

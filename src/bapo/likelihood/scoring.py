@@ -15,7 +15,7 @@ from bapo.errors import BapoError
 from bapo.likelihood.attention import SEGMENT_ATTENTION, UnsupportedAttentionError, kernels_for
 from bapo.likelihood.head import LogitRule, response_logps
 from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out
-from bapo.likelihood.side_by_side import is_even, passes_at_once, side_by_side
+from bapo.likelihood.passes import is_even, passes_at_once, side_by_side
 from bapo.models import GradientRows, noting
 
 if TYPE_CHECKING:
