@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+import pkgutil
 import re
 import shlex
 from pathlib import Path
@@ -9,11 +12,11 @@ from pathlib import Path
 import pytest
 import typer
 
+import bapo
 from bapo.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"^    (?:BAPO_DATA=\S+ )?((?:bapo|make|python benchmarks/) ?.*)$", re.MULTILINE)
 COMMANDS = [
     (page.name, match.group(1).split("#")[0].strip())
     for page in PAGES
@@ -21,6 +24,17 @@ COMMANDS = [
         r"^    (?:BAPO_DATA=\S+ )?((?:bapo|make|python benchmarks/) ?.*)$", page.read_text(), re.MULTILINE
     )
 ]
+
+
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(bapo.__path__, "bapo.") if "__main__" not in module.name
+)
+
+
+def test_examples_in_docstrings_say_what_comes_out() -> None:
+    ran = [doctest.testmod(importlib.import_module(name)) for name in MODULES]
+    assert sum(own.attempted for own in ran) > 5
+    assert not any(own.failed for own in ran)
 
 
 def test_there_are_commands_to_look_at() -> None:

@@ -17,7 +17,7 @@ from lm_eval.api.registry import register_model
 
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds, share_headers
-from bapo.models import LoadedModel, load_model
+from bapo.models import LoadedModel, keep_freed_memory, load_model
 
 SCORED_TOKENS = 8192
 """Input tokens scored at once."""
@@ -62,6 +62,8 @@ class BapoLM(TemplateLM):
             else pretrained
         )
         self.scorer = ResponseScorer(self.loaded.model)
+        if self.loaded.model.device.type == "cpu":
+            keep_freed_memory()
         self.tokenizer = self.loaded.tokenizer
         self.max_tokens = int(max_tokens)
         self.max_length = int(getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", 2048))

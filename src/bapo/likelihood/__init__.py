@@ -1,7 +1,7 @@
 """log p(response | prompt) under a model: the one quantity that everything else makes, scores or compares."""
 
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
-from bapo.likelihood.passes import MOST_AT_ONCE, is_even, passes_at_once, side_by_side
+from bapo.likelihood.passes import MOST_AT_ONCE, passes_at_once, side_by_side, worth_it
 from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
 
 __all__ = [
@@ -12,8 +12,8 @@ __all__ = [
     "TokenGroup",
     "TokenIds",
     "evaluating",
-    "is_even",
     "passes_at_once",
     "share_headers",
     "side_by_side",
+    "worth_it",
 ]

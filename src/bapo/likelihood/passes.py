@@ -37,16 +37,21 @@ def passes_at_once(model: torch.nn.Module) -> int:
     return 1 if alone else min(MOST_AT_ONCE, torch.get_num_threads())
 
 
-def is_even(costs: Sequence[float], at_once: int) -> bool:
-    """Whether work of these costs, taken up in order, keeps ``at_once`` workers busy until the end.
+def worth_it(costs: Sequence[float], at_once: int, whole: float | None = None) -> bool:
+    """Whether ``at_once`` workers that take up work of these costs in order are about evenly busy.
 
-    >>> is_even([3, 3, 2, 2, 2], 2), is_even([5, 3], 2)
-    (True, False)
+    Args:
+        costs: of each piece of work.
+        at_once: how many workers there are.
+        whole: what all of it costs in one piece, if that is less than the sum of the pieces.
+
+    >>> worth_it([3, 3, 2, 2], 2), worth_it([5, 3], 2), worth_it([5, 5], 2, whole=7)
+    (True, False, False)
     """
     loads = [0.0] * at_once
     for cost in costs:
         loads[loads.index(min(loads))] += cost
-    return max(loads) * at_once <= UNEVEN * sum(costs)
+    return max(loads) * at_once <= UNEVEN * (sum(costs) if whole is None else whole)
 
 
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], at_once: int) -> Iterator[Result]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from bapo.errors import BapoError
 from bapo.likelihood.attention import SEGMENT_ATTENTION, UnsupportedAttentionError, kernels_for
 from bapo.likelihood.head import LogitRule, response_logps
-from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out
-from bapo.likelihood.passes import is_even, passes_at_once, side_by_side
+from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out, tokens_of
+from bapo.likelihood.passes import passes_at_once, side_by_side, worth_it
 from bapo.models import GradientRows, noting
 
 if TYPE_CHECKING:
@@ -116,10 +117,7 @@ class ResponseScorer:
         tokens: list[Tensor] = [torch.zeros(0)]
         greedy: list[Tensor] = [torch.zeros(0, dtype=torch.bool)]
         lengths: list[int] = []
-        at_once = passes_at_once(self.causal_lm)
-        batches = list(by_token_budget(groups, max_tokens // at_once))
-        if not is_even([sum(group.cost for group in batch) for batch in batches], at_once):
-            at_once = 1
+        batches, at_once = _plan_passes(groups, max_tokens, passes_at_once(self.causal_lm))
         with evaluating(self.model):
             for batch, scored in zip(batches, side_by_side(self, batches, at_once), strict=True):
                 tokens.append(scored.tokens.cpu())
@@ -204,6 +202,18 @@ class _NoteReached(torch.autograd.Function):
         reached_R = torch.stack([own[1:].any() for own in upstream[0].split(ctx.layout.lengths)]).tolist()
         ctx.rows.leave_out([place for place, own in zip(ctx.layout.places, reached_R, strict=True) if not own])
         return upstream[0], None, None
+
+
+def _plan_passes(groups: Sequence[TokenGroup], max_tokens: int, at_once: int) -> tuple[list[list[TokenGroup]], int]:
+    """Batches of at most ``max_tokens`` together, and how many of them to score side by side."""
+    whole = tokens_of(groups)
+    if at_once > 1 and groups:
+        passes = math.ceil(whole / max_tokens) * at_once
+        budget = min(max_tokens // at_once, whole // passes + max(group.cost for group in groups))
+        batches = list(by_token_budget(groups, budget))
+        if worth_it([tokens_of(batch) for batch in batches], at_once, whole):
+            return batches, at_once
+    return list(by_token_budget(groups, max_tokens)), 1
 
 
 def _probe(vocabulary: int) -> list[TokenGroup]:

@@ -21,9 +21,9 @@ from bapo.likelihood import (
     ResponseScorer,
     TokenGroup,
     evaluating,
-    is_even,
     passes_at_once,
     side_by_side,
+    worth_it,
 )
 from bapo.models import (
     LoadedModel,
@@ -234,7 +234,7 @@ class BAPOTrainer(Trainer):
         batches: tuple[PairBatch, ...] = inputs["batches"]
         seeds: list[int] = torch.randint(2**62, (len(batches),)).tolist()
         at_once = min(self._passes_at_once(model), len(batches))
-        even = is_even([batch.tokens for batch in batches], at_once)
+        even = worth_it([batch.tokens for batch in batches], at_once)
         if at_once > 1 and even and num_items_in_batch is not None:
             return self._passes_side_by_side(list(zip(batches, seeds, strict=True)), at_once, float(num_items_in_batch))
         loss = torch.zeros((), device=self.args.device)
