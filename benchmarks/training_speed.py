@@ -1,12 +1,12 @@
 """Training steps of bapo and of TRL's DPOTrainer extended to BAPO, on the same pairs, interleaved in one run.
 
 Workloads: all pairs of a few prompts (grouped), pairs of different prompts (by-pair), prompts of 1,500 tokens (long).
-A step is forward, backward and AdamW for LoRA r 32 on all linear layers of the bf16 model. Every side runs in a process
-of its own, and they step in turn. Printed for each: the median step with its range, pairs per second, the ratio to both
-modes of TRL, the peak memory that the first step adds to a process that holds model, adapter and data, the operations
-counted, their share of the measured matrix-product peak, and the loss that each side computes in float32, without
-dropout, under one random adapter. DSP literature is used where BAPO_DATA is set, the packaged starter preferences
-otherwise.
+A step is forward, backward and AdamW for LoRA r 32 on all linear layers of the bf16 model. TRL and each way of
+running bapo have a process of their own, and they step in turn. Printed for each: the median step with its range,
+pairs per second, the ratio to both modes of TRL, the peak memory that the first step adds to a process that holds
+model, adapter and data, the operations counted, their share of the measured matrix-product peak, and the loss that
+each side computes in float32, without dropout, under one random adapter. DSP literature is used where BAPO_DATA is
+set, the packaged starter preferences otherwise.
 
     python benchmarks/training_speed.py [--workloads grouped by-pair long] [--repeats 3] [--prompts 2]
 """
@@ -21,7 +21,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import median
@@ -237,20 +237,35 @@ def memory_of(work: Callable[[], object]) -> float:
     return float(peak - before)
 
 
-class Worker:
-    """One side in a process of its own, as its user would run it; it steps when it is told to."""
+def facts_of(name: str, workload: str, prompts: int) -> dict[str, Any]:
+    """What is measured once: what a first step adds to the memory and computes, and the loss in float32."""
+    side, data = make_side(name, workload, prompts)
+    if name.startswith("bapo"):
+        keep_freed_memory()  # which the trainer does when it starts to train
+    optimizer = optimizer_of(side.model)
+    side.model.train()
+    gc.collect()
+    facts: dict[str, Any] = {"name": data.name, "pairs": data.pair_count, "prompts": len(data.groups)}
+    facts["memory"] = memory_of(lambda: train_step(side, optimizer))
+    if name.startswith("bapo"):
+        torch.set_num_threads(1)  # the counter sees its own thread only
+    facts["operations"] = counted_step(side, optimizer)
+    return facts | {"loss": compared_loss(name, workload, prompts)}
 
-    def __init__(self, side: str, workload: str, prompts: int) -> None:
+
+class Worker:
+    """Sides in a process of their own, as their users would run them; they step when they are told to."""
+
+    def __init__(self, sides: Sequence[str], workload: str, prompts: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, side, workload, prompts), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, sides, workload, prompts), daemon=True)
         self._process.start()
         theirs.close()
-        self.facts: dict[str, Any] = self._connection.recv()
 
-    def step(self) -> float:
+    def step(self, side: str) -> float:
         """Seconds of one step."""
-        self._connection.send("step")
+        self._connection.send(side)
         seconds: float = self._connection.recv()
         return seconds
 
@@ -260,45 +275,40 @@ class Worker:
         self._process.join()
 
 
-def _work(connection: Any, name: str, workload: str, prompts: int) -> None:
-    """What a worker does: tell the facts of its side, then step."""
-    side, data = make_side(name, workload, prompts)
-    if name.startswith("bapo"):
-        keep_freed_memory()  # which the trainer does when it starts to train
-    optimizer = optimizer_of(side.model)
-    side.model.train()
-    gc.collect()
-    memory = memory_of(lambda: train_step(side, optimizer))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the counter sees its own thread only
-    operations = counted_step(side, optimizer)
-    torch.set_num_threads(threads)
-    facts = {"name": data.name, "pairs": data.pair_count, "prompts": len(data.groups)}
-    connection.send({**facts, "memory": memory, "operations": operations})
-    while connection.recv() == "step":
-        connection.send(train_step(side, optimizer))
+def _work(connection: Any, names: Sequence[str], workload: str, prompts: int) -> None:
+    made = {name: make_side(name, workload, prompts)[0] for name in names}
+    if all(name.startswith("bapo") for name in names):
+        keep_freed_memory()
+    optimizers = {name: optimizer_of(side.model) for name, side in made.items()}
+    for side in made.values():
+        side.model.train()
+    while (name := connection.recv()) != "end":
+        connection.send(train_step(made[name], optimizers[name]))
 
 
 def measure(workload: str, prompts: int, repeats: int) -> None:
     """Run all sides of a workload in turn and print its table."""
-    alone = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1)
-    with alone:  # processes that end, so that none holds memory that a later one needs
-        losses = {side: alone.submit(compared_loss, side, workload, prompts).result() for side in SIDES}
-    workers: dict[str, Worker] = {}
-    for side in SIDES:  # one after the other: each measures its memory when it starts
-        workers[side] = Worker(side, workload, prompts)
-        print(f"  {workload} {side} {workers[side].facts}", file=sys.stderr, flush=True)
+    facts: dict[str, dict[str, Any]] = {}
+    # Processes that end, so that none holds memory that a later one needs.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as alone:
+        for side in SIDES:
+            facts[side] = alone.submit(facts_of, side, workload, prompts).result()
+            print(f"  {workload} {side} {facts[side]}", file=sys.stderr, flush=True)
+    # Both of TRL's modes in one process, since each would keep more memory to itself than there is for two.
+    shared = [SIDES[:2], SIDES[2:3], SIDES[3:]]
+    workers = {side: worker for sides in shared for worker in [Worker(sides, workload, prompts)] for side in sides}
+    for side in SIDES:
+        workers[side].step(side)  # warms up
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     peaks = []
     for _ in range(repeats):
         peaks.append(measured_peak())
         for side in SIDES:
-            own = [workers[side].step() for _ in range(STEPS_IN_TURN[side])]
+            own = [workers[side].step(side) for _ in range(STEPS_IN_TURN[side])]
             print(f"  {workload} {side} {', '.join(f'{s:.2f}' for s in own)} s", file=sys.stderr, flush=True)
             seconds[side].append(median(own))
-    for worker in workers.values():
+    for worker in set(workers.values()):
         worker.close()
-    facts = {side: worker.facts for side, worker in workers.items()}
     pairs, online = facts["bapo"]["pairs"], facts["trl-online"]["memory"]
     rows = []
     for side in SIDES:
@@ -318,7 +328,7 @@ def measure(workload: str, prompts: int, repeats: int) -> None:
                 f"{own['memory'] / 1e9:.2f} GB (1/{online / own['memory']:.1f})",
                 f"{own['operations'] / 1e9:.0f}",
                 f"{own['operations'] / step / max(peaks):.0%}",
-                f"{losses[side]:.4f}",
+                f"{own['loss']:.4f}",
             )
         )
     header = ("side", "step", "pairs/s", "faster than TRL online", "than TRL precomputed", "memory added")
