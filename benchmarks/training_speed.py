@@ -8,7 +8,7 @@ model, adapter and data, the operations counted, their share of the measured mat
 each side computes in float32, without dropout, under one random adapter. DSP literature is used where BAPO_DATA is
 set, the packaged starter preferences otherwise.
 
-    python benchmarks/training_speed.py [--workloads grouped by-pair long] [--repeats 3] [--prompts 2]
+    python benchmarks/training_speed.py [--workloads grouped by-pair long] [--repeats 3] [--prompts 2] [--profile]
 """
 
 from __future__ import annotations
@@ -340,13 +340,30 @@ def measure(workload: str, prompts: int, repeats: int) -> None:
     print(markdown_table(header, rows), flush=True)
 
 
+def profile(workload: str, prompts: int) -> None:
+    """Print where one step of ours spends its time, on one thread, by torch's profiler."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    side, _ = make_side("bapo-least-memory", workload, prompts)
+    optimizer = optimizer_of(side.model)
+    side.model.train()
+    train_step(side, optimizer)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        train_step(side, optimizer)
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=48))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="*", choices=WORKLOADS, default=WORKLOADS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=2, help="prompts of the grouped workload")
+    parser.add_argument("--profile", action="store_true", help="print where a step of ours spends its time instead")
     arguments = parser.parse_args()
     for workload in arguments.workloads:
+        if arguments.profile:
+            profile(workload, arguments.prompts)
+            continue
         measure(workload, arguments.prompts, arguments.repeats)
 
 
