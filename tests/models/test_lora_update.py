@@ -167,6 +167,17 @@ def test_disabled_merged_and_several_adapters_are_left_to_peft():
     torch.testing.assert_close(fused(input_ids=IDS).logits, plain(input_ids=IDS).logits)
 
 
+def test_layers_that_somebody_hooks_into_are_run_as_they_are():
+    fused = with_random_adapter("llama")
+    fuse_lora(fused)
+    expected = fused(input_ids=IDS).logits
+    seen = []
+    base = next(module.base_layer for module in fused.modules() if hasattr(module, "base_layer"))
+    base.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    torch.testing.assert_close(fused(input_ids=IDS).logits, expected)
+    assert len(seen) == 1
+
+
 def test_dora_is_left_to_peft():
     plain = with_random_adapter("llama", use_dora=True)
     fused = copy.deepcopy(plain)

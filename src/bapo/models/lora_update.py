@@ -29,9 +29,9 @@ _generator: ContextVar[torch.Generator | None] = ContextVar("generator", default
 
 
 @contextmanager
-def seeded_dropout(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout of adapters inside depends on this seed alone, whatever else draws random numbers meanwhile."""
-    token = _generator.set(torch.Generator(device).manual_seed(seed))
+def seeded_dropout(seed: int) -> Iterator[None]:
+    """Dropout of adapters on the CPU depends on this seed alone inside, whatever else draws random numbers."""
+    token = _generator.set(torch.Generator().manual_seed(seed))
     try:
         yield
     finally:
@@ -218,9 +218,7 @@ class _FusedForward:
         if not plain:
             return self.original(x, *args, **kwargs)
         base = layer.base_layer
-        own = type(base) is nn.Linear and base.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type)
-        own = own and not base.weight.requires_grad
-        result = None if own else base(x)
+        result = None if _is_plain_product(base, x) else base(x)
         if result is not None:
             x = x.to(result.dtype)  # autocast, where there is any, has chosen the result's precision
         scale, dropped, places = layer.scaling[adapter], x.detach(), None
@@ -232,3 +230,17 @@ class _FusedForward:
         if result is None:
             return _LoraLinear.apply(x, base.weight, base.bias, a, b, dropped, places, scale)
         return _LowRankUpdate.apply(result, x, a, b, dropped, places, scale)
+
+
+def _is_plain_product(base: Any, x: Tensor) -> bool:
+    """Whether the layer below multiplies with a constant weight and nothing else, and nobody hooks into it."""
+    hooks = (base._forward_pre_hooks, base._forward_hooks, base._backward_pre_hooks, base._backward_hooks)
+    return (
+        type(base) is nn.Linear
+        and "forward" not in vars(base)
+        and not any(hooks)
+        and type(base.weight) is nn.Parameter
+        and not base.weight.requires_grad
+        and (base.weight.dtype, base.weight.device) == (x.dtype, x.device)
+        and not torch.is_autocast_enabled(x.device.type)
+    )

@@ -229,7 +229,7 @@ class BAPOTrainer(Trainer):
     ) -> Tensor:
         """Forward and backward of every batch: some side by side on a CPU, else one after the other.
 
-        The dropout of each follows a seed of its own, so that it is the same in both ways.
+        On a CPU the dropout of each follows a seed of its own, so that it is the same in both ways.
         """
         batches: tuple[PairBatch, ...] = inputs["batches"]
         seeds: list[int] = torch.randint(2**62, (len(batches),)).tolist()
@@ -242,7 +242,8 @@ class BAPOTrainer(Trainer):
             # Processes meet once, at the last batch, however many each has.
             apart = self.accelerator.no_sync(model) if batch is not batches[-1] else nullcontext()
             # What checkpointing computes again finds torch's own generator as it was, but not another.
-            own = nullcontext() if self.args.activation_checkpointing else seeded_dropout(seed, self.args.device)
+            seeded = self.args.device.type == "cpu" and not self.args.activation_checkpointing
+            own = seeded_dropout(seed) if seeded else nullcontext()
             with apart, own:
                 loss += super().training_step(model, {"batches": (batch,)}, num_items_in_batch)
         return loss
@@ -264,7 +265,7 @@ class BAPOTrainer(Trainer):
 
         def one_pass(batch_and_seed: tuple[PairBatch, int]) -> tuple[Tensor, Callable[[], None], tuple[Tensor, ...]]:
             batch, seed = batch_and_seed
-            with seeded_dropout(seed, self.args.device):
+            with seeded_dropout(seed):
                 loss, note = self._batch_loss(self.model, batch, 1 / whole)
                 return loss.detach(), note, torch.autograd.grad(loss, weights, materialize_grads=True)
 
