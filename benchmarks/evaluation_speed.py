@@ -3,10 +3,10 @@
 Exactness: in float32, at least 200 questions of every benchmark; printed are the largest difference of a choice's
 log-likelihood and both accuracies. Speed: in bf16, ARC-Challenge and whole subjects of 5-shot MMLU, alternating between
 bapo and hf at the batch size that suits it best; printed are questions per second, their ratio, the input tokens that
-each computes, the operations that torch counts, and their share of the measured matrix-product peak. Needs the
-questions in the folder that BAPO_DATA names (docs/evaluation.md), or a connection to the hub.
+each computes, the operations that torch counts, and their share of the measured matrix-product peak. Profile: where
+the time goes. Needs the questions in the folder that BAPO_DATA names (docs/evaluation.md), or a connection to the hub.
 
-    python benchmarks/evaluation_speed.py [--only exactness speed] [--questions 200] [--subjects anatomy astronomy]
+    python benchmarks/evaluation_speed.py [--only exactness speed profile] [--questions 200] [--subjects anatomy ...]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -96,7 +97,9 @@ def computed(lm: Any, model: Any, requests: Sequence[Any]) -> tuple[int, float]:
         tokens += options.get("input_ids", inputs[0] if inputs else None).numel()
 
     hook = model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
-    with FlopCounterMode(display=False) as counter:
+    # The counter sees one thread only: the same passes, one after the other.
+    one_after_the_other = patch("bapo.likelihood.scoring.side_by_side", lambda work, items, at_once: map(work, items))
+    with one_after_the_other, FlopCounterMode(display=False) as counter:
         lm.loglikelihood(list(requests), disable_tqdm=True)
     hook.remove()
     return tokens, float(counter.get_total_flops())
@@ -155,9 +158,21 @@ def speed(subjects: Sequence[str], questions: int, repeats: int) -> None:
     print(markdown_table(header, rows), flush=True)
 
 
+def profile(subject: str) -> None:
+    """Print where our scoring of a subject spends its time, on one thread, by torch's profiler."""
+    torch.set_num_threads(1)
+    ours = BapoLM(load_model("smollm2", precision="bf16", device="cpu"))
+    (task,) = (own for own in load_tasks("mmlu", data_folder=local_folder(None)) if own.name == f"mmlu_{subject}")
+    requests = requests_of(task, list(range(len(task.task.eval_docs))), ours)
+    ours.loglikelihood(requests, disable_tqdm=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        ours.loglikelihood(requests, disable_tqdm=True)
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=48))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=("exactness", "speed"), default=("exactness", "speed"))
+    parser.add_argument("--only", nargs="*", choices=("exactness", "speed", "profile"), default=("exactness", "speed"))
     parser.add_argument("--questions", type=int, default=200, help="of each benchmark, and of ARC-Challenge for speed")
     parser.add_argument("--subjects", nargs="*", default=["anatomy", "astronomy"], help="MMLU subjects timed whole")
     parser.add_argument("--repeats", type=int, default=3)
@@ -166,6 +181,8 @@ def main() -> None:
         exactness(arguments.questions)
     if "speed" in arguments.only:
         speed(arguments.subjects, arguments.questions, arguments.repeats)
+    if "profile" in arguments.only:
+        profile(arguments.subjects[0])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 For each domain and seed: an adapter of DPO and one of BAPO (100 steps of 8 pairs), the base model, and the base model
 with the domain as its system prompt, on all benchmarks (ScienceQA and HHH whole, samples of the others), held-out
 reward accuracy and drift. Then two runs that the gate must fail: shuffled labels, and twenty times the learning rate.
-Runs and answers are kept below --output, so the program can be stopped and started again. Needs BAPO_DATA.
+Runs, answers and results are kept below --output: the program can be stopped and started again, and several processes
+with the same --output share the work. Needs BAPO_DATA.
 
     python benchmarks/forgetting.py --output forgetting-study [--domains literature academy] [--seeds 0 1] [--limit 500]
 """
@@ -11,14 +12,18 @@ Runs and answers are kept below --output, so the program can be stopped and star
 from __future__ import annotations
 
 import argparse
+import pickle
 import random
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
 from dsp_literature import progress
+from filelock import FileLock, Timeout
 
-from bapo.evaluation import BENCHMARKS, Estimate, local_folder
+from bapo.evaluation import BENCHMARKS, bootstrap_ratio, local_folder
 from bapo.evaluation.asking import BenchmarkPlan
 from bapo.personalize import Recipe, read_recipe, stages
 from bapo.personalize.examination import BASE, PROMPT_ONLY, Contestant, Examination, Examined, examine
@@ -34,7 +39,43 @@ from bapo.reporting import (
 )
 
 WHOLE = ("scienceqa", "hhh")
-BROKEN = {"dpo-shuffled": {}, "dpo-20x": {"training.learning_rate": 20 * 2e-4}}
+OBJECTIVES = ("dpo", "bapo")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of the study: trained by its recipe, or untrained and perhaps told the preference."""
+
+    name: str
+    recipe: Recipe
+    trained: bool = True
+    shuffle: bool = False
+    told: str | None = None
+    preferences: bool = True
+
+
+def members_of(domain: str, seeds: Sequence[int], steps: int) -> list[Member]:
+    """The base first, then all that are compared with it."""
+    recipe = recipe_of(domain, "bapo", 0, steps)
+    told = preference_in_words(f"dsp:{domain}")
+    untrained = [
+        Member(BASE, recipe, trained=False),
+        Member(f"{domain}-{PROMPT_ONLY}", recipe, trained=False, told=told),
+    ]
+    return untrained + [
+        Member(f"{domain}-{objective}-seed{seed}", recipe_of(domain, objective, seed, steps))
+        for seed in seeds
+        for objective in OBJECTIVES
+    ]
+
+
+def broken_of(domain: str, steps: int) -> list[Member]:
+    """DPO on labels of which half are swapped, and at twenty times the learning rate."""
+    fast = recipe_of(domain, "dpo", 0, steps, **{"training.learning_rate": 20 * 2e-4})
+    return [
+        Member(f"{domain}-dpo-20x", fast, preferences=False),
+        Member(f"{domain}-dpo-shuffled", recipe_of(domain, "dpo", 0, steps), shuffle=True, preferences=False),
+    ]
 
 
 def recipe_of(domain: str, objective: str, seed: int, steps: int, **changes: object) -> Recipe:
@@ -60,60 +101,89 @@ def shuffled(preferences: Preferences) -> Preferences:
     return replace(preferences, groups=groups)
 
 
-def train(recipe: Recipe, folder: Path, *, shuffle: bool = False) -> Contestant:
+def train(member: Member, folder: Path) -> None:
     """Train a run, or find it trained."""
-    if not (folder / "run.json").is_file():
-        model = stages.load(recipe)
-        split = stages.read(recipe)
-        if shuffle:
-            split = replace(split, train=shuffled(split.train))
-        anchored = stages.anchor_split(recipe, split, model, progress)
-        del model
-        stages.train(recipe, recipe.training.objective, anchored.train, folder, progress)
-    return Contestant(folder.name, str(folder))
+    if (folder / "run.json").is_file():
+        return
+    recipe = member.recipe
+    model = stages.load(recipe)
+    split = stages.read(recipe)
+    if member.shuffle:
+        split = replace(split, train=shuffled(split.train))
+    anchored = stages.anchor_split(recipe, split, model, progress)
+    del model
+    stages.train(recipe, recipe.training.objective, anchored.train, folder, progress)
 
 
-def ask(recipe: Recipe, contestants: list[Contestant], folder: Path, limit: int, *, preferences: bool) -> Examination:
-    """All benchmarks: some whole, samples of the others."""
-    data = local_folder(None)
-    sampled = BenchmarkPlan(tuple(b for b in BENCHMARKS if b not in WHOLE), limit, 0, "harness", data, folder)
-    whole = BenchmarkPlan(WHOLE, None, 0, "harness", data, folder)
-    first = examine(recipe, contestants, plan=sampled, preferences=preferences, on_progress=progress)
-    second = examine(recipe, contestants, plan=whole, on_progress=progress)
+def ask(member: Member, output: Path, limit: int) -> Examined:
+    """All benchmarks, some whole, samples of the others; and held-out preferences."""
+    folder = output / "runs" / member.name
+    if member.trained:
+        train(member, folder)
+    contestant = Contestant(member.name, str(folder) if member.trained else None, member.told)
+    data, answers = local_folder(None), output / "answers"
+    sampled = BenchmarkPlan(tuple(b for b in BENCHMARKS if b not in WHOLE), limit, 0, "harness", data, answers)
+    whole = BenchmarkPlan(WHOLE, None, 0, "harness", data, answers)
+    wanted = member.preferences and member.name != BASE
+    first = examine(member.recipe, [contestant], plan=sampled, preferences=wanted, on_progress=progress).against
+    second = examine(member.recipe, [contestant], plan=whole, on_progress=progress).against
+    found = {**first.benchmarks, **second.benchmarks}
+    return replace(
+        first,
+        benchmarks={name: found[name] for name in BENCHMARKS},
+        seconds={**first.seconds, **second.seconds},
+    )
 
-    def joined(a: Examined, b: Examined) -> Examined:
-        answers = {**a.benchmarks, **b.benchmarks}
-        return replace(a, benchmarks={name: answers[name] for name in BENCHMARKS}, seconds={**a.seconds, **b.seconds})
 
-    others = tuple(joined(a, b) for a, b in zip(first.others, second.others, strict=True))
-    return Examination(joined(first.against, second.against), others)
+def share(members: Sequence[Member], output: Path, limit: int) -> dict[str, Examined]:
+    """Examine all members but those that another process is at work on."""
+    folder = output / "examined"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for member in members:
+        path = folder / f"{member.name}.pickle"
+        with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
+            if not path.is_file():
+                print(member.name, flush=True)
+                staging = path.with_suffix(".part")
+                staging.write_bytes(pickle.dumps(ask(member, output, limit)))
+                staging.replace(path)
+            found[member.name] = pickle.loads(path.read_bytes())
+    return found
+
+
+def summary(found: Examination) -> str:
+    """One row a model: the base's accuracies, and the changes of the others."""
+    header = ("", *(benchmark.title for benchmark in BENCHMARKS.values()), "forgetting score")
+    base = found.against.benchmarks
+    accuracies = [
+        interval(bootstrap_ratio(base[name].scores, [1.0] * len(base[name].scores)), 100, 1, " %")
+        for name in BENCHMARKS
+    ]
+    scores = found.forgetting()
+    rows = [
+        ("questions", *(f"{len(base[name].answers):,} of {base[name].questions:,}" for name in BENCHMARKS), ""),
+        (BASE, *accuracies, ""),
+    ]
+    for own in found.others:
+        changes = found.changes(own)
+        cells = (interval(changes[name].change, 1, 1) for name in BENCHMARKS)
+        rows.append((own.name, *cells, interval(scores[own.name].score, 1, 1)))
+    return markdown_table(header, rows)
 
 
 def show(title: str, found: Examination) -> None:
-    print(f"\n## {title}\n", flush=True)
+    print(f"\n## {title}\n")
     reports = {own.name: own.preferences for own in found.others if own.preferences is not None}
     if reports:
-        print(markdown_table(HEADER, held_out_rows(reports)))
+        print(f"{markdown_table(HEADER, held_out_rows(reports))}\n")
+    print(f"{summary(found)}\n")
+    for name, score in found.forgetting().items():
+        print(f"- {forgetting_in_words(name, score, found.budget)}")
     for own in found.others:
         rows = change_rows(found.against.benchmarks, own.benchmarks, budget=found.budget)
-        print(
-            f"\n### {own.name}, asked in {sum(own.seconds.values()):.0f} s\n\n{markdown_table(CHANGE_HEADER, rows)}\n"
-        )
-    scores = found.forgetting()
-    for name, score in scores.items():
-        print(f"- {forgetting_in_words(name, score, found.budget)}")
-    rows = [
-        (name, interval(score.score, 1, 1), *(f"{_points(found, name, b):+.1f}" for b in BENCHMARKS))
-        for name, score in scores.items()
-    ]
-    header = ("", "forgetting score", *(benchmark.title for benchmark in BENCHMARKS.values()))
-    print(f"\n{markdown_table(header, rows)}\n", flush=True)
-
-
-def _points(found: Examination, name: str, benchmark: str) -> float:
-    (own,) = (other for other in found.others if other.name == name)
-    change: Estimate = found.changes(own)[benchmark].change
-    return change.value
+        seconds = ", ".join(f"{name} {taken:.0f}" for name, taken in own.seconds.items())
+        print(f"\n### {own.name}\n\nSeconds: {seconds}.\n\n{markdown_table(CHANGE_HEADER, rows)}")
 
 
 def main() -> None:
@@ -124,35 +194,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--limit", type=int, default=500)
     arguments = parser.parse_args()
-    runs, answers, steps = arguments.output / "runs", arguments.output / "answers", arguments.steps
-    by_objective: dict[str, list[float]] = {}
-    for domain in arguments.domains:
-        told = Contestant(PROMPT_ONLY, system=preference_in_words(f"dsp:{domain}"))
-        contestants = [Contestant(BASE), told]
-        for objective in ("dpo", "bapo"):
-            for seed in arguments.seeds:
-                name = f"{domain}-{objective}-seed{seed}"
-                print(name, flush=True)
-                contestants.append(train(recipe_of(domain, objective, seed, steps), runs / name))
-        recipe = recipe_of(domain, "bapo", 0, steps)
-        found = ask(recipe, contestants, answers, arguments.limit, preferences=True)
-        show(f"DSP {domain}", found)
-        for name, score in found.forgetting().items():
-            by_objective.setdefault(next((o for o in ("dpo", "bapo") if f"-{o}-" in name), name), []).append(
-                score.score.value
-            )
-    for name, scores in by_objective.items():
-        print(f"- {name}: mean forgetting score {mean(scores):.1f}, from {min(scores):.1f} to {max(scores):.1f} points")
-    domain = arguments.domains[0]
-    broken = [
-        train(recipe_of(domain, "dpo", 0, steps, **changes), runs / f"{domain}-{name}", shuffle="shuffled" in name)
-        for name, changes in BROKEN.items()
-    ]
-    recipe = recipe_of(domain, "dpo", 0, steps)
-    show(
-        "Runs that the gate must fail",
-        ask(recipe, [Contestant(BASE), *broken], answers, arguments.limit, preferences=False),
-    )
+    groups = {f"DSP {d}": members_of(d, arguments.seeds, arguments.steps) for d in arguments.domains}
+    base = next(iter(groups.values()))[0]
+    groups["Runs that the gate must fail"] = [base, *broken_of(arguments.domains[0], arguments.steps)]
+    everyone = list({member.name: member for own in groups.values() for member in own}.values())
+    found = share(everyone, arguments.output, arguments.limit)
+    missing = [member.name for member in everyone if member.name not in found]
+    by_kind: dict[str, list[float]] = {}
+    for title, own in groups.items():
+        if any(member.name in missing for member in own):
+            continue
+        examination = Examination(found[BASE], tuple(found[member.name] for member in own[1:]))
+        show(title, examination)
+        for name, score in examination.forgetting().items():
+            kind = name.split("-seed")[0].split("-", 1)[1]
+            by_kind.setdefault(kind, []).append(score.score.value)
+    for kind, scores in by_kind.items():
+        print(f"- {kind}: mean forgetting score {mean(scores):.1f}, from {min(scores):.1f} to {max(scores):.1f} points")
+    if missing:
+        print(f"Another process is at work on {', '.join(missing)}; start this again for their tables.")
 
 
 if __name__ == "__main__":

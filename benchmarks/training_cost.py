@@ -37,6 +37,9 @@ class Point:
     wide: bool = False
 
 
+REFERENCE = -9.0
+"""Nats of each token under a made-up reference: more than random tokens have, so that the anchor's hinge is active."""
+
 SWEEPS = {
     "pairs": [1, 2, 4, 8, 16],
     "prompt_tokens": [32, 128, 512, 2048],
@@ -63,10 +66,12 @@ def workload(point: Point) -> AnchoredPreferences:
     groups = []
     for _ in range(point.prompts):
         responses = tuple(draw(point.response_tokens) for _ in range(point.pairs + 1))
-        base = BaseResponse(draw(point.response_tokens), True, 0.0, (0.0,) * point.response_tokens)  # an active hinge
+        base_ref = (REFERENCE,) * point.response_tokens
+        base = BaseResponse(draw(point.response_tokens), True, sum(base_ref), base_ref)
         pairs = tuple((0, rejected) for rejected in range(1, point.pairs + 1))
         tokens = TokenGroup(draw(point.prompt_tokens), responses)
-        groups.append(AnchoredGroup(None, tokens, pairs, (0.0,) * len(responses), (base,)))  # type: ignore[arg-type]
+        refs = (sum(base_ref),) * len(responses)
+        groups.append(AnchoredGroup(None, tokens, pairs, refs, (base,)))  # type: ignore[arg-type]
     return AnchoredPreferences("random", tuple(groups), "benchmark")
 
 
@@ -97,15 +102,21 @@ def measure(point: Point, steps: int) -> dict[str, float]:
 def draw(found: dict[str, list[tuple[Point, dict[str, float]]]], path: Path) -> None:
     """Time and memory over each size, on logarithmic axes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     figure = Figure(figsize=(3 * len(found), 5), layout="constrained")
-    axes = figure.subplots(2, len(found), squeeze=False)
+    axes = figure.subplots(2, len(found), squeeze=False, sharey="row", sharex="col")
     for column, (name, points) in enumerate(found.items()):
         sizes = [m["weights"] / 1e6 if name == "wide" else getattr(p, name) for p, m in points]
         for row, (key, unit, label) in enumerate((("seconds", 1, "seconds a step"), ("bytes", 1e9, "GB added"))):
             axis = axes[row][column]
             axis.loglog(sizes, [m[key] / unit for _, m in points], marker="o", color="#0072B2")
             axis.spines[["top", "right"]].set_visible(False)
+            axis.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
             if row:
                 axis.set_xlabel(LABELS[name])
             if not column:
@@ -131,7 +142,7 @@ def main() -> None:
             if point not in cache:
                 command = [sys.executable, __file__, "--point", json.dumps(asdict(point))]
                 command += ["--steps", str(arguments.steps)]
-                out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 cache[point] = json.loads(out.splitlines()[-1])
                 print(point, cache[point], file=sys.stderr, flush=True)
             found.setdefault(name, []).append((point, cache[point]))

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, anchor, generate_batch, plan_batches
+from bapo.anchoring import (
+    AnchorStore,
+    GenerationSettings,
+    LengthPolicy,
+    Response,
+    anchor,
+    generate_batch,
+    plan_batches,
+)
+from bapo.anchoring.store import group_key
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat, LoadedModel, add_lora
@@ -198,3 +209,24 @@ def test_base_responses_in_words_are_taken_instead_of_generated(tmp_path: Path) 
     anchored = anchor(own, model, AnchorStore(tmp_path / "a", model), generation=SHORT, bases=given)
     assert anchored.groups[0].bases[0].ids == model.chat.response_ids("my own answer")
     assert anchored.groups[1].bases[0].ids != anchored.groups[0].bases[0].ids
+
+
+def test_who_waits_for_another_process_is_told_so_and_sees_what_it_wrote(tmp_path: Path) -> None:
+    model = loaded()
+    mine, theirs = (AnchorStore(tmp_path / "a", model) for _ in range(2))
+    stages: list[str] = []
+    waits = threading.Event()
+
+    def note(stage: str, done: int, total: int) -> None:
+        stages.append(stage)
+        waits.set()
+
+    with ThreadPoolExecutor() as other:
+        with mine.writing():
+            waiting = other.submit(anchor, preferences(), model, theirs, generation=SHORT, on_progress=note)
+            assert waits.wait(timeout=60)
+            assert stages == ["waiting for another process that anchors to this model"]
+            key, response = group_key((1, 2)), Response((3,), True)
+            mine.add_bases(SHORT, {key: (response,)})
+        waiting.result(timeout=60)
+    assert theirs.bases(SHORT)[key] == (response,)

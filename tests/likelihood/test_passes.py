@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from bapo.likelihood import ResponseScorer, TokenGroup, passes_at_once, side_by_side
+from bapo.likelihood.layout import tokens_of
+from bapo.likelihood.scoring import _plan_passes
 from tests.tiny import tiny_model
 
 
@@ -68,3 +70,20 @@ def test_logps_do_not_depend_on_how_many_passes_run_at_once(name: str, four_thre
     many = scorer.score(batch, max_tokens=160).tokens
     torch.set_num_threads(1)
     torch.testing.assert_close(scorer.score(batch, max_tokens=160).tokens, many, rtol=1e-5, atol=1e-5)
+
+
+def test_a_long_header_is_computed_once_for_each_pass_and_passes_are_even() -> None:
+    header = tuple(range(90))
+    groups = [TokenGroup((i, *range(5 + i % 3)), ((1,), (2,)), header=header) for i in range(100)]
+    whole = tokens_of(groups)
+    batches, at_once = _plan_passes(groups, max_tokens=2 * whole, at_once=2)
+    assert at_once == len(batches) == 2
+    assert [group for batch in batches for group in batch] == groups
+    costs = [tokens_of(batch) for batch in batches]
+    assert sum(costs) == whole + len(header)
+    assert max(costs) - min(costs) <= 2 * max(group.cost for group in groups)
+
+
+def test_one_pass_where_a_second_would_mostly_repeat_the_header() -> None:
+    groups = [TokenGroup((i, 1, 2), ((1,),), header=tuple(range(90))) for i in range(10)]
+    assert _plan_passes(groups, max_tokens=1000, at_once=2) == ([groups], 1)

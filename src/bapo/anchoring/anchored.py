@@ -99,7 +99,7 @@ def anchor(
         raise BapoError(f"No pair of {preferences.name} is left to work with ({reasons}).")
     report = on_progress or (lambda stage, done, total: None)
     scorer = ResponseScorer(model.model)
-    with store.writing():
+    with store.writing(lambda: report("waiting for another process that anchors to this model", 0, 1)):
         given = {group.source.prompt: (bases or {}).get(group.source.prompt) for group in tokenized.groups}
         _generate_missing(
             [g.tokens.prompt for g in tokenized.groups if not given[g.source.prompt]], model, store, generation, report

@@ -55,7 +55,7 @@ class Response:
     ended: bool
 
 
-GENERATION_TOKENS = 16384
+GENERATION_TOKENS = 32768
 """Tokens of prompts and longest responses, padding included, that are generated together."""
 
 STAGE = 32

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from bapo.anchoring.generate import GenerationSettings, Response
 from bapo.errors import BapoError
@@ -105,11 +105,24 @@ class AnchorStore:
         return cls(cache_folder() / "anchors" / hashlib.sha256(identity.encode()).hexdigest()[:16], model)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the store for writing; another process that wants to write waits, then sees what was written."""
-        with FileLock(self.folder / ".lock"):
+    def writing(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the store for writing; another process that wants to write waits, then sees what was written.
+
+        Args:
+            on_wait: called once where another process holds the store.
+        """
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if on_wait is not None:
+                on_wait()
+            lock.acquire()
+        try:
             self._scores, self._bases = None, {}
             yield
+        finally:
+            lock.release()
 
     def bases(self, settings: GenerationSettings) -> dict[str, tuple[Response, ...]]:
         """Base responses by prompt key, for one way of generating."""

@@ -19,7 +19,7 @@ from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds, share_headers
 from bapo.models import LoadedModel, keep_freed_memory, load_model
 
-SCORED_TOKENS = 8192
+SCORED_TOKENS = 16384
 """Input tokens scored at once."""
 
 Encoded = tuple[Any, Sequence[int], Sequence[int]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,8 +210,9 @@ def _plan_passes(groups: Sequence[TokenGroup], max_tokens: int, at_once: int) ->
     whole = tokens_of(groups)
     if at_once > 1 and groups:
         passes = math.ceil(whole / max_tokens) * at_once
-        budget = min(max_tokens // at_once, whole // passes + max(group.cost for group in groups))
-        batches = list(by_token_budget(groups, budget))
+        budgets = range(whole // passes, max_tokens // at_once)
+        least = bisect_left(budgets, True, key=lambda budget: len(list(by_token_budget(groups, budget))) <= passes)
+        batches = list(by_token_budget(groups, budgets.start + least))
         if worth_it([tokens_of(batch) for batch in batches], at_once, whole):
             return batches, at_once
     return list(by_token_budget(groups, max_tokens)), 1
