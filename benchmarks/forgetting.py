@@ -12,6 +12,7 @@ with the same --output share the work. Needs BAPO_DATA.
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import random
 from collections.abc import Sequence
@@ -103,8 +104,6 @@ def shuffled(preferences: Preferences) -> Preferences:
 
 def train(member: Member, folder: Path) -> None:
     """Train a run, or find it trained."""
-    if (folder / "run.json").is_file():
-        return
     recipe = member.recipe
     model = stages.load(recipe)
     split = stages.read(recipe)
@@ -152,6 +151,15 @@ def share(members: Sequence[Member], output: Path, limit: int) -> dict[str, Exam
     return found
 
 
+def _check_settings(output: Path, settings: dict[str, int]) -> None:
+    """Results of other settings would be taken for those of these."""
+    path = output / "settings.json"
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        raise SystemExit(f"{output} holds a study with {path.read_text()}: name another folder with --output.")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings))
+
+
 def summary(found: Examination) -> str:
     """One row a model: the base's accuracies, and the changes of the others."""
     header = ("", *(benchmark.title for benchmark in BENCHMARKS.values()), "forgetting score")
@@ -194,6 +202,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--limit", type=int, default=500)
     arguments = parser.parse_args()
+    _check_settings(arguments.output, {"steps": arguments.steps, "limit": arguments.limit})
     groups = {f"DSP {d}": members_of(d, arguments.seeds, arguments.steps) for d in arguments.domains}
     base = next(iter(groups.values()))[0]
     groups["Runs that the gate must fail"] = [base, *broken_of(arguments.domains[0], arguments.steps)]

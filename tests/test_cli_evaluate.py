@@ -122,8 +122,11 @@ def test_the_base_alone_can_be_asked(place: Path) -> None:
         (["zero", "--benchmarks", "piqa", "--limit", "0"], "at least one question"),
         (["nowhere", "--benchmarks", "piqa"], "no adapter nowhere"),
         (["zero", "--gate"], "--gate needs"),
-        (["zero", "--benchmarks", "hhh", "--gate"], "counts as knowledge"),
+        (["zero", "--benchmarks", "hhh", "--gate"], "hhh does not"),
         (["--benchmarks", "piqa", "--gate"], "--gate needs an adapter"),
+        (["zero", "--against", "zero", "--benchmarks", "piqa", "--gate"], "--gate needs an adapter beside"),
+        (["zero", "-p", "mine.jsonl", "--show", "lost"], "--show prints questions"),
+        (["zer/o", "--benchmarks", "piqa"], "no adapter zer/o"),
         (["zero", "--benchmarks", "piqa", "--budget", "-1"], "--budget is -1"),
         (["zero", "--benchmarks", "piqa", "-p", "mine.jsonl", "--prompt-only", "source"], "give --prompt-only"),
         (["zero", "--benchmarks", "piqa", "--prompt-only", " "], "--prompt-only is empty"),
@@ -159,6 +162,17 @@ def test_an_adapter_of_another_model_is_refused(place: Path) -> None:
     (place / "shaped/adapter_config.json").write_text(json.dumps(config | {"r": 2}))
     done = bapo(place, "evaluate", "shaped", "--benchmarks", "piqa", code=2)
     assert "does not fit the model" in done.stderr
+
+
+def test_prompts_that_an_adapter_was_trained_on_are_not_its_held_out_ones(place: Path) -> None:
+    run = adapter(place / "split", 0.1)
+    model = {"name": "smollm2", "precision": "float32", "adapter": None}  # of another precision: no word on weights
+    preferences = {"source": "mine.jsonl", "protocol": "by-prompt", "held_out": None, "seed": 7}
+    content = {"recipe": {"model": model, "preferences": preferences}, "reference": ""}
+    (run / "run.json").write_text(json.dumps(content))
+    done = bapo(place, "evaluate", "split", "-p", "mine.jsonl", code=2)
+    assert "trained on another split" in done.stderr
+    assert "preferences.seed=7" in done.stderr
 
 
 def test_a_killed_evaluation_resumes(place: Path) -> None:

@@ -71,6 +71,25 @@ def test_how_it_is_asked_and_what_the_questions_are_belong_to_the_key(
     assert calls == [24], "other questions make another task"
 
 
+def test_a_blank_line_stands_between_a_system_prompt_and_a_question(
+    model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Examinee(model, system="Be brief.", folder=tmp_path)
+    contexts: list[str] = []
+    scored = told.lm.loglikelihood
+
+    def note(requests: Any, **kwargs: Any) -> Any:
+        contexts.extend(request.args[0] for request in requests)
+        return scored(requests, **kwargs)
+
+    monkeypatch.setattr(told.lm, "loglikelihood", note)
+    for benchmark in ("piqa", "mmlu"):  # without and with a description of the task
+        told.ask(benchmark, BenchmarkPlan(limit=3, data_folder=folder))
+    assert contexts
+    for context in contexts:
+        assert context.startswith(("Be brief.\n\nQuestion:", "Be brief.\n\nThe following"))
+
+
 def test_an_evaluation_that_stops_goes_on(
     model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

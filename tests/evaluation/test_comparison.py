@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from bapo.errors import BapoError
-from bapo.evaluation import Answer, BenchmarkAnswers, changed_items, compare, forgetting, spread
+from bapo.evaluation import Answer, BenchmarkAnswers, Estimate, changed_items, compare, forgetting, spread
 from bapo.evaluation.comparison import Forgetting, items_enough, mcnemar, mean_change
 
 
@@ -77,6 +78,7 @@ def test_intervals_of_a_change_cover_the_truth_about_as_often_as_they_say() -> N
 
 
 def test_resampling_counts_is_resampling_items() -> None:
+    """Where many items changed; half an item more on each side hardly matters then."""
     generator = np.random.default_rng(1)
     before, after = _simulated(generator, 200, lost=0.1, gained=0.05)
     difference = 100 * (np.asarray(after) - np.asarray(before))
@@ -84,6 +86,29 @@ def test_resampling_counts_is_resampling_items() -> None:
     low, high = np.percentile(means, [2.5, 97.5])
     estimate = mean_change(before, after)
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.51)  # one item is half a point
+
+
+def test_few_changed_questions_are_no_certainty() -> None:
+    """No question of 20 changed, or one did: other questions could have; a model that is the same is another matter."""
+    before = answers([1.0] * 10 + [0.0] * 10)
+    unsure = replace(before, answers=tuple(replace(own, logps=(-1.5, -2.5)) for own in before.answers))
+    assert compare(before, unsure).verdict == "cannot tell"
+    assert compare(before, answers([1.0] * 9 + [0.0] * 11)).verdict == "cannot tell"
+    assert compare(before, before).change == Estimate(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("items", "lost", "gained"), [(100, 0.01, 0.01), (500, 0.004, 0.0), (50, 0.02, 0.0)])
+def test_intervals_of_rare_changes_cover_the_truth(items: int, lost: float, gained: float) -> None:
+    generator, covered = np.random.default_rng(3), 0
+    for trial in range(400):
+        change = mean_change(*_simulated(generator, items, lost=lost, gained=gained), seed=trial)
+        covered += change.low <= 100 * (gained - lost) <= change.high
+    assert covered >= 0.92 * 400  # three standard errors below 95 %
+
+
+def test_without_a_budget_no_number_of_questions_is_enough() -> None:
+    change = compare(answers([1, 0, 1, 0]), answers([1, 0, 0, 0]), budget=0.0)
+    assert (change.verdict, change.enough) == ("cannot tell", None)
 
 
 @pytest.mark.parametrize("budget", [0.0, 1.0])

@@ -69,7 +69,12 @@ def test_a_fresh_adapter_is_zero_and_keeps_the_fingerprint_while_a_trained_one_d
     for n, p in policy.named_parameters():
         if "lora_B" in n:
             torch.nn.init.normal_(p, std=0.1)
-    assert model_fingerprint(policy) != before
+    trained = model_fingerprint(policy)
+    assert trained != before
+    for module in policy.modules():
+        if hasattr(module, "lora_A"):
+            module.scaling["default"] *= 2
+    assert model_fingerprint(policy) not in (before, trained)
 
 
 def test_a_changed_weight_or_precision_changes_the_fingerprint(folder: Path) -> None:

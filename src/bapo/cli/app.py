@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import typer
 
@@ -29,7 +30,10 @@ app.command("lm-eval", add_help_option=False, context_settings=lm_eval.EVERYTHIN
 
 
 def main() -> None:
-    """Run the command. What the user can mend is one sentence and exit code 2, never a traceback."""
+    """Run the command. What the user can mend is one sentence and exit code 2, never a traceback.
+
+    An error of ours shows its traceback and ends with 2 as well: 1 is what a gate says of a model.
+    """
     try:
         app()
     except BapoError as error:
@@ -38,3 +42,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nbapo: stopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(2)

@@ -189,8 +189,15 @@ def _evaluate(
 
     named = list(dict.fromkeys([*([first] if first else []), *adapters]))
     stages.check(told, named)
-    if shown.gate and (plan is None or not adapters):
-        raise BapoError("--gate needs an adapter, and --benchmarks with some that count as knowledge, such as all.")
+    if shown.gate and not (_asks_knowledge(plan) and [own for own in adapters if own != first]):
+        raise BapoError(
+            "--gate needs an adapter beside the one that it is compared with, and --benchmarks with some that count as "
+            "knowledge, such as arc_challenge or all; hhh does not."
+        )
+    if shown.items and (plan is None or shown.as_json):
+        raise BapoError("--show prints questions of benchmarks: use it with --benchmarks and without --json.")
+    if prompt_only is not None and preferences and told.preferences.plain:
+        raise BapoError("--prompt-only needs prompts with turns, which --plain does away with: leave out one of them.")
     system = None if prompt_only is None else _in_words(told, prompt_only)
     with live_progress(quiet=shown.as_json) as on_progress:
         from bapo.personalize.examination import BASE, PROMPT_ONLY, Contestant, examine
@@ -209,9 +216,13 @@ def _evaluate(
     if not shown.gate:
         return
     gates = {score.gate for score in found.trained()}
-    if not gates:
-        raise BapoError("--gate needs a benchmark that counts as knowledge, such as arc_challenge: hhh does not.")
     raise typer.Exit(FAILED if "yes" in gates else UNCLEAR if "unclear" in gates else 0)
+
+
+def _asks_knowledge(plan: BenchmarkPlan | None) -> bool:
+    from bapo.evaluation import BENCHMARKS
+
+    return plan is not None and any(BENCHMARKS[name].kind == "knowledge" for name in plan.names)
 
 
 def _in_words(told: Recipe, prompt_only: str) -> str:

@@ -20,7 +20,10 @@ def print_examination(
     if plan is None:
         return
     if plan.limit is not None:
-        out.print(f"\nSamples of at most {plan.limit} questions a benchmark, seed {plan.seed}.", highlight=False)
+        out.print(
+            f"\nSamples of at most {plan.limit} questions a benchmark (MMLU: at least 57), seed {plan.seed}.",
+            highlight=False,
+        )
     if not found.others:
         _print_accuracies(found.against)
     for own in found.others:

@@ -60,7 +60,9 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
 
     from bapo.personalize import read_recipe
 
-    overrides = {key.replace("__", "."): value for key, value in values.items() if value not in (None, False)}
+    overrides = {
+        key.replace("__", "."): value for key, value in values.items() if value is not None and value is not False
+    }
     for setting in settings or []:
         key, equals, text = setting.partition("=")
         if not equals:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_
 
 KEPT_TOGETHER = 256
 """Questions of one task that are asked, and kept, at once."""
+
+BEHIND_SYSTEM = "\n\n"
+"""What stands between a system prompt and a question that is not asked as a chat; `lm-eval` puts nothing there."""
 
 OnProgress = Callable[[int, int], None]
 
@@ -62,8 +65,27 @@ class Examinee:
         self.system = system
         self.folder = folder or cache_folder() / "answers"
         self.lm = BapoLM(model)
-        told = (model_fingerprint(model.model), tokenizer_fingerprint(model.tokenizer), system, SCORING_VERSION)
+        told = (
+            model_fingerprint(model.model),
+            tokenizer_fingerprint(model.tokenizer),
+            None if system is None else (system, BEHIND_SYSTEM),
+            SCORING_VERSION,
+        )
         self.fingerprint = hashlib.sha256(repr(told).encode()).hexdigest()
+
+    def check(self, plan: BenchmarkPlan) -> None:
+        """Find out what cannot be asked before anything is.
+
+        Raises:
+            BapoError: a benchmark is asked in a chat format that the model does not have, or data cannot be read.
+        """
+        for benchmark in plan.names:
+            tasks = load_tasks(benchmark, asked=plan.asked, data_folder=plan.data_folder)
+            if any(task.chat for task in tasks) and not self.model.chat.has_template:
+                raise BapoError(
+                    f"{benchmark} is asked in a chat format, and the model's tokenizer has no chat template: "
+                    "use an instruction-tuned model, or --ask harness without hhh."
+                )
 
     def ask(self, benchmark: str, plan: BenchmarkPlan, on_progress: OnProgress | None = None) -> BenchmarkAnswers:
         """Answers to a benchmark; what was asked before comes from the store.
@@ -76,12 +98,8 @@ class Examinee:
         Raises:
             BapoError: the benchmark or its data are not there.
         """
+        self.check(replace(plan, names=(benchmark,)))
         tasks = load_tasks(benchmark, asked=plan.asked, data_folder=plan.data_folder)
-        if any(task.chat for task in tasks) and not self.model.chat.has_template:
-            raise BapoError(
-                f"{benchmark} is asked in a chat format, and the model's tokenizer has no chat template: "
-                "use an instruction-tuned model, or --ask harness without hhh."
-            )
         drawn = sample_documents(tasks, plan.limit, plan.seed)
         total = sum(map(len, drawn.values()))
         tell = on_progress or (lambda done, of: None)
@@ -108,7 +126,7 @@ class Examinee:
         own = task.task
         own.build_all_requests(
             samples=list(documents),
-            system_instruction=self.system,
+            system_instruction=self.system if self.system is None or task.chat else self.system + BEHIND_SYSTEM,
             apply_chat_template=task.chat,
             fewshot_as_multiturn=True,
             chat_template=self.lm.apply_chat_template if task.chat else None,

@@ -14,6 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -184,6 +185,8 @@ def _load(
         raise
     except Exception as error:  # the hub fails in many ways; all of them mean that there are no questions
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if data_folder is not None:
+            raise BapoError(f"The questions of {task_name} in {data_folder} could not be read ({first}).") from error
         raise BapoError(
             f"The questions of {name} could not be read from the hub ({first}): check the connection, "
             "or name a folder of local files with --data or BAPO_DATA."
@@ -195,7 +198,8 @@ def _load(
         for key, value in task.dump_config().items()
         if isinstance(value, str | int | float | list) and key not in ("custom_dataset", "process_docs")
     }
-    content = json.dumps([name, told, shots, chat], sort_keys=True, default=str)
+    versions = [version("lm_eval"), (task.config.metadata or {}).get("version")]
+    content = json.dumps([name, told, shots, chat, versions], sort_keys=True, default=str)
     return LoadedTask(task_name, task, category, chat, hashlib.sha256(content.encode()).hexdigest())
 
 

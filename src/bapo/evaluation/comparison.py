@@ -1,6 +1,10 @@
 """Before and after: what changed between two models that answered the same questions, and how sure that is.
 
 Changes are in points (hundredths of accuracy). Both models answered the same items, so everything here is paired.
+Intervals are percentile bootstraps over items, with half a gained and half a lost item added (after Agresti and Min,
+"Simple improved confidence intervals for comparing matched proportions", 2005): where few items changed, the plain
+bootstrap knows nothing of the changes that the sample happens not to have. Only models with the same log-likelihoods
+throughout have changed by exactly nothing.
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ def compare(before: BenchmarkAnswers, after: BenchmarkAnswers, *, budget: float 
             "--limit, --seed and --ask."
         )
     old, new = before.scores, after.scores
-    change = mean_change(old, new, seed=seed)
+    change = mean_change(old, new, same=before.answers == after.answers, seed=seed)
     gained = tuple(at for at, (a, b) in enumerate(zip(old, new, strict=True)) if b > a)
     lost = tuple(at for at, (a, b) in enumerate(zip(old, new, strict=True)) if b < a)
     low, high = change.low, change.high
@@ -90,19 +94,34 @@ def compare(before: BenchmarkAnswers, after: BenchmarkAnswers, *, budget: float 
     )
 
 
-def mean_change(before: Sequence[float], after: Sequence[float], *, seed: int = 0) -> Estimate:
-    """Mean of after - before in points, with its 95 % percentile-bootstrap interval over items."""
-    difference = 100 * (np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64))
-    means = _resampled_means(difference, np.random.default_rng(seed))
+def mean_change(before: Sequence[float], after: Sequence[float], *, same: bool = False, seed: int = 0) -> Estimate:
+    """Mean of after - before in points, with its 95 % bootstrap interval over items.
+
+    Args:
+        before: 1.0 for each item that was right, else 0.0.
+        after: the same of the other model.
+        same: whether the models are known to be the same, so that the interval is a point.
+        seed: seed of the resampling.
+    """
+    difference = _differences(before, after)
+    means = _resampled_means(difference, np.random.default_rng(seed), same)
     low, high = np.percentile(means, [2.5, 97.5])
     return Estimate(float(difference.mean()), float(low), float(high))
 
 
-def _resampled_means(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Means of `RESAMPLES` resamples; drawn as counts of each distinct value, which is the same and much faster."""
-    distinct, counts = np.unique(values, return_counts=True)
-    drawn = generator.multinomial(len(values), counts / len(values), size=RESAMPLES)
-    means: np.ndarray = drawn @ distinct / len(values)
+def _differences(before: Sequence[float], after: Sequence[float]) -> np.ndarray:
+    points: np.ndarray = 100 * (np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64))
+    return points
+
+
+def _resampled_means(differences: np.ndarray, generator: np.random.Generator, same: bool) -> np.ndarray:
+    """Means of `RESAMPLES` resamples; drawn as counts of lost, unchanged and gained items, which is much faster."""
+    if same:
+        return np.zeros(RESAMPLES)
+    values = np.array([-100.0, 0.0, 100.0])
+    counts = np.array([(differences == value).sum() for value in values]) + np.array([0.5, 0.0, 0.5])
+    drawn = generator.multinomial(len(differences), counts / counts.sum(), size=RESAMPLES)
+    means: np.ndarray = drawn @ values / len(differences)
     return means
 
 
@@ -114,8 +133,11 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def items_enough(items: int, half_width: float, budget: float) -> int | None:
-    """Questions with which an interval of this half-width would shrink to the budget; None where it already has."""
-    return None if half_width <= budget else math.ceil(items * (half_width / budget) ** 2)
+    """Questions with which an interval of this half-width would shrink to the budget.
+
+    None where it already has, and where the budget is nothing at all, to which no interval shrinks.
+    """
+    return None if half_width <= budget or not budget else math.ceil(items * (half_width / budget) ** 2)
 
 
 def _verdict(low: float, high: float, budget: float) -> Verdict:
@@ -157,9 +179,9 @@ def forgetting(
     generator = np.random.default_rng(seed)
     means, values = np.zeros(RESAMPLES), []
     for name in names:
-        difference = 100 * (np.asarray(after[name].scores) - np.asarray(before[name].scores))
+        difference = _differences(before[name].scores, after[name].scores)
         values.append(float(difference.mean()))
-        means += _resampled_means(difference, generator) / len(names)
+        means += _resampled_means(difference, generator, before[name].answers == after[name].answers) / len(names)
     low, high = (float(x) for x in np.percentile(means, [2.5, 97.5]))
     gate: Literal["no", "yes", "unclear"] = "yes" if high < -budget else "no" if low >= -budget else "unclear"
     half_width = (high - low) / 2

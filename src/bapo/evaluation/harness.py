@@ -92,13 +92,9 @@ class BapoLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Turns in the model's chat format; without a generation prompt the last turn is left open."""
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
+        return self.loaded.chat.render(
+            chat_history, add_generation_prompt=add_generation_prompt, continue_last=not add_generation_prompt
         )
-        return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids; a text that begins with the BOS token gets no second one."""

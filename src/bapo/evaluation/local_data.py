@@ -83,7 +83,7 @@ _FROM_HUB: Mapping[str, Callable[[Row], Row]] = {
     "hhh": lambda r: {key: r[key] for key in ("prompt", "chosen", "rejected", "category")},
 }  # fmt: skip
 
-_CHOICES = {"piqa": 2, "siqa": 3}  # the tasks of these have fields for so many choices
+_CHOICES = {"piqa": 2, "siqa": 3, "commonsense_qa": 5, "mmlu": 4}  # the tasks of these have fields for so many choices
 
 
 def local_folder(folder: str | Path | None) -> Path | None:

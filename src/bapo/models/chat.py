@@ -58,7 +58,22 @@ class ChatFormat:
                 "The model's tokenizer has no chat template, so chat prompts cannot be written for it: "
                 "use an instruction-tuned model, or plain-text prompts (--plain)."
             )
-        return tuple(self._encode(self._render(self._with_system(prompt), add_generation_prompt=True)))
+        return tuple(self._encode(self.render(prompt)))
+
+    def render(self, turns: Turns, *, add_generation_prompt: bool = True, continue_last: bool = False) -> str:
+        """Turns as text in the chat format.
+
+        Args:
+            turns: role and content of each; a system turn first, if there is one.
+            add_generation_prompt: whether the text ends where the assistant would begin.
+            continue_last: whether the last turn is left open.
+
+        Raises:
+            BapoError: the template refuses the turns.
+        """
+        return self._render(
+            self._with_system(turns), add_generation_prompt=add_generation_prompt, continue_last=continue_last
+        )
 
     def response_ids(self, response: str, *, chat: bool = True) -> tuple[int, ...]:
         """Token ids of a whole response, ending with the token that ends the turn."""
@@ -75,10 +90,13 @@ class ChatFormat:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _render(self, turns: Turns, *, add_generation_prompt: bool) -> str:
+    def _render(self, turns: Turns, *, add_generation_prompt: bool, continue_last: bool = False) -> str:
         try:
             text: str = self.tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=add_generation_prompt
+                [dict(turn) for turn in turns],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_last,
             )
         except TemplateError as error:
             raise BapoError(

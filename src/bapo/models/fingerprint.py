@@ -20,14 +20,22 @@ def model_fingerprint(model: nn.Module) -> str:
     """Hash of everything that determines the model's log-probabilities.
 
     Weights as they lie in memory (so bf16 and nf4 differ), the configuration, and every adapter whose update is not
-    zero. A fresh LoRA adapter, whose B matrices are zero, leaves the fingerprint as it was.
+    zero, with its scaling. A fresh LoRA adapter, whose B matrices are zero, leaves the fingerprint as it was.
     """
     causal_lm = bare_model(model)
     config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(_tensors(causal_lm)):
+    tensors, active = _tensors(causal_lm)
+    for name, tensor in sorted(tensors):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
+    for adapter in sorted(active):
+        scalings = {
+            name: module.scaling[adapter]
+            for name, module in causal_lm.named_modules()
+            if isinstance(getattr(module, "scaling", None), dict) and adapter in module.scaling
+        }
+        digest.update(json.dumps(scalings, sort_keys=True).encode())
     return digest.hexdigest()
 
 
@@ -36,7 +44,9 @@ def bare_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _tensors(causal_lm: nn.Module) -> list[tuple[str, Tensor]]:
+def _tensors(causal_lm: nn.Module) -> tuple[list[tuple[str, Tensor]], list[str]]:
+    """All that is computed with, and the names of the adapters that are not zero."""
+    active: list[str] = []
     tensors: list[tuple[str, Tensor]] = []
     adapters: dict[str, list[tuple[str, Tensor]]] = {}
     for name, tensor in causal_lm.state_dict().items():
@@ -46,12 +56,13 @@ def _tensors(causal_lm: nn.Module) -> list[tuple[str, Tensor]]:
             adapters.setdefault(_adapter_of(name), []).append((name, tensor))
         else:
             tensors.append((name.replace(".base_layer.", "."), tensor))
-    for members in adapters.values():
+    for adapter, members in adapters.items():
         if any(
             bool(tensor.any()) for name, tensor in members if ".lora_A" not in name and ".lora_embedding_A" not in name
         ):
             tensors += members
-    return tensors
+            active.append(adapter)
+    return tensors, active
 
 
 def _adapter_of(name: str) -> str:

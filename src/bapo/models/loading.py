@@ -171,6 +171,17 @@ def check_adapter(adapter: str | Path) -> None:
         Path(adapter).exists() or str(adapter).count("/") != 1
     ):
         raise BapoError(f"There is no adapter {adapter}: name a folder with an adapter_config.json, or a hub id.")
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(str(adapter))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BapoError(
+            f"There is no adapter {adapter}, neither here nor on the hub, or its adapter_config.json cannot be read: "
+            "name a folder with an adapter_config.json, or a hub id."
+        ) from error
+    if config.is_prompt_learning:
+        raise BapoError(f"{adapter} is a {config.peft_type.value} adapter, which adds tokens to prompts: use LoRA.")
 
 
 def _with_adapter(model: Any, adapter: str | Path, *, trainable: bool) -> Any:

@@ -146,6 +146,8 @@ def examine(
         on_progress("reading benchmarks", len(plan.names), len(plan.names), "")
     base = stages.load(recipe)
     _check_reference(recipe, contestants, base)
+    if preferences:
+        _check_split(recipe, contestants)
     held_out = stages.anchor_split(recipe, stages.read(recipe), base, on_progress).held_out if preferences else None
     found = []
     for own in contestants:
@@ -166,6 +168,7 @@ def _examine(
         from bapo.evaluation.asking import Examinee
 
         examinee = Examinee(model, system=own.system, folder=plan.answers_folder)
+        examinee.check(plan)
         for name in plan.names:
             start = time.perf_counter()
             answers[name] = examinee.ask(name, plan, partial(_tell, on_progress, f"{own.name}: {name}"))
@@ -192,10 +195,9 @@ def _check_reference(recipe: Recipe, contestants: Sequence[Contestant], base: Lo
 
     fingerprint = ""
     for own in contestants:
-        path = Path(own.adapter or "") / "run.json"
-        if own.adapter is None or not path.is_file():
+        run = _run_of(own)
+        if run is None:
             continue
-        run = json.loads(path.read_text())
         trained_on = run["recipe"]["model"]
         if trained_on["precision"] != recipe.model.precision or trained_on["adapter"] != recipe.model.adapter:
             continue
@@ -205,6 +207,36 @@ def _check_reference(recipe: Recipe, contestants: Sequence[Contestant], base: Lo
                 f"The adapter {own.adapter} was trained on another model ({trained_on['name']}) than "
                 f"{recipe.model.name}: name that one with --model."
             )
+
+
+def _check_split(recipe: Recipe, contestants: Sequence[Contestant]) -> None:
+    """Refuse held-out prompts that an adapter was trained on, because it was trained on another split."""
+    told = recipe.preferences.model_dump()
+    for own in contestants:
+        run = _run_of(own)
+        trained_on = run["recipe"].get("preferences") if run else None
+        if trained_on is None or trained_on["source"] != told["source"]:
+            continue
+        other = {key: trained_on[key] for key in ("protocol", "held_out", "seed") if trained_on[key] != told[key]}
+        if other:
+            settings = " ".join(f"--set preferences.{key}={value}" for key, value in other.items() if value is not None)
+            raise BapoError(
+                f"The adapter {own.adapter} was trained on another split of {told['source']}, so prompts that it was "
+                f"trained on would be asked: use {settings or 'the recipe that it was trained with'}."
+            )
+
+
+def _run_of(own: Contestant) -> dict[str, Any] | None:
+    """What is known of how an adapter of bapo's was trained; None of one that was made elsewhere."""
+    path = Path(own.adapter or "") / "run.json"
+    if own.adapter is None or not path.is_file():
+        return None
+    try:
+        run = json.loads(path.read_text())
+        complete = "model" in run["recipe"] and "reference" in run
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return run if complete else None
 
 
 def _examined_to_dict(own: Examined) -> dict[str, Any]:
