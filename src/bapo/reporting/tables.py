@@ -20,7 +20,7 @@ def held_out_rows(reports: Mapping[str, PreferenceReport]) -> list[tuple[str, ..
     for name, report in reports.items():
         rows.append(
             (
-                name if "/" in name else name.upper(),  # an adapter's folder, or an objective
+                name.upper() if name.isalpha() else name,  # an objective is written as its acronym
                 interval(report.reward_accuracy, 100, 1, " %"),
                 interval(report.margin, 1, 1),
                 interval(report.drift, 1, 1),
