@@ -1,10 +1,11 @@
 """Benchmark questions scored by bapo and by lm-eval's own `hf` model, the same requests in one run.
 
 Exactness: in float32, at least 200 questions of every benchmark; printed are the largest difference of a choice's
-log-likelihood and both accuracies. Speed: in bf16, ARC-Challenge and whole subjects of 5-shot MMLU, alternating between
-bapo and hf at the batch size that suits it best; printed are questions per second, their ratio, the input tokens that
-each computes, the operations that torch counts, and their share of the measured matrix-product peak. Profile: where
-the time goes. Needs the questions in the folder that BAPO_DATA names (docs/evaluation.md), or a connection to the hub.
+log-likelihood and both accuracies. Speed: ARC-Challenge and whole subjects of 5-shot MMLU, in the precision that suits
+the machine, alternating between bapo and hf at the batch size that suits it best; printed are questions per second,
+their ratio, the input tokens that each computes, the operations that torch counts, and their share of the measured
+matrix-product peak. Profile: where the time goes. Needs the questions in the folder that BAPO_DATA names
+(docs/evaluation.md), or a connection to the hub.
 
     python benchmarks/evaluation_speed.py [--only exactness speed profile] [--questions 200] [--subjects anatomy ...]
 """
@@ -106,7 +107,7 @@ def computed(lm: Any, model: Any, requests: Sequence[Any]) -> tuple[int, float]:
 
 
 def speed(subjects: Sequence[str], questions: int, repeats: int) -> None:
-    loaded = load_model("smollm2", precision="bf16", device="cpu")
+    loaded = load_model("smollm2", device="cpu")
     ours = BapoLM(loaded)
     folder = local_folder(None)
     (arc,) = load_tasks("arc_challenge", data_folder=folder)
@@ -124,7 +125,7 @@ def speed(subjects: Sequence[str], questions: int, repeats: int) -> None:
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         peaks = []
         for _ in range(repeats):
-            peaks.append(measured_peak())
+            peaks.append(measured_peak(loaded.precision))
             for side, lm in sides.items():
                 seconds[side].append(timed(lm, requests))
                 print(f"  {title} {side} {seconds[side][-1]:.1f} s", file=sys.stderr, flush=True)
@@ -154,14 +155,14 @@ def speed(subjects: Sequence[str], questions: int, repeats: int) -> None:
         "GFLOP",
         "of peak",
     )
-    print(f"\nIn bf16, {repeats} repeats, {torch.get_num_threads()} threads:\n")
+    print(f"\nIn {loaded.precision}, {repeats} repeats, {torch.get_num_threads()} threads:\n")
     print(markdown_table(header, rows), flush=True)
 
 
 def profile(subject: str) -> None:
     """Print where our scoring of a subject spends its time, on one thread, by torch's profiler."""
     torch.set_num_threads(1)
-    ours = BapoLM(load_model("smollm2", precision="bf16", device="cpu"))
+    ours = BapoLM(load_model("smollm2", device="cpu"))
     (task,) = (own for own in load_tasks("mmlu", data_folder=local_folder(None)) if own.name == f"mmlu_{subject}")
     requests = requests_of(task, list(range(len(task.task.eval_docs))), ours)
     ours.loglikelihood(requests, disable_tqdm=True)

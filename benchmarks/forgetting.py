@@ -7,6 +7,8 @@ Runs, answers and results are kept below --output: the program can be stopped an
 with the same --output share the work. Needs BAPO_DATA.
 
     python benchmarks/forgetting.py --output forgetting-study [--domains literature academy] [--seeds 0 1] [--limit 500]
+
+--domains without a name leaves only the two runs that must fail.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from bapo.reporting import (
 
 WHOLE = ("scienceqa", "hhh")
 OBJECTIVES = ("dpo", "bapo")
+BROKEN = "literature"  # the domain of the runs that must fail
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,6 @@ class Member:
     trained: bool = True
     shuffle: bool = False
     told: str | None = None
-    preferences: bool = True
 
 
 def members_of(domain: str, seeds: Sequence[int], steps: int) -> list[Member]:
@@ -74,8 +76,8 @@ def broken_of(domain: str, steps: int) -> list[Member]:
     """DPO on labels of which half are swapped, and at twenty times the learning rate."""
     fast = recipe_of(domain, "dpo", 0, steps, **{"training.learning_rate": 20 * 2e-4})
     return [
-        Member(f"{domain}-dpo-20x", fast, preferences=False),
-        Member(f"{domain}-dpo-shuffled", recipe_of(domain, "dpo", 0, steps), shuffle=True, preferences=False),
+        Member(f"{domain}-dpo-20x", fast),
+        Member(f"{domain}-dpo-shuffled", recipe_of(domain, "dpo", 0, steps), shuffle=True),
     ]
 
 
@@ -123,7 +125,7 @@ def ask(member: Member, output: Path, limit: int) -> Examined:
     data, answers = local_folder(None), output / "answers"
     sampled = BenchmarkPlan(tuple(b for b in BENCHMARKS if b not in WHOLE), limit, 0, "harness", data, answers)
     whole = BenchmarkPlan(WHOLE, None, 0, "harness", data, answers)
-    wanted = member.preferences and member.name != BASE
+    wanted = member.name != BASE
     first = examine(member.recipe, [contestant], plan=sampled, preferences=wanted, on_progress=progress).against
     second = examine(member.recipe, [contestant], plan=whole, on_progress=progress).against
     found = {**first.benchmarks, **second.benchmarks}
@@ -204,8 +206,8 @@ def main() -> None:
     arguments = parser.parse_args()
     _check_settings(arguments.output, {"steps": arguments.steps, "limit": arguments.limit})
     groups = {f"DSP {d}": members_of(d, arguments.seeds, arguments.steps) for d in arguments.domains}
-    base = next(iter(groups.values()))[0]
-    groups["Runs that the gate must fail"] = [base, *broken_of(arguments.domains[0], arguments.steps)]
+    base = members_of(BROKEN, [], arguments.steps)[0]
+    groups["Runs that the gate must fail"] = [base, *broken_of(BROKEN, arguments.steps)]
     everyone = list({member.name: member for own in groups.values() for member in own}.values())
     found = share(everyone, arguments.output, arguments.limit)
     missing = [member.name for member in everyone if member.name not in found]

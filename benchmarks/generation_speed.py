@@ -1,6 +1,6 @@
 """Base responses: how fast they are generated, beside plain `generate` at several batch sizes, in one run.
 
-The same prompts, greedy, the same longest response, in bf16. Plain `generate` takes the prompts as they come, so many
+The same prompts, greedy, the same longest response. Plain `generate` takes the prompts as they come, so many
 at a time; `bapo` sorts them, batches by a token budget, and lets finished responses go. With --continuous,
 `transformers`' continuous batching is timed too. Printed are prompts and tokens per second and the ratio to plain
 `generate` at its best batch size. DSP literature is used where BAPO_DATA is set, the packaged starter preferences
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--continuous", action="store_true", help="time continuous batching too")
     arguments = parser.parse_args()
     source = "dsp:literature" if os.environ.get("BAPO_DATA") else "starter:concise"
-    loaded = load_model("smollm2", precision="bf16")
+    loaded = load_model("smollm2")
     groups = read_preferences(source).groups[: arguments.prompts]
     prompts = [encode_prompt(group.prompt, loaded.chat) for group in groups]
     settings = GenerationSettings(max_new_tokens=arguments.max_new_tokens)
@@ -115,7 +115,8 @@ def main() -> None:
         for side, own in seconds.items()
     ]
     header = ("side", "time", "prompts/s", "tokens/s", "against the best plain one")
-    print(f"\n{source}: {len(prompts)} prompts, {arguments.repeats} repeats, {torch.get_num_threads()} threads\n")
+    setting = f"{arguments.repeats} repeats, {torch.get_num_threads()} threads, {loaded.precision}"
+    print(f"\n{source}: {len(prompts)} prompts, {setting}\n")
     print(markdown_table(header, rows))
 
 

@@ -83,7 +83,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
 
         config = loaded.model.config
         config.hidden_size, config.intermediate_size = 2 * config.hidden_size, 2 * config.intermediate_size
-        loaded = replace(loaded, model=AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval())
+        loaded = replace(loaded, model=AutoModelForCausalLM.from_config(config, dtype=loaded.model.dtype).eval())
     weights = loaded.model.num_parameters()
     data = workload(point)
     side = bapo_side(data, loaded, tempfile.mkdtemp())

@@ -1,12 +1,12 @@
 """Training steps of bapo and of TRL's DPOTrainer extended to BAPO, on the same pairs, interleaved in one run.
 
 Workloads: all pairs of a few prompts (grouped), pairs of different prompts (by-pair), prompts of 1,500 tokens (long).
-A step is forward, backward and AdamW for LoRA r 32 on all linear layers of the bf16 model. TRL and each way of
-running bapo have a process of their own, and they step in turn. Printed for each: the median step with its range,
-pairs per second, the ratio to both modes of TRL, the peak memory that the first step adds to a process that holds
-model, adapter and data, the operations counted, their share of the measured matrix-product peak, and the loss that
-each side computes in float32, without dropout, under one random adapter. DSP literature is used where BAPO_DATA is
-set, the packaged starter preferences otherwise.
+A step is forward, backward and AdamW for LoRA r 32 on all linear layers, in the precision that suits the machine
+(bf16 where it has instructions for it). TRL and each way of running bapo have a process of their own, and they step
+in turn. Printed for each: the median step with its range, pairs per second, the ratio to both modes of TRL, the peak
+memory that the first step adds to a process that holds model, adapter and data, the operations counted, their share
+of the measured matrix-product peak, and the loss that each side computes in float32, without dropout, under one random
+adapter. DSP literature is used where BAPO_DATA is set, the packaged starter preferences otherwise.
 
     python benchmarks/training_speed.py [--workloads grouped by-pair long] [--repeats 3] [--prompts 2] [--profile]
 """
@@ -33,7 +33,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
 from bapo.likelihood import ResponseScorer, TokenGroup
-from bapo.models import LoadedModel, Precision, add_lora, keep_freed_memory, load_model, lora_config
+from bapo.models import (
+    AnyPrecision,
+    LoadedModel,
+    Precision,
+    add_lora,
+    keep_freed_memory,
+    load_model,
+    lora_config,
+    resolve_precision,
+)
 from bapo.personalize import read_recipe, stages
 from bapo.reporting import markdown_table
 from bapo.training import BAPOConfig, BAPOTrainer
@@ -165,7 +174,7 @@ def _padded_logps(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def make_side(
-    side: str, workload: str, prompts: int, precision: Precision = "bf16"
+    side: str, workload: str, prompts: int, precision: AnyPrecision = "auto"
 ) -> tuple[Side, AnchoredPreferences]:
     """A fresh model with a fresh adapter, and its loss."""
     loaded = load_model("smollm2", precision=precision)
@@ -214,9 +223,10 @@ def counted_step(side: Side, optimizer: torch.optim.Optimizer) -> float:
     return float(counter.get_total_flops())
 
 
-def measured_peak() -> float:
-    """Operations per second of a large bf16 matrix product, the best of several."""
-    a, b = torch.randn(4096, 4096).bfloat16(), torch.randn(4096, 4096).bfloat16()
+def measured_peak(precision: Precision) -> float:
+    """Operations per second of a large matrix product, the best of several."""
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    a, b = torch.randn(4096, 4096).to(dtype), torch.randn(4096, 4096).to(dtype)
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
@@ -300,9 +310,9 @@ def measure(workload: str, prompts: int, repeats: int) -> None:
     for side in SIDES:
         workers[side].step(side)  # warms up
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    peaks = []
+    precision, peaks = resolve_precision("auto"), []
     for _ in range(repeats):
-        peaks.append(measured_peak())
+        peaks.append(measured_peak(precision))
         for side in SIDES:
             own = [workers[side].step(side) for _ in range(STEPS_IN_TURN[side])]
             print(f"  {workload} {side} {', '.join(f'{s:.2f}' for s in own)} s", file=sys.stderr, flush=True)
@@ -335,7 +345,7 @@ def measure(workload: str, prompts: int, repeats: int) -> None:
     header += ("GFLOP", "of peak", "loss (float32)")
     print(
         f"\n{facts['bapo']['name']}: {pairs} pairs of {facts['bapo']['prompts']} prompts, {repeats} repeats, "
-        f"peak {max(peaks) / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads\n"
+        f"{precision}, peak {max(peaks) / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads\n"
     )
     print(markdown_table(header, rows), flush=True)
 

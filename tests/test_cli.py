@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bapo.cli import app as cli_app
+from bapo.models import resolve_precision
 from bapo.personalize import shipped_recipes
 
 TINY_RUN = ["--held-out", "4", "--steps", "2", "--set", "preferences.max_train_prompts=3"]
@@ -67,6 +69,21 @@ def test_help_is_quick_and_import_brings_no_torch(tmp_path: Path) -> None:
 )
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     assert "usage: " in bapo(command, "--help", cwd=tmp_path).stdout.lower()
+
+
+def test_an_error_of_ours_is_no_gate_that_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1 is what a gate says of a model."""
+
+    def breaks() -> None:
+        raise RuntimeError("of ours")
+
+    monkeypatch.setattr(cli_app, "app", breaks)
+    with pytest.raises(SystemExit) as ended:
+        cli_app.main()
+    assert ended.value.code == 2
+    assert "RuntimeError: of ours" in capsys.readouterr().err
 
 
 def test_data_shows_what_was_read(tmp_path: Path) -> None:
@@ -145,7 +162,8 @@ def test_anchor_and_train_alone_share_the_anchored_data(tmp_path: Path) -> None:
     )
     assert json.loads(run.stdout)["objective"] == "dpo"
     assert {p.name: p.read_bytes() for p in (tmp_path / "anchors").glob("*.jsonl")} == before
-    refused = bapo("anchor", "mine.jsonl", "-o", "anchors", "--precision", "float32", cwd=tmp_path, ok=False)
+    other = "bf16" if resolve_precision("auto") == "float32" else "float32"
+    refused = bapo("anchor", "mine.jsonl", "-o", "anchors", "--precision", other, cwd=tmp_path, ok=False)
     assert refused.returncode == 2
     assert "another model" in refused.stderr
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PromptTuningConfig
 
-from bapo.models import add_lora, load_model
+from bapo.models import add_lora, load_model, resolve_precision
 from tests.evaluation.questions import write_questions
 from tests.test_cli import own_preferences
 
@@ -38,6 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_questions(place / "data")
     adapter(place / "zero", 0.0)
     adapter(place / "broken", 1.0)
+    PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2).save_pretrained(place / "prompt-learning")
     own_preferences(place)
     return place
 
@@ -73,6 +75,15 @@ def test_a_broken_adapter_fails_the_gate_and_too_few_questions_leave_it_open(pla
     assert "cannot be told" in text
     assert "3 of 10" in text
     assert "seed 0" in text
+
+
+def test_an_adapter_that_learned_nothing_fails_a_gate_that_asks_for_accuracy(place: Path) -> None:
+    """Half of the pairs are right of a zero adapter, exactly: every pair is a tie."""
+    asked = ["evaluate", "zero", "-p", "mine.jsonl", "--held-out", "4", "--set", "anchoring.max_new_tokens=12"]
+    text = bapo(place, *asked, "--gate", "--least-accuracy", "60", code=1).stdout
+    assert "fewer than 60% are right" in " ".join(text.split())
+    text = bapo(place, *asked, "--gate", "--least-accuracy", "50").stdout
+    assert "at least 50% are right" in " ".join(text.split())
 
 
 def test_the_questions_behind_a_change_can_be_read(place: Path) -> None:
@@ -122,6 +133,11 @@ def test_the_base_alone_can_be_asked(place: Path) -> None:
         (["zero", "--benchmarks", "piqa", "--limit", "0"], "at least one question"),
         (["nowhere", "--benchmarks", "piqa"], "no adapter nowhere"),
         (["zero", "--gate"], "--gate needs"),
+        (["zero", "--benchmarks", "piqa", "--gate", "--least-accuracy", "60"], "name the preferences with -p"),
+        (["zero", "-p", "mine.jsonl", "--least-accuracy", "60"], "needs --gate"),
+        (["zero", "-p", "mine.jsonl", "--gate", "--least-accuracy", "600"], "percent of held-out pairs"),
+        (["zero", "-p", "mine.jsonl", "--plain", "--prompt-only", "Be brief."], "which --plain does away with"),
+        (["prompt-learning", "--benchmarks", "piqa"], "PROMPT_TUNING adapter"),
         (["zero", "--benchmarks", "hhh", "--gate"], "hhh does not"),
         (["--benchmarks", "piqa", "--gate"], "--gate needs an adapter"),
         (["zero", "--against", "zero", "--benchmarks", "piqa", "--gate"], "--gate needs an adapter beside"),
@@ -154,8 +170,9 @@ def test_a_broken_line_of_the_data_is_named(place: Path, tmp_path: Path) -> None
 def test_an_adapter_of_another_model_is_refused(place: Path) -> None:
     """Of the same shape, but trained on other weights; and of another shape."""
     run = adapter(place / "foreign", 0.1)
-    model = {"name": "elsewhere", "precision": "bf16", "adapter": None}
-    (run / "run.json").write_text(json.dumps({"recipe": {"model": model}, "reference": "0" * 64}))
+    model = {"name": "elsewhere", "precision": "auto", "adapter": None}
+    content = {"recipe": {"model": model}, "precision": resolve_precision("auto"), "reference": "0" * 64}
+    (run / "run.json").write_text(json.dumps(content))
     done = bapo(place, "evaluate", "foreign", "--benchmarks", "piqa", code=2)
     assert "trained on another model (elsewhere)" in done.stderr
     config = json.loads((adapter(place / "shaped", 0.1, rank=8) / "adapter_config.json").read_text())
@@ -166,7 +183,7 @@ def test_an_adapter_of_another_model_is_refused(place: Path) -> None:
 
 def test_prompts_that_an_adapter_was_trained_on_are_not_its_held_out_ones(place: Path) -> None:
     run = adapter(place / "split", 0.1)
-    model = {"name": "smollm2", "precision": "float32", "adapter": None}  # of another precision: no word on weights
+    model = {"name": "smollm2", "precision": "nf4", "adapter": None}  # of another precision: no word on weights
     preferences = {"source": "mine.jsonl", "protocol": "by-prompt", "held_out": None, "seed": 7}
     content = {"recipe": {"model": model, "preferences": preferences}, "reference": ""}
     (run / "run.json").write_text(json.dumps(content))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bapo.cli.options import recipe_from
 from bapo.errors import BapoError
 from bapo.personalize import known_keys, read_recipe, shipped_recipes
 
@@ -29,6 +30,13 @@ def test_the_papers_recipe_has_the_papers_settings() -> None:
     )
     assert recipe.model.precision == "nf4"
     assert recipe.preferences.protocol == "paper"
+
+
+def test_an_option_that_is_zero_wins_over_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("preferences:\n  seed: 7\n")
+    assert recipe_from(str(path), None, preferences__seed=0).preferences.seed == 0
+    assert recipe_from(str(path), None, preferences__seed=None).preferences.seed == 7
 
 
 def test_overrides_win_and_empty_ones_do_not() -> None:

@@ -131,5 +131,10 @@ def test_a_model_without_chat_template_is_not_asked_in_chat(folder: Path, tmp_pa
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
     plain = LoadedModel("tiny", tiny_model("llama"), ChatFormat(tokenizer), "float32")
+    plan = BenchmarkPlan(("piqa", "hhh"), data_folder=folder)
+    examinee = Examinee(plain, folder=tmp_path)
     with pytest.raises(BapoError, match="no chat template"):
-        Examinee(plain, folder=tmp_path).ask("hhh", BenchmarkPlan(data_folder=folder))
+        examinee.ask("hhh", plan)
+    with pytest.raises(BapoError, match="no chat template"):
+        examinee.check(plan)  # before PIQA, which could be asked, is
+    assert not list(tmp_path.rglob("*.parquet"))

@@ -53,6 +53,17 @@ def test_a_row_that_does_not_fit_is_named_by_its_line(changes: dict, expected: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("benchmark", "split", "count"), [("commonsense_qa", "validation", 5), ("mmlu", "test", 4)])
+def test_a_benchmark_whose_task_has_fields_for_so_many_choices_takes_no_other_number(
+    benchmark: str, split: str, count: int, tmp_path: Path
+) -> None:
+    path = write_questions(tmp_path) / FILES[benchmark][split]
+    row = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps(row | {"choices": row["choices"][:-1], "answer": 0}) + "\n")
+    with pytest.raises(BapoError, match=f"line 1.*{count}"):
+        hub_rows(benchmark, split, tmp_path)
+
+
 def test_what_is_no_json_or_no_object_or_not_there_is_said(tmp_path: Path) -> None:
     folder = write_questions(tmp_path)
     path = folder / FILES["piqa"]["validation"]

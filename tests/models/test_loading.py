@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup
-from bapo.models import add_lora, disable_model_dropout, load_model, model_fingerprint
+from bapo.models import add_lora, disable_model_dropout, load_model, model_fingerprint, resolve_precision
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
 
 
@@ -32,6 +32,19 @@ def test_the_embedded_model_is_converted_once(smollm2, monkeypatch: pytest.Monke
     monkeypatch.setattr("bapo.models.embedded._convert", must_not_run)
     again = load_model("smollm2", precision="float32", device="cpu")
     assert model_fingerprint(again.model) == model_fingerprint(smollm2.model)
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "float32"), ({}, "float32")],
+)
+def test_bf16_is_chosen_where_the_cpu_has_instructions_for_it(
+    able: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+    assert resolve_precision("auto", torch.device("cuda")) == "bf16"
+    assert resolve_precision("nf4", torch.device("cpu")) == "nf4"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "nf4"])

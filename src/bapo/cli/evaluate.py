@@ -36,6 +36,9 @@ Ask = Annotated[
     ),
 ]
 Budget = Annotated[float, typer.Option(help="Points of the forgetting score that may be lost.")]
+LeastAccuracy = Annotated[
+    float | None, typer.Option(help="With --gate: percent of held-out pairs that must be right; none by default.")
+]
 Show = Annotated[Literal["lost", "gained"] | None, typer.Option(help="Print the questions that were lost, or gained.")]
 Answers = Annotated[Path | None, typer.Option(help="Where answers are kept; the user's cache folder by default.")]
 Evaluated = Annotated[
@@ -57,9 +60,11 @@ def evaluate(
         typer.Option(help="Also the untrained model with these words as its system prompt; 'source' takes -p's own."),
     ] = None,
     gate: Annotated[
-        bool, typer.Option("--gate", help="Exit with 1 if more than the budget was lost, 3 if it cannot be told.")
+        bool,
+        typer.Option("--gate", help="Exit with 1 if too much was lost or too little learned, 3 if that is unclear."),
     ] = False,
     budget: Budget = 1.0,
+    least_accuracy: LeastAccuracy = None,
     show: Show = None,
     answers: Answers = None,
     model: options.Model = None,
@@ -93,7 +98,7 @@ def evaluate(
         anchoring__folder=anchors,
     )
     first = None if against == "base" else against
-    shown = Shown(budget, show, gate, as_json)
+    shown = Shown(budget, show, gate, as_json, least_accuracy)
     plan = _plan(told, benchmarks, limit, ask, answers)
     _evaluate(told, first, adapters or [], prompt_only, plan, source is not None or plan is None, shown)
 
@@ -142,16 +147,20 @@ class Shown:
         items: lost or gained, to print those questions; None prints none.
         gate: whether the exit code tells if too much was lost.
         as_json: one object instead of tables.
+        least_accuracy: percent of held-out pairs that the gate asks for; None for none.
     """
 
     budget: float
     items: Literal["lost", "gained"] | None
     gate: bool
     as_json: bool
+    least_accuracy: float | None = None
 
     def __post_init__(self) -> None:
         if not self.budget >= 0:
             raise BapoError(f"--budget is {self.budget:g}: it is the points that may be lost, 0 or more.")
+        if self.least_accuracy is not None and not (self.gate and 0 < self.least_accuracy <= 100):
+            raise BapoError("--least-accuracy is percent of held-out pairs, more than 0, and needs --gate.")
 
 
 def _plan(
@@ -189,10 +198,13 @@ def _evaluate(
 
     named = list(dict.fromkeys([*([first] if first else []), *adapters]))
     stages.check(told, named)
-    if shown.gate and not (_asks_knowledge(plan) and [own for own in adapters if own != first]):
+    if shown.least_accuracy is not None and not preferences:
+        raise BapoError("--least-accuracy needs held-out prompts: name the preferences with -p.")
+    judged = _asks_knowledge(plan) or shown.least_accuracy is not None
+    if shown.gate and not (judged and [own for own in adapters if own != first]):
         raise BapoError(
             "--gate needs an adapter beside the one that it is compared with, and --benchmarks with some that count as "
-            "knowledge, such as arc_challenge or all; hhh does not."
+            "knowledge, such as arc_challenge or all (hhh does not), or --least-accuracy."
         )
     if shown.items and (plan is None or shown.as_json):
         raise BapoError("--show prints questions of benchmarks: use it with --benchmarks and without --json.")
@@ -207,7 +219,13 @@ def _evaluate(
         if system is not None:
             contestants.insert(1, Contestant(PROMPT_ONLY, system=system))
         found = examine(
-            told, contestants, plan=plan, preferences=preferences, budget=shown.budget, on_progress=on_progress
+            told,
+            contestants,
+            plan=plan,
+            preferences=preferences,
+            budget=shown.budget,
+            least_accuracy=None if shown.least_accuracy is None else shown.least_accuracy / 100,
+            on_progress=on_progress,
         )
     if shown.as_json:
         print_json(found.to_dict())
@@ -215,7 +233,7 @@ def _evaluate(
         print_examination(found, told.preferences.source, plan, shown.items)
     if not shown.gate:
         return
-    gates = {score.gate for score in found.trained()}
+    gates = found.gates()
     raise typer.Exit(FAILED if "yes" in gates else UNCLEAR if "unclear" in gates else 0)
 
 

@@ -14,9 +14,11 @@ def print_examination(
 ) -> None:
     """Preferences, then benchmarks before and after, the forgetting scores, and the questions behind a change."""
     from bapo.cli.console import out
-    from bapo.reporting import forgetting_in_words
+    from bapo.reporting import forgetting_in_words, learned_in_words
 
     _print_preferences(found, source)
+    for name, accuracy in found.learned().items():
+        out.print(learned_in_words(name, accuracy, found.least_accuracy or 0), highlight=False, soft_wrap=True)
     if plan is None:
         return
     if plan.limit is not None:

@@ -15,7 +15,7 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="smollm2 (embedded, the default), a folder, a .gguf file or a hub id."),
 ]
-Precision = Annotated[str | None, typer.Option(help="bf16 (default), float32, or nf4 (4-bit).")]
+Precision = Annotated[str | None, typer.Option(help="auto (default), bf16, float32, or nf4 (4-bit).")]
 Adapter = Annotated[
     str | None, typer.Option(help="An adapter that the model already has; it is part of the reference.")
 ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from bapo.evaluation.answers import Answer, BenchmarkAnswers
 from bapo.evaluation.benchmarks import BENCHMARKS, Asked, benchmark_names
 from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
-from bapo.evaluation.comparison import Change, Forgetting, changed_items, compare, forgetting, spread
+from bapo.evaluation.comparison import Change, Forgetting, Gate, changed_items, compare, forgetting, gate, spread
 from bapo.evaluation.local_data import FILES, local_folder, write_files
 from bapo.evaluation.preference import (
     PreferenceChange,
@@ -43,6 +43,7 @@ __all__ = [
     "Estimate",
     "Examinee",
     "Forgetting",
+    "Gate",
     "PreferenceChange",
     "PreferenceReport",
     "PromptScores",
@@ -53,6 +54,7 @@ __all__ = [
     "compare_preferences",
     "evaluate_preferences",
     "forgetting",
+    "gate",
     "local_folder",
     "prompted",
     "spread",

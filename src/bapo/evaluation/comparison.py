@@ -27,6 +27,7 @@ BUDGET = 1.0
 """Points that a model may lose and still count as having kept what it knew."""
 
 Verdict = Literal["kept", "lost", "gained", "cannot tell"]
+Gate = Literal["no", "yes", "unclear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,11 @@ def _verdict(low: float, high: float, budget: float) -> Verdict:
     return "kept" if -budget <= low and high <= budget else "cannot tell"
 
 
+def gate(found: Estimate, least: float) -> Gate:
+    """Whether a figure is below the least allowed: yes, if all of its interval is; no, if nothing of it is."""
+    return "yes" if found.high < least else "no" if found.low >= least else "unclear"
+
+
 @dataclass(frozen=True, slots=True)
 class Forgetting:
     """The forgetting score: mean change over the knowledge benchmarks, each weighing the same.
@@ -161,7 +167,7 @@ class Forgetting:
 
     score: Estimate
     benchmarks: tuple[str, ...]
-    gate: Literal["no", "yes", "unclear"]
+    gate: Gate
     enough: float
 
 
@@ -183,11 +189,9 @@ def forgetting(
         values.append(float(difference.mean()))
         means += _resampled_means(difference, generator, before[name].answers == after[name].answers) / len(names)
     low, high = (float(x) for x in np.percentile(means, [2.5, 97.5]))
-    gate: Literal["no", "yes", "unclear"] = "yes" if high < -budget else "no" if low >= -budget else "unclear"
+    score = Estimate(float(np.mean(values)), low, high)
     half_width = (high - low) / 2
-    return Forgetting(
-        Estimate(float(np.mean(values)), low, high), names, gate, max(1.0, (half_width / budget) ** 2 if budget else 1)
-    )
+    return Forgetting(score, names, gate(score, -budget), max(1.0, (half_width / budget) ** 2 if budget else 1))
 
 
 def spread(scores: Sequence[Forgetting]) -> float:

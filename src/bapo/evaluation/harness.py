@@ -32,7 +32,7 @@ class BapoLM(TemplateLM):
     Args:
         pretrained: a model's name for `bapo.models.load_model`, or a loaded model.
         adapter: folder or hub id of an adapter on it.
-        precision: bf16, float32 or nf4.
+        precision: auto, bf16, float32 or nf4.
         device: where it goes; an accelerator that is not there falls back to the default, as in `lm-eval`'s own model.
         max_tokens: input tokens scored at once.
         trust_remote_code: whether code that comes with the model may run.
@@ -43,7 +43,7 @@ class BapoLM(TemplateLM):
         self,
         pretrained: str | LoadedModel = "smollm2",
         adapter: str | None = None,
-        precision: Any = "bf16",
+        precision: Any = "auto",
         device: str | None = None,
         max_tokens: int = SCORED_TOKENS,
         trust_remote_code: bool = False,

@@ -6,7 +6,16 @@ from bapo.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from bapo.models.freed_memory import keep_freed_memory
 from bapo.models.gradient_rows import GradientRows, noting, rows_of
 from bapo.models.lean_layers import lean_layers
-from bapo.models.loading import LoadedModel, Precision, chat_format, check_adapter, keep_4bit_layout, load_model
+from bapo.models.loading import (
+    AnyPrecision,
+    LoadedModel,
+    Precision,
+    chat_format,
+    check_adapter,
+    keep_4bit_layout,
+    load_model,
+    resolve_precision,
+)
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disable_model_dropout, lora_config
 from bapo.models.lora_update import fuse_lora, seeded_dropout
 
@@ -15,6 +24,7 @@ __all__ = [
     "LORA_ALPHA",
     "LORA_DROPOUT",
     "LORA_RANK",
+    "AnyPrecision",
     "ChatFormat",
     "GradientRows",
     "LoadedModel",
@@ -33,6 +43,7 @@ __all__ = [
     "lora_config",
     "model_fingerprint",
     "noting",
+    "resolve_precision",
     "rows_of",
     "seeded_dropout",
     "tokenizer_fingerprint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ from bapo.models.embedded import EMBEDDED_MODEL, converted_gguf, embedded_gguf
 from bapo.models.lora_update import fuse_lora
 
 Precision = Literal["bf16", "float32", "nf4"]
+AnyPrecision = Literal["auto", "bf16", "float32", "nf4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,30 @@ def default_device() -> torch.device:
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def resolve_precision(precision: AnyPrecision, device: torch.device | None = None) -> Precision:
+    """``auto`` is bf16, or float32 on a CPU without bf16 instructions, where bf16 products take several times as long.
+
+    Args:
+        precision: what was asked for; all but ``auto`` stay as they are.
+        device: where the model goes; the process's default device if None.
+
+    Raises:
+        BapoError: there is no such precision.
+    """
+    if precision not in get_args(AnyPrecision):
+        raise BapoError(f"Unknown precision {precision!r}: use one of {', '.join(get_args(AnyPrecision))}.")
+    if precision != "auto":
+        return precision
+    if (device or default_device()).type != "cpu":
+        return "bf16"
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an old torch cannot tell: float32
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+
+
 def load_model(
     name: str = EMBEDDED_MODEL,
     *,
-    precision: Precision = "bf16",
+    precision: AnyPrecision = "auto",
     adapter: str | Path | None = None,
     adapter_trainable: bool = False,
     device: torch.device | str | None = None,
@@ -63,7 +85,8 @@ def load_model(
 
     Args:
         name: ``smollm2`` (the embedded model), a local folder, a GGUF file, or a hub id.
-        precision: ``bf16``, ``float32``, or ``nf4`` (4-bit with double quantization, bf16 compute).
+        precision: ``bf16``, ``float32``, ``nf4`` (4-bit with double quantization, bf16 compute), or ``auto``
+            (`resolve_precision`).
         adapter: folder or hub id of a PEFT adapter to put on the model.
         adapter_trainable: whether that adapter is to be trained further.
         device: where the model goes; the process's accelerator, else the CPU.
@@ -74,10 +97,9 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    if precision not in get_args(Precision):
-        raise BapoError(f"Unknown precision {precision!r}: use one of {', '.join(get_args(Precision))}.")
-    source = _source(name)
     device = torch.device(device) if device is not None else default_device()
+    precision = resolve_precision(precision, device)
+    source = _source(name)
     tokenizer = _load_tokenizer(name, source, trust_remote_code)
     try:
         model = AutoModelForCausalLM.from_pretrained(

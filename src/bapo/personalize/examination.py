@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError
-from bapo.evaluation.comparison import BUDGET, Change, Forgetting, compare, forgetting, spread
+from bapo.evaluation.bootstrap import Estimate
+from bapo.evaluation.comparison import BUDGET, Change, Forgetting, Gate, compare, forgetting, gate, spread
 from bapo.evaluation.preference import PreferenceChange, compare_preferences, evaluate_preferences, prompted
 from bapo.personalize import stages
 from bapo.personalize.recipe import Recipe
@@ -69,11 +70,13 @@ class Examination:
         against: the contestant that changes are counted from.
         others: the rest, in order.
         budget: points of the forgetting score that may be lost.
+        least_accuracy: share of held-out pairs that an adapter has to get right; None if its gate asks for none.
     """
 
     against: Examined
     others: tuple[Examined, ...]
     budget: float = BUDGET
+    least_accuracy: float | None = None
 
     def changes(self, own: Examined) -> dict[str, Change]:
         """By benchmark."""
@@ -96,6 +99,21 @@ class Examination:
         scores = self.forgetting()
         return [scores[own.name] for own in self.others if own.contestant.adapter and own.name in scores]
 
+    def learned(self) -> dict[str, Estimate]:
+        """The reward accuracies that the gate judges: of those with an adapter, where a least one is asked for."""
+        if self.least_accuracy is None:
+            return {}
+        return {
+            own.name: own.preferences.reward_accuracy
+            for own in self.others
+            if own.contestant.adapter and own.preferences is not None
+        }
+
+    def gates(self) -> set[Gate]:
+        """Of all adapters, whether too much was lost, and whether too little was learned."""
+        lost = {score.gate for score in self.trained()}
+        return lost | {gate(accuracy, self.least_accuracy or 0) for accuracy in self.learned().values()}
+
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         changes = {
@@ -108,6 +126,7 @@ class Examination:
         return {
             "against": self.against.name,
             "budget": self.budget,
+            "least_accuracy": self.least_accuracy,
             "models": {own.name: _examined_to_dict(own) for own in (self.against, *self.others)},
             "changes": changes,
             "forgetting": {name: asdict(score) for name, score in self.forgetting().items()},
@@ -122,6 +141,7 @@ def examine(
     plan: BenchmarkPlan | None = None,
     preferences: bool = False,
     budget: float = BUDGET,
+    least_accuracy: float | None = None,
     on_progress: stages.OnProgress = stages.silent,
 ) -> Examination:
     """Ask all contestants the same, one after the other.
@@ -132,6 +152,7 @@ def examine(
         plan: the benchmarks; None for none.
         preferences: whether held-out preferences are evaluated.
         budget: points of the forgetting score that may be lost.
+        least_accuracy: share of held-out pairs that the gate asks of an adapter; None for none.
         on_progress: told the stage, how many are done, and of how many.
 
     Raises:
@@ -153,7 +174,7 @@ def examine(
     for own in contestants:
         model = base if own.adapter is None else stages.load(recipe, adapter=own.adapter)
         found.append(_examine(own, model, plan, held_out, on_progress))
-    return Examination(found[0], tuple(found[1:]), budget)
+    return Examination(found[0], tuple(found[1:]), budget, least_accuracy)
 
 
 def _examine(
@@ -199,7 +220,8 @@ def _check_reference(recipe: Recipe, contestants: Sequence[Contestant], base: Lo
         if run is None:
             continue
         trained_on = run["recipe"]["model"]
-        if trained_on["precision"] != recipe.model.precision or trained_on["adapter"] != recipe.model.adapter:
+        precision = run.get("precision", trained_on["precision"])
+        if precision != base.precision or trained_on["adapter"] != recipe.model.adapter:
             continue
         fingerprint = fingerprint or model_fingerprint(base.model)
         if run["reference"] != fingerprint:

@@ -23,7 +23,10 @@ class ModelSection(Section):
     """Which model is personalized."""
 
     name: str = Field("smollm2", description="smollm2 (embedded), a local folder, a GGUF file or a hub id")
-    precision: Literal["bf16", "float32", "nf4"] = Field("bf16", description="how the frozen weights lie in memory")
+    precision: Literal["auto", "bf16", "float32", "nf4"] = Field(
+        "auto",
+        description="how weights lie in memory; auto: bf16, but float32 on a CPU without bf16 instructions",
+    )
     adapter: str | None = Field(None, description="an adapter to train further; the model with it is the reference")
     trust_remote_code: bool = Field(False, description="whether code that comes with the model may run")
 

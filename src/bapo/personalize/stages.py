@@ -175,6 +175,8 @@ def train(
             )
     if done.is_file():
         return read_run(folder)
+    from bapo.models import resolve_precision
+
     _write_json(started, {"identity": identity})
     trainer = _trainer(recipe, settings, anchored, folder, on_progress)
     trainer.train(resume_from_checkpoint=True)
@@ -188,6 +190,7 @@ def train(
                 "objective": objective,
                 "recipe": recipe.model_copy(update={"training": settings}).model_dump(),
                 "reference": anchored.reference,
+                "precision": resolve_precision(recipe.model.precision),
                 "pairs": anchored.pair_count,
                 "packages": {name: version(name) for name in ("bapo", "torch", "transformers", "peft")},
                 "log": log,

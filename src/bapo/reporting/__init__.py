@@ -7,6 +7,7 @@ from bapo.reporting.changes import (
     change_rows,
     forgetting_in_words,
     item_in_words,
+    learned_in_words,
     verdict_in_words,
 )
 from bapo.reporting.curves import draw_logratios
@@ -23,6 +24,7 @@ __all__ = [
     "held_out_rows",
     "interval",
     "item_in_words",
+    "learned_in_words",
     "markdown_table",
     "verdict_in_words",
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bapo.reporting.tables import interval
 
 if TYPE_CHECKING:
-    from bapo.evaluation import Answer, BenchmarkAnswers, Change, Forgetting
+    from bapo.evaluation import Answer, BenchmarkAnswers, Change, Estimate, Forgetting
 
 CHANGE_HEADER = (
     "benchmark",
@@ -100,6 +100,18 @@ def forgetting_in_words(name: str, found: Forgetting, budget: float) -> str:
         f"{name}: forgetting score {interval(found.score, 1, 1)} points, the mean change of "
         f"{len(found.benchmarks)} knowledge benchmark{'s' * (len(found.benchmarks) != 1)}; {outcome}."
     )
+
+
+def learned_in_words(name: str, found: Estimate, least: float) -> str:
+    """Whether an adapter gets as large a share of held-out pairs right as is asked for, in one sentence."""
+    from bapo.evaluation import gate
+
+    outcome = {
+        "no": f"at least {least:.0%} are right",
+        "yes": f"fewer than {least:.0%} are right",
+        "unclear": f"whether {least:.0%} are right cannot be told from so few prompts",
+    }[gate(found, least)]
+    return f"{name}: reward accuracy {interval(found, 100, 1, ' %')}; {outcome}."
 
 
 def item_in_words(before: Answer, after: Answer, names: Sequence[str]) -> str:
