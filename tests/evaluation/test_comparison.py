@@ -13,6 +13,7 @@ from scipy.stats import binom
 from bapo.errors import BapoError
 from bapo.evaluation import Answer, BenchmarkAnswers, Estimate, changed_items, compare, forgetting, spread
 from bapo.evaluation.comparison import Forgetting, items_enough, mcnemar, mean_change
+from bapo.reporting import forgetting_in_words
 
 
 def answers(scores: Sequence[float], benchmark: str = "piqa", start: int = 0) -> BenchmarkAnswers:
@@ -113,11 +114,11 @@ def test_without_a_budget_no_number_of_questions_is_enough() -> None:
 
 @pytest.mark.parametrize("budget", [0.0, 1.0])
 def test_the_gate_seldom_fails_a_model_that_lost_no_more_than_the_budget(budget: float) -> None:
-    """400 models that lost exactly the budget, on three benchmarks of 400 questions: at most 5 % of them fail."""
+    """400 models that lost exactly the budget on each of six benchmarks of 400 questions: at most 5 % of them fail."""
     generator, failed = np.random.default_rng(2), 0
+    names = ("piqa", "siqa", "arc_challenge", "scienceqa", "commonsense_qa", "mmlu")
     for trial in range(400):
-        pairs = [_simulated(generator, 400, lost=0.04 + budget / 100, gained=0.04) for _ in range(3)]
-        names = ("piqa", "siqa", "arc_challenge")
+        pairs = [_simulated(generator, 400, lost=0.04 + budget / 100, gained=0.04) for _ in names]
         before = {name: answers(old, name) for name, (old, _) in zip(names, pairs, strict=True)}
         after = {name: answers(new, name) for name, (_, new) in zip(names, pairs, strict=True)}
         score = forgetting(before, after, budget=budget, seed=trial)
@@ -138,6 +139,21 @@ def test_the_gate_fails_a_model_that_lost_much_and_cannot_tell_from_little() -> 
     assert few.enough > 1
 
 
+def test_the_gate_sees_a_loss_that_the_mean_hides() -> None:
+    """One benchmark is lost, and five, at chance before and after, only add noise to the mean."""
+    generator = np.random.default_rng(5)
+    chance = ("siqa", "arc_challenge", "scienceqa", "commonsense_qa", "mmlu")
+    pairs = {name: _simulated(generator, 200, lost=0.1, gained=0.1) for name in chance}
+    pairs["piqa"] = _simulated(generator, 500, lost=0.15, gained=0.05)
+    before = {name: answers(old, name) for name, (old, _) in pairs.items()}
+    after = {name: answers(new, name) for name, (_, new) in pairs.items()}
+    found = forgetting(before, after)
+    assert found is not None
+    assert found.score.high > -1, "of the mean it cannot be told"
+    assert (found.gate, found.lost) == ("yes", ("piqa",))
+    assert "more than 1 points were lost on PIQA" in forgetting_in_words("mine", found, 1.0)
+
+
 def test_the_size_that_could_tell_has_an_interval_within_the_budget() -> None:
     assert items_enough(100, half_width=4.0, budget=1.0) == 1600
     assert items_enough(100, half_width=0.5, budget=1.0) is None
@@ -152,7 +168,7 @@ def test_the_size_that_could_tell_has_an_interval_within_the_budget() -> None:
 
 def test_the_spread_is_the_standard_deviation_of_the_scores() -> None:
     def scored(value: float) -> Forgetting:
-        return Forgetting(type(mean_change([0], [0]))(value, value, value), ("piqa",), "no", 1.0)
+        return Forgetting(type(mean_change([0], [0]))(value, value, value), ("piqa",), (), "no", 1.0)
 
     assert spread([scored(-1.0), scored(-3.0)]) == pytest.approx(math.sqrt(2))
     assert math.isnan(spread([scored(1.0)]))

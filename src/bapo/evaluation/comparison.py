@@ -161,12 +161,17 @@ class Forgetting:
     Attributes:
         score: points with a 95 % interval (items resampled within each benchmark); negative is forgetting.
         benchmarks: what it is the mean of.
-        gate: whether more than the budget was lost: no, yes (beyond doubt), or unclear at this sample size.
+        lost: benchmarks that alone lost more than the budget beyond doubt. A mean hides a loss among benchmarks whose
+            questions the model never could answer, so each is judged by itself too, all of them together at the
+            level of the score (Bonferroni).
+        gate: whether more than the budget was lost: yes (the score, or one of ``lost``, beyond doubt; of models that
+            lost just the budget everywhere at most 5 % are told so), no, or unclear at this sample size.
         enough: times as many questions with which the interval would be as narrow as the budget; 1 where it is.
     """
 
     score: Estimate
     benchmarks: tuple[str, ...]
+    lost: tuple[str, ...]
     gate: Gate
     enough: float
 
@@ -183,15 +188,19 @@ def forgetting(
     if not names:
         return None
     generator = np.random.default_rng(seed)
-    means, values = np.zeros(RESAMPLES), []
+    means, values, lost = np.zeros(RESAMPLES), [], []
     for name in names:
         difference = _differences(before[name].scores, after[name].scores)
         values.append(float(difference.mean()))
-        means += _resampled_means(difference, generator, before[name].answers == after[name].answers) / len(names)
+        own = _resampled_means(difference, generator, before[name].answers == after[name].answers)
+        means += own / len(names)
+        if np.percentile(own, 100 - 2.5 / len(names)) < -budget:
+            lost.append(name)
     low, high = (float(x) for x in np.percentile(means, [2.5, 97.5]))
     score = Estimate(float(np.mean(values)), low, high)
     half_width = (high - low) / 2
-    return Forgetting(score, names, gate(score, -budget), max(1.0, (half_width / budget) ** 2 if budget else 1))
+    verdict = "yes" if lost else gate(score, -budget)
+    return Forgetting(score, names, tuple(lost), verdict, max(1.0, (half_width / budget) ** 2 if budget else 1))
 
 
 def spread(scores: Sequence[Forgetting]) -> float:

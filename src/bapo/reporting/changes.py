@@ -90,10 +90,13 @@ def verdict_in_words(change: Change, questions: int | None = None) -> str:
 
 def forgetting_in_words(name: str, found: Forgetting, budget: float) -> str:
     """The forgetting score in one sentence."""
+    from bapo.evaluation import BENCHMARKS
+
+    alone = " and ".join(BENCHMARKS[benchmark].title for benchmark in found.lost)
     more = f" (about {found.enough:.1f} times as many questions could tell)" if found.enough > 1 else ""
     outcome = {
         "no": f"not more than {budget:g} points were lost",
-        "yes": f"more than {budget:g} points were lost",
+        "yes": f"more than {budget:g} points were lost" + (f" on {alone}" if alone else ""),
         "unclear": f"whether more than {budget:g} points were lost cannot be told from so few questions{more}",
     }[found.gate]
     return (
