@@ -1,9 +1,10 @@
 """Benchmark questions scored by bapo and by lm-eval's own `hf` model, the same requests in one run.
 
 Exactness: in float32, at least 200 questions of every benchmark; printed are the largest difference of a choice's
-log-likelihood and both accuracies. Speed: ARC-Challenge and whole subjects of 5-shot MMLU, in the precision that suits
-the machine, alternating between bapo and hf at the batch size that suits it best; printed are questions per second,
-their ratio, the input tokens that each computes, the operations that torch counts, and their share of the measured
+log-likelihood, how many choices differ by more than 1e-3 nats and how far either side is from `hf` in float64 on
+those, and both accuracies. Speed: ARC-Challenge and whole subjects of 5-shot MMLU, in the precision that suits the
+machine, alternating between bapo and hf at the batch size that suits it best; printed are questions per second, their
+ratio, the input tokens that each computes, the operations that torch counts, and their share of the measured
 matrix-product peak. Profile: where the time goes. Needs the questions in the folder that BAPO_DATA names
 (docs/evaluation.md), or a connection to the hub.
 
@@ -13,9 +14,11 @@ matrix-product peak. Profile: where the time goes. Needs the questions in the fo
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,6 +36,7 @@ from bapo.evaluation.benchmarks import LoadedTask, load_tasks, sample_documents
 from bapo.models import LoadedModel, load_model
 from bapo.reporting import markdown_table
 
+APART = 1e-3  # nats
 BATCHES = (1, 4, 16)  # that hf is tried with
 
 
@@ -63,23 +67,33 @@ def accuracy(task: LoadedTask, requests: Sequence[Any], found: Sequence[tuple[fl
 def exactness(questions: int) -> None:
     loaded = load_model("smollm2", precision="float32", device="cpu")
     ours, theirs = BapoLM(loaded), hf_model(loaded, 4)
+    precise = hf_model(replace(loaded, model=copy.deepcopy(loaded.model).double()), 1)
     rows = []
     for name, benchmark in BENCHMARKS.items():
         tasks = load_tasks(name, data_folder=local_folder(None))
         drawn = sample_documents(tasks, questions, seed=0)
-        largest, right, count = 0.0, [0.0, 0.0], 0
+        largest, right, count, errors = 0.0, [0.0, 0.0], 0, [(0.0, 0.0)]
         for task in tasks:
             requests = requests_of(task, drawn[task.name], ours)
             found = [lm.loglikelihood(requests, disable_tqdm=True) for lm in (ours, theirs)]
             largest = max(largest, *(abs(a[0] - b[0]) for a, b in zip(*found, strict=True)))
+            logps = [[logp for logp, _ in side] for side in found]
+            apart = [at for at, (a, b) in enumerate(zip(*logps, strict=True)) if abs(a - b) > APART]
+            exact = precise.loglikelihood([requests[at] for at in apart], disable_tqdm=True) if apart else []
+            errors += [
+                (abs(logps[0][at] - logp), abs(logps[1][at] - logp)) for at, (logp, _) in zip(apart, exact, strict=True)
+            ]
             own = len(drawn[task.name])
             right = [before + own * accuracy(task, requests, new) for before, new in zip(right, found, strict=True)]
             count += own
-        row = (benchmark.title, str(count), f"{largest:.1e}", *(f"{100 * hits / count:.2f} %" for hits in right))
+        worst = [f"{max(side):.1e}" if errors[1:] else "" for side in zip(*errors, strict=True)]
+        accuracies = [f"{100 * hits / count:.2f} %" for hits in right]
+        row = (benchmark.title, str(count), f"{largest:.1e}", str(len(errors) - 1), *worst, *accuracies)
         print(f"  {row}", file=sys.stderr, flush=True)
         rows.append(row)
     print("\nIn float32:\n")
-    header = ("benchmark", "questions", "largest difference (nats)", "accuracy by bapo", "by hf")
+    header = ("benchmark", "questions", "largest difference (nats)", f"choices beyond {APART:g}")
+    header += ("there, bapo from float64", "hf from float64", "accuracy by bapo", "by hf")
     print(markdown_table(header, rows), flush=True)
 
 
