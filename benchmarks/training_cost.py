@@ -86,13 +86,13 @@ def measure(point: Point, steps: int) -> dict[str, float]:
         loaded = replace(loaded, model=AutoModelForCausalLM.from_config(config, dtype=loaded.model.dtype).eval())
     weights = loaded.model.num_parameters()
     data = workload(point)
-    side = bapo_side(data, loaded, tempfile.mkdtemp())
+    side = bapo_side([data], loaded, tempfile.mkdtemp())
     optimizer = optimizer_of(side.model)
     side.model.train()
     seconds: list[float] = []
 
     def step() -> None:
-        seconds.append(train_step(side, optimizer))
+        seconds.append(train_step(side, 0, optimizer))
 
     added = memory_of(lambda: [step() for _ in range(steps + 1)])
     tokens = sum(g.tokens.cost + len(g.bases[0].ids) - 1 for g in data.groups)

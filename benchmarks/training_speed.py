@@ -1,14 +1,16 @@
 """Training steps of bapo and of TRL's DPOTrainer extended to BAPO, on the same pairs, interleaved in one run.
 
 Workloads: all pairs of a few prompts (grouped), pairs of different prompts (by-pair), prompts of 1,500 tokens (long).
-A step is forward, backward and AdamW for LoRA r 32 on all linear layers, in the precision that suits the machine
-(bf16 where it has instructions for it). TRL and each way of running bapo have a process of their own, and they step
-in turn. Printed for each: the median step with its range, pairs per second, the ratio to both modes of TRL, the peak
-memory that the first step adds to a process that holds model, adapter and data, the operations counted, their share
-of the measured matrix-product peak, and the loss that each side computes in float32, without dropout, under one random
-adapter. DSP literature is used where BAPO_DATA is set, the packaged starter preferences otherwise.
+The prompts of grouped and by-pair are drawn with a seed, as those of a shuffled epoch are, for several steps each,
+since what TRL pads depends on what happens to share a batch. A step is forward, backward and AdamW for LoRA r 32 on
+all linear layers, in the precision that suits the machine (bf16 where it has instructions for it). TRL's modes share
+a process, ours another, and all take each step in turn. Printed for each: the mean step, pairs per second, the ratio
+to both modes of TRL with its range over repeats, the peak memory that the steps add to a process of its own that
+holds model, adapter and data, the operations of a step, their share of the measured matrix-product peak, and the loss
+that each side computes in float32, without dropout, under one random adapter. DSP literature is used where BAPO_DATA
+is set, the packaged starter preferences otherwise.
 
-    python benchmarks/training_speed.py [--workloads grouped by-pair long] [--repeats 3] [--prompts 2] [--profile]
+    python benchmarks/training_speed.py [--workloads grouped by-pair long] [--steps 4] [--repeats 2] [--profile]
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import gc
 import multiprocessing
 import os
+import random
 import resource
 import sys
 import tempfile
@@ -24,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -48,40 +51,54 @@ from bapo.reporting import markdown_table
 from bapo.training import BAPOConfig, BAPOTrainer
 
 SIDES = ("trl-online", "trl-precomputed", "bapo", "bapo-least-memory")
-STEPS_IN_TURN = dict(zip(SIDES, (1, 1, 3, 3), strict=True))  # short ones are repeated, and their median counts
 WORKLOADS = ("grouped", "by-pair", "long")
 BETA, STRENGTH = 0.1, 5.0
 LONG_PROMPT, LONG_RESPONSE = 1500, 100
+PAIRS_BY_PAIR = 8  # a step
 ADAPTER_SCALE = 0.02  # of the random adapter with which both sides' losses are compared
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What is trained on: preferences for each of some steps, and how many pairs and prompts a step has."""
+
+    kind: str
+    steps: int
+    prompts: int
+
+
+@dataclass(frozen=True)
 class Side:
-    """A model that is trained: its loss over the whole workload, and that loss's forward and backward."""
+    """A model that is trained: its loss at a step of the workload, and that loss's forward and backward."""
 
     model: Any
-    loss: Callable[[], torch.Tensor]
-    backward: Callable[[], None]
+    loss: Callable[[int], torch.Tensor]
+    backward: Callable[[int], None]
 
 
-def workload_groups(workload: str, prompts: int, model: LoadedModel) -> AnchoredPreferences:
-    """The anchored prompt groups that every side trains on."""
-    if workload == "long":
-        return AnchoredPreferences("long", tuple(_random_group(model, seed) for seed in range(2)), "benchmark")
+def steps_of(workload: Workload, model: LoadedModel) -> list[AnchoredPreferences]:
+    """The anchored prompt groups that every side trains on, step by step."""
+    if workload.kind == "long":
+        return [AnchoredPreferences("long", tuple(_random_group(model, seed) for seed in range(2)), "benchmark")]
     source = "dsp:literature" if os.environ.get("BAPO_DATA") else "starter:concise"
     told = {
         "preferences.source": source,
         "preferences.held_out": 100 if os.environ.get("BAPO_DATA") else 5,
-        "preferences.max_train_prompts": 8,
         "anchoring.max_new_tokens": 128,
     }
     recipe = read_recipe(None, told)
-    groups = stages.anchor_preferences(recipe, stages.read(recipe).train, model).groups
-    if workload == "grouped":
-        chosen = groups[:prompts]
-    else:
-        chosen = tuple(replace(g, pairs=(g.pairs[i % len(g.pairs)],)) for i, g in enumerate(groups[:8]))
-    return AnchoredPreferences(f"{source} {workload}", chosen, "benchmark")
+    train = stages.read(recipe).train
+    size = workload.prompts if workload.kind == "grouped" else PAIRS_BY_PAIR
+    if workload.steps * size > len(train.groups):
+        raise SystemExit(f"{source} has {len(train.groups)} prompts, {workload.steps} steps need more: lower --steps.")
+    drawn = random.Random(0).sample(train.groups, workload.steps * size)
+    groups = stages.anchor_preferences(recipe, replace(train, groups=tuple(drawn)), model).groups
+    if workload.kind == "by-pair":
+        groups = tuple(replace(g, pairs=(g.pairs[i % len(g.pairs)],)) for i, g in enumerate(groups))
+    return [
+        AnchoredPreferences(f"{source} {workload.kind}", groups[i : i + size], "benchmark")
+        for i in range(0, len(groups), size)
+    ]
 
 
 def _random_group(model: LoadedModel, seed: int) -> AnchoredGroup:
@@ -98,7 +115,9 @@ def _random_group(model: LoadedModel, seed: int) -> AnchoredGroup:
 # ---- the two sides ---------------------------------------------------------------------------------------------------
 
 
-def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, least_memory: bool = False) -> Side:
+def bapo_side(
+    steps: Sequence[AnchoredPreferences], loaded: LoadedModel, folder: str, *, least_memory: bool = False
+) -> Side:
     """Our trainer, with its default of passes side by side or with one pass after the other."""
     passes = {"passes_at_once": 1} if least_memory else {}
     settings = BAPOConfig(
@@ -110,16 +129,18 @@ def bapo_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, le
         disable_tqdm=True,
         **passes,
     )
+    data = replace(steps[0], groups=tuple(group for step in steps for group in step.groups))
     trainer = BAPOTrainer(add_lora(loaded.model), args=settings, train_dataset=data, processing_class=loaded.tokenizer)
-    batch = trainer.data_collator(trainer.train_dataset.items)
+    items = iter(trainer.train_dataset.items)
+    batches = [trainer.data_collator([next(items) for _ in range(step.pair_count)]) for step in steps]
 
-    def backward() -> None:
-        trainer.training_step(trainer.model, batch, num_items_in_batch=data.pair_count)
+    def backward(step: int) -> None:
+        trainer.training_step(trainer.model, batches[step], num_items_in_batch=steps[step].pair_count)
 
-    return Side(trainer.model, lambda: trainer.compute_loss(trainer.model, batch), backward)
+    return Side(trainer.model, lambda step: trainer.compute_loss(trainer.model, batches[step]), backward)
 
 
-def trl_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, precomputed: bool) -> Side:
+def trl_side(steps: Sequence[AnchoredPreferences], loaded: LoadedModel, folder: str, *, precomputed: bool) -> Side:
     """TRL's own trainer, loss and collator, with the base responses as one more padded batch."""
     import trl
     from datasets import Dataset
@@ -139,6 +160,25 @@ def trl_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, pre
         peft_config=lora_config(),
     )
     trainer.model = trainer.accelerator.prepare(trainer.model)
+    trainer.precompute_ref_logps = precomputed
+    batches = [_trl_batches(step, trainer.data_collator, precomputed=precomputed) for step in steps]
+
+    def loss(step: int) -> torch.Tensor:
+        batch, bases, base_ref = batches[step]
+        pair_loss = trainer.compute_loss(trainer.model, dict(batch))
+        reference = base_ref
+        if not precomputed:
+            with torch.no_grad(), trainer.model.disable_adapter():
+                reference = _padded_logps(trainer.model, bases)
+        return pair_loss + STRENGTH * F.relu(reference - _padded_logps(trainer.model, bases)).mean()
+
+    return Side(trainer.model, loss, lambda step: loss(step).backward())
+
+
+def _trl_batches(
+    data: AnchoredPreferences, collate: Callable[..., dict[str, torch.Tensor]], *, precomputed: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+    """A step's pairs and base responses as TRL pads them, and the base responses' reference log-probs."""
     pairs = [(group, pair) for group in data.groups for pair in group.pairs]
     rows, base_rows = [], []
     for group, (chosen, rejected) in pairs:
@@ -148,22 +188,11 @@ def trl_side(data: AnchoredPreferences, loaded: LoadedModel, folder: str, *, pre
             {**row, "ref_chosen_logps": group.ref_logps[chosen], "ref_rejected_logps": group.ref_logps[rejected]}
         )
         base_rows.append({"prompt_ids": prompt, "chosen_ids": list(group.bases[0].ids), "rejected_ids": [0]})
-    batch = trainer.data_collator(rows)
+    batch = collate(rows)
     if not precomputed:
         del batch["ref_chosen_logps"], batch["ref_rejected_logps"]
-    bases = {key: value[: len(pairs)] for key, value in trainer.data_collator(base_rows).items()}
-    base_ref = torch.tensor([group.bases[0].ref_logp for group, _ in pairs])
-    trainer.precompute_ref_logps = precomputed
-
-    def loss() -> torch.Tensor:
-        pair_loss = trainer.compute_loss(trainer.model, dict(batch))
-        reference = base_ref
-        if not precomputed:
-            with torch.no_grad(), trainer.model.disable_adapter():
-                reference = _padded_logps(trainer.model, bases)
-        return pair_loss + STRENGTH * F.relu(reference - _padded_logps(trainer.model, bases)).mean()
-
-    return Side(trainer.model, loss, lambda: loss().backward())
+    bases = {key: value[: len(pairs)] for key, value in collate(base_rows).items()}
+    return batch, bases, torch.tensor([group.bases[0].ref_logp for group, _ in pairs])
 
 
 def _padded_logps(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -174,24 +203,24 @@ def _padded_logps(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def make_side(
-    side: str, workload: str, prompts: int, precision: AnyPrecision = "auto"
-) -> tuple[Side, AnchoredPreferences]:
+    side: str, workload: Workload, precision: AnyPrecision = "auto"
+) -> tuple[Side, list[AnchoredPreferences]]:
     """A fresh model with a fresh adapter, and its loss."""
     loaded = load_model("smollm2", precision=precision)
-    data = workload_groups(workload, prompts, loaded)
+    steps = steps_of(workload, loaded)
     folder = tempfile.mkdtemp()
     if side.startswith("bapo"):
-        return bapo_side(data, loaded, folder, least_memory=side == "bapo-least-memory"), data
-    return trl_side(data, loaded, folder, precomputed=side == "trl-precomputed"), data
+        return bapo_side(steps, loaded, folder, least_memory=side == "bapo-least-memory"), steps
+    return trl_side(steps, loaded, folder, precomputed=side == "trl-precomputed"), steps
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def train_step(side: Side, optimizer: torch.optim.Optimizer) -> float:
+def train_step(side: Side, step: int, optimizer: torch.optim.Optimizer) -> float:
     """Seconds of one step."""
     start = time.perf_counter()
-    side.backward()
+    side.backward(step)
     optimizer.step()
     optimizer.zero_grad()
     return time.perf_counter() - start
@@ -202,9 +231,9 @@ def optimizer_of(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
 
 
-def compared_loss(name: str, workload: str, prompts: int) -> float:
-    """The loss in float32 without dropout, under an adapter that is random and the same on every side."""
-    side, _ = make_side(name, workload, prompts, "float32")
+def compared_loss(name: str, workload: Workload) -> float:
+    """The mean loss in float32 without dropout, under an adapter that is random and the same on every side."""
+    side, steps = make_side(name, workload, "float32")
     model, generator = side.model, torch.Generator().manual_seed(0)
     weights = sorted((n.split("base_model")[-1], p) for n, p in model.named_parameters() if p.requires_grad)
     with torch.no_grad():
@@ -212,15 +241,16 @@ def compared_loss(name: str, workload: str, prompts: int) -> float:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * ADAPTER_SCALE)
     model.eval()
     with torch.no_grad():
-        return float(side.loss())
+        return mean(float(side.loss(step)) for step in range(len(steps)))
 
 
-def counted_step(side: Side, optimizer: torch.optim.Optimizer) -> float:
-    """The operations of a step's products and attentions by torch's own counter."""
+def counted_operations(side: Side, steps: int, optimizer: torch.optim.Optimizer) -> float:
+    """The operations of a step's products and attentions, in the mean over the steps, by torch's own counter."""
     in_place = {torch.ops.aten.addmm_: lambda _, a, b, **others: 2 * a[0] * a[1] * b[1]}  # which the counter lacks
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        train_step(side, optimizer)
-    return float(counter.get_total_flops())
+        for step in range(steps):
+            train_step(side, step, optimizer)
+    return float(counter.get_total_flops()) / steps
 
 
 def measured_peak(precision: Precision) -> float:
@@ -247,134 +277,150 @@ def memory_of(work: Callable[[], object]) -> float:
     return float(peak - before)
 
 
-def facts_of(name: str, workload: str, prompts: int) -> dict[str, Any]:
-    """What is measured once: what a first step adds to the memory and computes, and the loss in float32."""
-    side, data = make_side(name, workload, prompts)
+def facts_of(name: str, workload: Workload) -> dict[str, Any]:
+    """What is measured once: what the steps add to the memory and compute, and the loss in float32."""
+    side, steps = make_side(name, workload)
     if name.startswith("bapo"):
         keep_freed_memory()  # which the trainer does when it starts to train
     optimizer = optimizer_of(side.model)
     side.model.train()
     gc.collect()
-    facts: dict[str, Any] = {"name": data.name, "pairs": data.pair_count, "prompts": len(data.groups)}
-    facts["memory"] = memory_of(lambda: train_step(side, optimizer))
+    facts: dict[str, Any] = {"name": steps[0].name, "steps": len(steps)}
+    facts["pairs"], facts["prompts"] = steps[0].pair_count, len(steps[0].groups)
+    facts["memory"] = memory_of(lambda: [train_step(side, step, optimizer) for step in range(len(steps))])
     if name.startswith("bapo"):
         torch.set_num_threads(1)  # the counter sees its own thread only
-    facts["operations"] = counted_step(side, optimizer)
-    return facts | {"loss": compared_loss(name, workload, prompts)}
+    facts["operations"] = counted_operations(side, len(steps), optimizer)
+    return facts | {"loss": compared_loss(name, workload)}
 
 
 class Worker:
     """Sides in a process of their own, as their users would run them; they step when they are told to."""
 
-    def __init__(self, sides: Sequence[str], workload: str, prompts: int) -> None:
+    def __init__(self, sides: Sequence[str], workload: Workload) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, sides, workload, prompts), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, sides, workload), daemon=True)
         self._process.start()
         theirs.close()
 
-    def step(self, side: str) -> float:
+    def step(self, side: str, step: int) -> float:
         """Seconds of one step."""
-        self._connection.send(side)
+        self._connection.send((side, step))
         seconds: float = self._connection.recv()
         return seconds
 
     def close(self) -> None:
         """End the process."""
-        self._connection.send("end")
+        self._connection.send(None)
         self._process.join()
 
 
-def _work(connection: Any, names: Sequence[str], workload: str, prompts: int) -> None:
-    made = {name: make_side(name, workload, prompts)[0] for name in names}
+def _work(connection: Any, names: Sequence[str], workload: Workload) -> None:
+    made = {name: make_side(name, workload)[0] for name in names}
     if all(name.startswith("bapo") for name in names):
         keep_freed_memory()
     optimizers = {name: optimizer_of(side.model) for name, side in made.items()}
     for side in made.values():
         side.model.train()
-    while (name := connection.recv()) != "end":
-        connection.send(train_step(made[name], optimizers[name]))
+    while (told := connection.recv()) is not None:
+        name, step = told
+        connection.send(train_step(made[name], step, optimizers[name]))
 
 
-def measure(workload: str, prompts: int, repeats: int) -> None:
+def measure(workload: Workload, repeats: int) -> None:
     """Run all sides of a workload in turn and print its table."""
     facts: dict[str, dict[str, Any]] = {}
     # Processes that end, so that none holds memory that a later one needs.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as alone:
         for side in SIDES:
-            facts[side] = alone.submit(facts_of, side, workload, prompts).result()
-            print(f"  {workload} {side} {facts[side]}", file=sys.stderr, flush=True)
-    # Both of TRL's modes in one process, since each would keep more memory to itself than there is for two.
-    shared = [SIDES[:2], SIDES[2:3], SIDES[3:]]
-    workers = {side: worker for sides in shared for worker in [Worker(sides, workload, prompts)] for side in sides}
-    for side in SIDES:
-        workers[side].step(side)  # warms up
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    precision, peaks = resolve_precision("auto"), []
-    for _ in range(repeats):
-        peaks.append(measured_peak(precision))
-        for side in SIDES:
-            own = [workers[side].step(side) for _ in range(STEPS_IN_TURN[side])]
-            print(f"  {workload} {side} {', '.join(f'{s:.2f}' for s in own)} s", file=sys.stderr, flush=True)
-            seconds[side].append(median(own))
-    for worker in set(workers.values()):
-        worker.close()
+            facts[side] = alone.submit(facts_of, side, workload).result()
+            print(f"  {workload.kind} {side} {facts[side]}", file=sys.stderr, flush=True)
+    seconds, peak = take_turns(workload, facts["bapo"]["steps"], repeats)
     pairs, online = facts["bapo"]["pairs"], facts["trl-online"]["memory"]
     rows = []
     for side in SIDES:
-        step = median(seconds[side])
-        ratios = [
-            f"{median(theirs / own for theirs, own in zip(seconds[other], seconds[side], strict=True)):.1f}"
-            f" [{min(seconds[other]) / max(seconds[side]):.1f}, {max(seconds[other]) / min(seconds[side]):.1f}]"
-            for other in SIDES[:2]
-        ]
-        own = facts[side]
+        own, step = facts[side], mean(seconds[side]) / facts["bapo"]["steps"]
         rows.append(
             (
                 side,
-                f"{step:.1f} s [{min(seconds[side]):.1f}, {max(seconds[side]):.1f}]",
+                f"{step:.1f} s",
                 f"{pairs / step:.2f}",
-                *ratios,
+                *(_ratio(seconds[other], seconds[side]) for other in SIDES[:2]),
                 f"{own['memory'] / 1e9:.2f} GB (1/{online / own['memory']:.1f})",
                 f"{own['operations'] / 1e9:.0f}",
-                f"{own['operations'] / step / max(peaks):.0%}",
+                f"{own['operations'] / step / peak:.0%}",
                 f"{own['loss']:.4f}",
             )
         )
     header = ("side", "step", "pairs/s", "faster than TRL online", "than TRL precomputed", "memory added")
-    header += ("GFLOP", "of peak", "loss (float32)")
+    header += ("GFLOP a step", "of peak", "loss (float32)")
     print(
-        f"\n{facts['bapo']['name']}: {pairs} pairs of {facts['bapo']['prompts']} prompts, {repeats} repeats, "
-        f"{precision}, peak {max(peaks) / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads\n"
+        f"\n{facts['bapo']['name']}: {facts['bapo']['steps']} steps of {pairs} pairs of {facts['bapo']['prompts']} "
+        f"prompts, {repeats} repeats, {resolve_precision('auto')}, peak {peak / 1e9:.0f} GFLOP/s, "
+        f"{torch.get_num_threads()} threads\n"
     )
     print(markdown_table(header, rows), flush=True)
 
 
-def profile(workload: str, prompts: int) -> None:
+def take_turns(workload: Workload, steps: int, repeats: int) -> tuple[dict[str, list[float]], float]:
+    """For each side the seconds of all steps, once a repeat; and the machine's peak, measured between the repeats."""
+    # Both of TRL's modes in one process, since each would keep more memory to itself than there is for two.
+    workers = {
+        side: worker for sides in (SIDES[:2], SIDES[2:]) for worker in [Worker(sides, workload)] for side in sides
+    }
+    for side in SIDES:
+        workers[side].step(side, 0)  # warms up
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    peaks = []
+    for _ in range(repeats):
+        peaks.append(measured_peak(resolve_precision("auto")))
+        taken = {side: [0.0] * steps for side in SIDES}
+        for step in range(steps):
+            for side in SIDES:
+                taken[side][step] = workers[side].step(side, step)
+            line = ", ".join(f"{side} {taken[side][step]:.2f} s" for side in SIDES)
+            print(f"  {workload.kind} step {step}: {line}", file=sys.stderr, flush=True)
+        for side in SIDES:
+            seconds[side].append(sum(taken[side]))
+    for worker in set(workers.values()):
+        worker.close()
+    return seconds, max(peaks)
+
+
+def _ratio(theirs: Sequence[float], own: Sequence[float]) -> str:
+    """The median over repeats of how many times as long theirs took, with the range."""
+    ratios = [a / b for a, b in zip(theirs, own, strict=True)]
+    return f"{median(ratios):.1f} [{min(ratios):.1f}, {max(ratios):.1f}]"
+
+
+def profile(workload: Workload) -> None:
     """Print where one step of ours spends its time, on one thread, by torch's profiler."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    side, _ = make_side("bapo-least-memory", workload, prompts)
+    side, _ = make_side("bapo-least-memory", workload)
     optimizer = optimizer_of(side.model)
     side.model.train()
-    train_step(side, optimizer)
+    train_step(side, 0, optimizer)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-        train_step(side, optimizer)
+        train_step(side, 0, optimizer)
     print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=48))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="*", choices=WORKLOADS, default=WORKLOADS)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="different steps of grouped and by-pair")
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=2, help="prompts of the grouped workload")
     parser.add_argument("--profile", action="store_true", help="print where a step of ours spends its time instead")
     arguments = parser.parse_args()
-    for workload in arguments.workloads:
+    for kind in arguments.workloads:
+        workload = Workload(kind, arguments.steps, arguments.prompts)
         if arguments.profile:
-            profile(workload, arguments.prompts)
+            profile(workload)
             continue
-        measure(workload, arguments.prompts, arguments.repeats)
+        measure(workload, arguments.repeats)
 
 
 if __name__ == "__main__":
