@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,8 @@ import torch
 from peft import PromptTuningConfig
 
 from bapo.models import add_lora, load_model, resolve_precision
+from tests import command
+from tests.command import Command
 from tests.evaluation.questions import write_questions
 from tests.test_cli import own_preferences
 
@@ -45,12 +44,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bapo(place: Path, *arguments: str, code: int = 0, answers: str = "kept") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "BAPO_DATA": str(place / "data")}
-    command = [sys.executable, "-m", "bapo", *arguments, "--answers", answers]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600, env=environment)
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == code, (done.returncode, done.stderr, done.stdout)
-    return done
+    data = {"BAPO_DATA": str(place / "data")}
+    return command.bapo(*arguments, "--answers", answers, cwd=place, code=code, environment=data)
 
 
 def test_a_zero_adapter_passes_the_gate_with_changes_of_exactly_zero(place: Path) -> None:
@@ -194,23 +189,19 @@ def test_prompts_that_an_adapter_was_trained_on_are_not_its_held_out_ones(place:
 
 def test_a_killed_evaluation_resumes(place: Path) -> None:
     """SIGKILL while MMLU is asked; run again, what was answered is not asked again and the figures are the same."""
-    environment = {**os.environ, "BAPO_DATA": str(place / "data")}
     asked = ["evaluate", "--benchmarks", "mmlu", "--json"]
-    command = [sys.executable, "-m", "bapo", *asked, "--answers", "killed"]
-    process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
-    deadline = time.monotonic() + 300
-    while len(list((place / "killed").rglob("*.parquet"))) < 5:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with Command([*asked, "--answers", "killed"], place, {"BAPO_DATA": str(place / "data")}) as killed:
+        deadline = time.monotonic() + 300
+        while len(list((place / "killed").rglob("*.parquet"))) < 5:
+            assert not killed.wait(0.05), killed.done().stderr
+            assert time.monotonic() < deadline
+        killed.kill()
     kept = {path: path.stat().st_mtime_ns for path in (place / "killed").rglob("*.parquet")}
     assert 5 <= len(kept) < 57
     resumed = json.loads(bapo(place, *asked, answers="killed").stdout)
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
     assert len(list((place / "killed").rglob("*.parquet"))) == 57
-    whole = json.loads(bapo(place, *asked, answers="whole").stdout)
+    whole = json.loads(bapo(place, *asked, answers="kept").stdout)
     found, expected = (told["models"]["base"]["benchmarks"]["mmlu"] for told in (resumed, whole))
     assert found["accuracy"] == expected["accuracy"]
     assert found["categories"] == expected["categories"]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.command import LIMIT_S, Command
 from tests.test_cli import own_preferences
 
 KILLS = 10
@@ -21,21 +19,20 @@ pytestmark = pytest.mark.slow
 def run(arguments: list[str], cwd: Path, kill_after: float | None = None) -> float | None:
     """Run the command and return its seconds, or None if it had to be killed after ``kill_after`` of them."""
     start = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bapo", *arguments],
-        cwd=cwd,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, stderr = process.communicate(timeout=kill_after or 600)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return None
-    assert process.returncode == 0, stderr
+    with Command(arguments, cwd) as command:
+        if not command.wait(kill_after or LIMIT_S):
+            assert kill_after, f"still running after {LIMIT_S} s"
+            command.kill()
+            return None
+        done = command.done()
+    assert done.returncode == 0, done.stderr
     return time.monotonic() - start
+
+
+@pytest.fixture(autouse=True)
+def _server_is_up(tmp_path: Path) -> None:
+    """So that the first run that is timed does not wait for the imports that all others find done."""
+    run(["--help"], tmp_path)
 
 
 def kill_often(arguments: list[str], cwd: Path, whole: float, expected: dict[str, bytes], pattern: str) -> None:
@@ -44,7 +41,7 @@ def kill_often(arguments: list[str], cwd: Path, whole: float, expected: dict[str
     kills = through = 0
     while kills < KILLS or not through:
         folder = cwd / f"killed-{through}"
-        moment = rng.uniform(0.25, 1.0) * whole if kills < KILLS else None  # before a quarter Python is importing
+        moment = rng.uniform(0.1, 1.0) * whole if kills < KILLS else None
         if run([*arguments, "-o", folder.name], cwd, moment) is None:
             kills += 1
         else:
@@ -58,7 +55,7 @@ def content(folder: Path, pattern: str) -> dict[str, bytes]:
 
 
 def test_anchoring_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    own_preferences(tmp_path, lines=64)
+    own_preferences(tmp_path, lines=32)
     arguments = ["anchor", "mine.jsonl", "--max-new-tokens", "12"]
     whole = run([*arguments, "-o", "uninterrupted"], tmp_path)
     expected = content(tmp_path / "uninterrupted", "*.jsonl")
@@ -67,8 +64,8 @@ def test_anchoring_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: P
 
 
 def test_training_killed_at_random_moments_ends_with_the_same_adapter(tmp_path: Path) -> None:
-    own_preferences(tmp_path, lines=24)
-    arguments = ["train", "mine.jsonl", "--steps", "8", "--held-out", "2", "--set", "training.batch_pairs=3"]
+    own_preferences(tmp_path, lines=18)
+    arguments = ["train", "mine.jsonl", "--steps", "6", "--held-out", "2", "--set", "training.batch_pairs=2"]
     arguments += ["--anchors", "anchors", "--set", "training.save_steps=1", "--set", "anchoring.max_new_tokens=8"]
     run([*arguments, "-o", "first"], tmp_path)  # anchors too, so that the next one is training alone
     whole = run([*arguments, "-o", "uninterrupted"], tmp_path)

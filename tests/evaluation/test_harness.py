@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +16,7 @@ from bapo.errors import BapoError
 from bapo.evaluation import BENCHMARKS, BapoLM, BenchmarkPlan, Examinee
 from bapo.evaluation.benchmarks import load_tasks, sample_documents
 from bapo.models import ChatFormat, LoadedModel
+from tests.command import bapo
 from tests.evaluation.questions import write_questions
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -140,11 +139,9 @@ def test_the_harnesss_own_command_line_knows_our_model(tmp_path: Path) -> None:
         'output_type: multiple_choice\ntest_split: test\ndoc_to_text: "{{q}}"\ndoc_to_choice: "{{choices}}"\n'
         "doc_to_target: 0\nmetric_list:\n  - metric: acc\n"
     )
-    command = [sys.executable, "-m", "bapo", "lm-eval", "run", "--model", "bapo", "--model_args", "pretrained=smollm2"]
-    command += ["--tasks", "sums", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "|sums" in done.stdout
+    asked = ["lm-eval", "run", "--model", "bapo", "--model_args", "pretrained=smollm2"]
+    asked += ["--tasks", "sums", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
+    assert "|sums" in bapo(*asked, cwd=tmp_path, fresh=True).stdout
     (written,) = (tmp_path / "out").rglob("results*.json")
     assert 0 <= json.loads(written.read_text())["results"]["sums"]["acc,none"] <= 1
 

@@ -1,0 +1,100 @@
+"""The `bapo` command in a process of its own that has its imports already.
+
+Importing torch and transformers takes a process longer than most of these tests' own work. So a server imports them
+once, without running anything, and each command is a fork of it: a real process, with its own folder, environment and
+output, that can really be killed. That `python -m bapo` starts from nothing is tested where it says ``fresh``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+LIMIT_S = 600
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["tests.preload"])
+
+
+class Command:
+    """A `bapo` command that runs, and what it says.
+
+    Args:
+        arguments: what stands behind `bapo`.
+        cwd: the folder it runs in.
+        environment: variables beside this process's own.
+    """
+
+    def __init__(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.arguments = ["bapo", *arguments]
+        self._folder = tempfile.TemporaryDirectory()
+        self._said = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
+        told = {**os.environ, **(environment or {})}
+        self.process = _server.Process(target=_run, args=(self.arguments, str(cwd), told, self._said), daemon=True)
+        self.process.start()
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
+        self.kill()
+        self._folder.cleanup()
+
+    def wait(self, seconds: float | None = LIMIT_S) -> bool:
+        """Whether it ends within some seconds."""
+        self.process.join(seconds)
+        return self.process.exitcode is not None
+
+    def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        self.process.kill()
+        self.process.join()
+
+    def done(self) -> subprocess.CompletedProcess[str]:
+        """Its exit code and what it said, once it has ended."""
+        assert self.process.exitcode is not None, "still running"
+        stdout, stderr = (path.read_text() for path in self._said)
+        return subprocess.CompletedProcess(self.arguments, self.process.exitcode, stdout, stderr)
+
+
+def bapo(
+    *arguments: str, cwd: Path, code: int | None = 0, environment: Mapping[str, str] | None = None, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; it must end with ``code``, if that is not None, and never in a traceback.
+
+    Args:
+        arguments, cwd, environment: see `Command`.
+        code: the exit code that is right.
+        fresh: a new interpreter that imports everything itself.
+    """
+    if fresh:
+        told = {**os.environ, **(environment or {})}
+        command = [sys.executable, "-m", "bapo", *arguments]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=LIMIT_S, env=told)
+    else:
+        with Command(arguments, cwd, environment) as running:
+            assert running.wait(), f"still running after {LIMIT_S} s"
+            done = running.done()
+    assert "Traceback" not in done.stderr, done.stderr
+    if code is not None:
+        assert done.returncode == code, (done.returncode, done.stderr, done.stdout)
+    return done
+
+
+def _run(arguments: list[str], cwd: str, environment: dict[str, str], said: list[Path]) -> None:
+    """In the fork: what a shell would set up for the command, and the command."""
+    for descriptor, path in zip((1, 2), said, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(d, "w", buffering=1, closefd=False) for d in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = arguments
+    from bapo.cli import main
+
+    main()
