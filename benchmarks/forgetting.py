@@ -184,12 +184,33 @@ def summary(found: Examination) -> str:
     return markdown_table(header, rows)
 
 
+def duels(found: Examination) -> str:
+    """Each adapter beside the rival that is told, BAPO beside DPO of the same seed; paired by prompt and question."""
+    named = {own.name: own for own in found.others}
+    rival = next((own for own in found.others if own.name.endswith(PROMPT_ONLY)), None)
+    pairs = [(rival, own) for own in found.others if rival and own.contestant.adapter]
+    pairs += [(named.get(name.replace("-bapo-", "-dpo-")), own) for name, own in named.items() if "-bapo-" in name]
+    rows = []
+    for before, after in pairs:
+        if before is None:
+            continue
+        duel = Examination(before, (after,))
+        preference, score = duel.preference_change(after), duel.forgetting()[after.name].score
+        assert preference is not None
+        learned = interval(preference.reward_accuracy, 1, 1), interval(preference.margin, 1, 1)
+        rows.append((after.name, before.name, *learned, interval(preference.drift, 1, 1), interval(score, 1, 1)))
+    header = ("", "minus", "reward accuracy (points)", "margin (nats)", "drift (nats/response)", "knowledge (points)")
+    return markdown_table(header, rows) if rows else ""
+
+
 def show(title: str, found: Examination) -> None:
     print(f"\n## {title}\n")
     reports = {own.name: own.preferences for own in found.others if own.preferences is not None}
     if reports:
         print(f"{markdown_table(HEADER, held_out_rows(reports))}\n")
     print(f"{summary(found)}\n")
+    if against := duels(found):
+        print(f"{against}\n")
     for name, score in found.forgetting().items():
         print(f"- {forgetting_in_words(name, score, found.budget)}")
     for name, accuracy in found.learned().items():
