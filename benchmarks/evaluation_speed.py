@@ -64,12 +64,13 @@ def accuracy(task: LoadedTask, requests: Sequence[Any], found: Sequence[tuple[fl
     return sum(float(own.get("acc_norm", own["acc"])) for own in scores) / len(scores)
 
 
-def exactness(questions: int) -> None:
+def exactness(benchmarks: Sequence[str], questions: int) -> None:
     loaded = load_model("smollm2", precision="float32", device="cpu")
     ours, theirs = BapoLM(loaded), hf_model(loaded, 4)
     precise = hf_model(replace(loaded, model=copy.deepcopy(loaded.model).double()), 1)
     rows = []
-    for name, benchmark in BENCHMARKS.items():
+    for name in benchmarks:
+        benchmark = BENCHMARKS[name]
         tasks = load_tasks(name, data_folder=local_folder(None))
         drawn = sample_documents(tasks, questions, seed=0)
         largest, right, count, errors = 0.0, [0.0, 0.0], 0, [(0.0, 0.0)]
@@ -189,11 +190,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=("exactness", "speed", "profile"), default=("exactness", "speed"))
     parser.add_argument("--questions", type=int, default=200, help="of each benchmark, and of ARC-Challenge for speed")
+    parser.add_argument("--benchmarks", nargs="*", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="compared")
     parser.add_argument("--subjects", nargs="*", default=["anatomy", "astronomy"], help="MMLU subjects timed whole")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     if "exactness" in arguments.only:
-        exactness(arguments.questions)
+        exactness(arguments.benchmarks, arguments.questions)
     if "speed" in arguments.only:
         speed(arguments.subjects, arguments.questions, arguments.repeats)
     if "profile" in arguments.only:
