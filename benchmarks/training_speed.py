@@ -5,7 +5,7 @@ The prompts of grouped and by-pair are drawn with a seed, as those of a shuffled
 since what TRL pads depends on what happens to share a batch. A step is forward, backward and AdamW for LoRA r 32 on
 all linear layers, in the precision that suits the machine (bf16 where it has instructions for it). TRL's modes share
 a process, ours another, and all take each step in turn. Printed for each: the mean step, pairs per second, the ratio
-to both modes of TRL with its range over repeats, the peak memory that the steps add to a process of its own that
+to both modes of TRL with its range over steps, the peak memory that the steps add to a process of its own that
 holds model, adapter and data, the operations of a step, their share of the measured matrix-product peak, and the loss
 that each side computes in float32, without dropout, under one random adapter. DSP literature is used where BAPO_DATA
 is set, the packaged starter preferences otherwise.
@@ -244,13 +244,12 @@ def compared_loss(name: str, workload: Workload) -> float:
         return mean(float(side.loss(step)) for step in range(len(steps)))
 
 
-def counted_operations(side: Side, steps: int, optimizer: torch.optim.Optimizer) -> float:
-    """The operations of a step's products and attentions, in the mean over the steps, by torch's own counter."""
+def counted_operations(work: Callable[[], object]) -> float:
+    """The operations of products and attentions on this thread, by torch's own counter."""
     in_place = {torch.ops.aten.addmm_: lambda _, a, b, **others: 2 * a[0] * a[1] * b[1]}  # which the counter lacks
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        for step in range(steps):
-            train_step(side, step, optimizer)
-    return float(counter.get_total_flops()) / steps
+        work()
+    return float(counter.get_total_flops())
 
 
 def measured_peak(precision: Precision) -> float:
@@ -287,10 +286,20 @@ def facts_of(name: str, workload: Workload) -> dict[str, Any]:
     gc.collect()
     facts: dict[str, Any] = {"name": steps[0].name, "steps": len(steps)}
     facts["pairs"], facts["prompts"] = steps[0].pair_count, len(steps[0].groups)
-    facts["memory"] = memory_of(lambda: [train_step(side, step, optimizer) for step in range(len(steps))])
+
+    def work() -> None:
+        for step in range(len(steps)):
+            train_step(side, step, optimizer)
+
+    def counted() -> None:
+        facts["operations"] = counted_operations(work) / len(steps)
+
     if name.startswith("bapo"):
-        torch.set_num_threads(1)  # the counter sees its own thread only
-    facts["operations"] = counted_operations(side, len(steps), optimizer)
+        facts["memory"] = memory_of(work)
+        torch.set_num_threads(1)  # the counter sees its own thread only, and our passes run on several
+        counted()
+    else:
+        facts["memory"] = memory_of(counted)  # in one go, since its steps are long
     return facts | {"loss": compared_loss(name, workload)}
 
 
@@ -340,7 +349,7 @@ def measure(workload: Workload, repeats: int) -> None:
     pairs, online = facts["bapo"]["pairs"], facts["trl-online"]["memory"]
     rows = []
     for side in SIDES:
-        own, step = facts[side], mean(seconds[side]) / facts["bapo"]["steps"]
+        own, step = facts[side], mean(seconds[side])
         rows.append(
             (
                 side,
@@ -364,34 +373,31 @@ def measure(workload: Workload, repeats: int) -> None:
 
 
 def take_turns(workload: Workload, steps: int, repeats: int) -> tuple[dict[str, list[float]], float]:
-    """For each side the seconds of all steps, once a repeat; and the machine's peak, measured between the repeats."""
+    """For each side the seconds of each step, the median over repeats; and the machine's peak, measured in between."""
     # Both of TRL's modes in one process, since each would keep more memory to itself than there is for two.
     workers = {
         side: worker for sides in (SIDES[:2], SIDES[2:]) for worker in [Worker(sides, workload)] for side in sides
     }
     for side in SIDES:
         workers[side].step(side, 0)  # warms up
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    seconds: dict[str, list[list[float]]] = {side: [[] for _ in range(steps)] for side in SIDES}
     peaks = []
     for _ in range(repeats):
         peaks.append(measured_peak(resolve_precision("auto")))
-        taken = {side: [0.0] * steps for side in SIDES}
         for step in range(steps):
             for side in SIDES:
-                taken[side][step] = workers[side].step(side, step)
-            line = ", ".join(f"{side} {taken[side][step]:.2f} s" for side in SIDES)
+                seconds[side][step].append(workers[side].step(side, step))
+            line = ", ".join(f"{side} {seconds[side][step][-1]:.2f} s" for side in SIDES)
             print(f"  {workload.kind} step {step}: {line}", file=sys.stderr, flush=True)
-        for side in SIDES:
-            seconds[side].append(sum(taken[side]))
     for worker in set(workers.values()):
         worker.close()
-    return seconds, max(peaks)
+    return {side: [median(step) for step in taken] for side, taken in seconds.items()}, max(peaks)
 
 
 def _ratio(theirs: Sequence[float], own: Sequence[float]) -> str:
-    """The median over repeats of how many times as long theirs took, with the range."""
+    """How many times as long all of their steps took, with the range over steps."""
     ratios = [a / b for a, b in zip(theirs, own, strict=True)]
-    return f"{median(ratios):.1f} [{min(ratios):.1f}, {max(ratios):.1f}]"
+    return f"{sum(theirs) / sum(own):.1f} [{min(ratios):.1f}, {max(ratios):.1f}]"
 
 
 def profile(workload: Workload) -> None:
