@@ -63,9 +63,9 @@ class Command:
 
 
 def bapo(
-    *arguments: str, cwd: Path, code: int | None = 0, environment: Mapping[str, str] | None = None, fresh: bool = False
+    *arguments: str, cwd: Path, code: int = 0, environment: Mapping[str, str] | None = None, fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; it must end with ``code``, if that is not None, and never in a traceback.
+    """Run a command to its end; it must end with ``code``, and never in a traceback.
 
     Args:
         arguments, cwd, environment: see `Command`.
@@ -81,8 +81,7 @@ def bapo(
             assert running.wait(), f"still running after {LIMIT_S} s"
             done = running.done()
     assert "Traceback" not in done.stderr, done.stderr
-    if code is not None:
-        assert done.returncode == code, (done.returncode, done.stderr, done.stdout)
+    assert done.returncode == code, (done.returncode, done.stderr, done.stdout)
     return done
 
 
