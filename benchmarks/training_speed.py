@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import Any
@@ -54,13 +55,16 @@ SIDES = ("trl-online", "trl-precomputed", "bapo", "bapo-least-memory")
 WORKLOADS = ("grouped", "by-pair", "long")
 BETA, STRENGTH = 0.1, 5.0
 LONG_PROMPT, LONG_RESPONSE = 1500, 100
-PAIRS_BY_PAIR = 8  # a step
 ADAPTER_SCALE = 0.02  # of the random adapter with which both sides' losses are compared
+
+
+class OutOfMemoryError(Exception):
+    """A process of the benchmark was killed."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on: preferences for each of some steps, and how many pairs and prompts a step has."""
+    """What is trained on: how many steps, and the prompts of each."""
 
     kind: str
     steps: int
@@ -88,7 +92,7 @@ def steps_of(workload: Workload, model: LoadedModel) -> list[AnchoredPreferences
     }
     recipe = read_recipe(None, told)
     train = stages.read(recipe).train
-    size = workload.prompts if workload.kind == "grouped" else PAIRS_BY_PAIR
+    size = workload.prompts
     if workload.steps * size > len(train.groups):
         raise SystemExit(f"{source} has {len(train.groups)} prompts, {workload.steps} steps need more: lower --steps.")
     drawn = random.Random(0).sample(train.groups, workload.steps * size)
@@ -315,13 +319,16 @@ class Worker:
 
     def step(self, side: str, step: int) -> float:
         """Seconds of one step."""
-        self._connection.send((side, step))
-        seconds: float = self._connection.recv()
+        try:
+            self._connection.send((side, step))
+            seconds: float = self._connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise OutOfMemoryError(f"The process of {side} was killed at step {step}") from error
         return seconds
 
     def close(self) -> None:
-        """End the process."""
-        self._connection.send(None)
+        """End the process, which has nothing to keep."""
+        self._process.kill()
         self._process.join()
 
 
@@ -332,8 +339,8 @@ def _work(connection: Any, names: Sequence[str], workload: Workload) -> None:
     optimizers = {name: optimizer_of(side.model) for name, side in made.items()}
     for side in made.values():
         side.model.train()
-    while (told := connection.recv()) is not None:
-        name, step = told
+    while True:
+        name, step = connection.recv()
         connection.send(train_step(made[name], step, optimizers[name]))
 
 
@@ -343,7 +350,10 @@ def measure(workload: Workload, repeats: int) -> None:
     # Processes that end, so that none holds memory that a later one needs.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as alone:
         for side in SIDES:
-            facts[side] = alone.submit(facts_of, side, workload).result()
+            try:
+                facts[side] = alone.submit(facts_of, side, workload).result()
+            except BrokenProcessPool as error:
+                raise OutOfMemoryError(f"The process of {side} was killed") from error
             print(f"  {workload.kind} {side} {facts[side]}", file=sys.stderr, flush=True)
     seconds, peak = take_turns(workload, facts["bapo"]["steps"], repeats)
     pairs, online = facts["bapo"]["pairs"], facts["trl-online"]["memory"]
@@ -378,19 +388,21 @@ def take_turns(workload: Workload, steps: int, repeats: int) -> tuple[dict[str, 
     workers = {
         side: worker for sides in (SIDES[:2], SIDES[2:]) for worker in [Worker(sides, workload)] for side in sides
     }
-    for side in SIDES:
-        workers[side].step(side, 0)  # warms up
     seconds: dict[str, list[list[float]]] = {side: [[] for _ in range(steps)] for side in SIDES}
     peaks = []
-    for _ in range(repeats):
-        peaks.append(measured_peak(resolve_precision("auto")))
-        for step in range(steps):
-            for side in SIDES:
-                seconds[side][step].append(workers[side].step(side, step))
-            line = ", ".join(f"{side} {seconds[side][step][-1]:.2f} s" for side in SIDES)
-            print(f"  {workload.kind} step {step}: {line}", file=sys.stderr, flush=True)
-    for worker in set(workers.values()):
-        worker.close()
+    try:
+        for side in SIDES:
+            workers[side].step(side, 0)  # warms up
+        for _ in range(repeats):
+            peaks.append(measured_peak(resolve_precision("auto")))
+            for step in range(steps):
+                for side in SIDES:
+                    seconds[side][step].append(workers[side].step(side, step))
+                line = ", ".join(f"{side} {seconds[side][step][-1]:.2f} s" for side in SIDES)
+                print(f"  {workload.kind} step {step}: {line}", file=sys.stderr, flush=True)
+    finally:
+        for worker in set(workers.values()):
+            worker.close()
     return {side: [median(step) for step in taken] for side, taken in seconds.items()}, max(peaks)
 
 
@@ -419,14 +431,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="different steps of grouped and by-pair")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--prompts", type=int, default=2, help="prompts of the grouped workload")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs, each of another prompt, of the by-pair workload")
     parser.add_argument("--profile", action="store_true", help="print where a step of ours spends its time instead")
     arguments = parser.parse_args()
     for kind in arguments.workloads:
-        workload = Workload(kind, arguments.steps, arguments.prompts)
+        workload = Workload(kind, arguments.steps, arguments.pairs if kind == "by-pair" else arguments.prompts)
         if arguments.profile:
             profile(workload)
             continue
-        measure(workload, arguments.repeats)
+        try:
+            measure(workload, arguments.repeats)
+        except OutOfMemoryError as error:
+            print(f"{kind}: {error}, most likely for want of memory: fewer --prompts or --pairs need less.")
 
 
 if __name__ == "__main__":
