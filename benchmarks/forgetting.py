@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 from dsp_literature import progress
 from filelock import FileLock, Timeout
@@ -198,8 +198,11 @@ def duels(found: Examination) -> str:
         preference, score = duel.preference_change(after), duel.forgetting()[after.name].score
         assert preference is not None
         learned = interval(preference.reward_accuracy, 1, 1), interval(preference.margin, 1, 1)
-        rows.append((after.name, before.name, *learned, interval(preference.drift, 1, 1), interval(score, 1, 1)))
+        whole = duel.changes(after)[WHOLE[0]].change
+        changes = (interval(estimate, 1, 1) for estimate in (preference.drift, score, whole))
+        rows.append((after.name, before.name, *learned, *changes))
     header = ("", "minus", "reward accuracy (points)", "margin (nats)", "drift (nats/response)", "knowledge (points)")
+    header += (f"{BENCHMARKS[WHOLE[0]].title} (points)",)
     return markdown_table(header, rows) if rows else ""
 
 
@@ -247,7 +250,10 @@ def main() -> None:
             kind = name.split("-seed")[0].split("-", 1)[1]
             by_kind.setdefault(kind, []).append(score.score.value)
     for kind, scores in by_kind.items():
-        print(f"- {kind}: mean forgetting score {mean(scores):.1f}, from {min(scores):.1f} to {max(scores):.1f} points")
+        deviation = f", standard deviation {stdev(scores):.1f}" if len(scores) > 1 else ""
+        print(
+            f"- {kind}: forgetting scores {', '.join(f'{s:.1f}' for s in scores)}, mean {mean(scores):.1f}{deviation}"
+        )
     if missing:
         print(f"Another process is at work on {', '.join(missing)}; start this again for their tables.")
 

@@ -289,21 +289,18 @@ def facts_of(name: str, workload: Workload) -> dict[str, Any]:
     side.model.train()
     gc.collect()
     facts: dict[str, Any] = {"name": steps[0].name, "steps": len(steps)}
-    facts["pairs"], facts["prompts"] = steps[0].pair_count, len(steps[0].groups)
+    facts["pairs"] = mean(step.pair_count for step in steps)
+    facts["prompts"] = len(steps[0].groups)
+    facts["tokens"] = [[group.tokens.cost + len(group.bases[0].ids) - 1 for group in step.groups] for step in steps]
 
     def work() -> None:
         for step in range(len(steps)):
             train_step(side, step, optimizer)
 
-    def counted() -> None:
-        facts["operations"] = counted_operations(work) / len(steps)
-
+    facts["memory"] = memory_of(work)
     if name.startswith("bapo"):
-        facts["memory"] = memory_of(work)
-        torch.set_num_threads(1)  # the counter sees its own thread only, and our passes run on several
-        counted()
-    else:
-        facts["memory"] = memory_of(counted)  # in one go, since its steps are long
+        torch.set_num_threads(1)  # the counter sees its own thread only
+    facts["operations"] = counted_operations(work) / len(steps)
     return facts | {"loss": compared_loss(name, workload)}
 
 
@@ -374,9 +371,10 @@ def measure(workload: Workload, repeats: int) -> None:
         )
     header = ("side", "step", "pairs/s", "faster than TRL online", "than TRL precomputed", "memory added")
     header += ("GFLOP a step", "of peak", "loss (float32)")
+    own = facts["bapo"]
     print(
-        f"\n{facts['bapo']['name']}: {facts['bapo']['steps']} steps of {pairs} pairs of {facts['bapo']['prompts']} "
-        f"prompts, {repeats} repeats, {resolve_precision('auto')}, peak {peak / 1e9:.0f} GFLOP/s, "
+        f"\n{own['name']}: {own['steps']} steps of {pairs:g} pairs of {own['prompts']} prompts, groups of "
+        f"{own['tokens']} tokens in our row, {repeats} repeats, {resolve_precision('auto')}, peak {peak / 1e9:.0f} GFLOP/s, "
         f"{torch.get_num_threads()} threads\n"
     )
     print(markdown_table(header, rows), flush=True)
