@@ -374,8 +374,8 @@ def measure(workload: Workload, repeats: int) -> None:
     own = facts["bapo"]
     print(
         f"\n{own['name']}: {own['steps']} steps of {pairs:g} pairs of {own['prompts']} prompts, groups of "
-        f"{own['tokens']} tokens in our row, {repeats} repeats, {resolve_precision('auto')}, peak {peak / 1e9:.0f} GFLOP/s, "
-        f"{torch.get_num_threads()} threads\n"
+        f"{own['tokens']} tokens in our row, {repeats} repeats, {resolve_precision('auto')}, "
+        f"peak {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads\n"
     )
     print(markdown_table(header, rows), flush=True)
 
