@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -113,10 +112,11 @@ def computed(lm: Any, model: Any, requests: Sequence[Any]) -> tuple[int, float]:
         tokens += options.get("input_ids", inputs[0] if inputs else None).numel()
 
     hook = model.get_decoder().register_forward_pre_hook(count, with_kwargs=True)
-    # The counter sees one thread only: the same passes, one after the other.
-    one_after_the_other = patch("bapo.likelihood.scoring.side_by_side", lambda work, items, at_once: map(work, items))
-    with one_after_the_other, FlopCounterMode(display=False) as counter:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the counter sees its own thread only
+    with FlopCounterMode(display=False) as counter:
         lm.loglikelihood(list(requests), disable_tqdm=True)
+    torch.set_num_threads(threads)
     hook.remove()
     return tokens, float(counter.get_total_flops())
 

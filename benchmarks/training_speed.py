@@ -4,11 +4,11 @@ Workloads: all pairs of a few prompts (grouped), pairs of different prompts (by-
 The prompts of grouped and by-pair are drawn with a seed, as those of a shuffled epoch are, for several steps each,
 since what TRL pads depends on what happens to share a batch. A step is forward, backward and AdamW for LoRA r 32 on
 all linear layers, in the precision that suits the machine (bf16 where it has instructions for it). TRL's modes share
-a process, ours another, and all take each step in turn. Printed for each: the mean step, pairs per second, the ratio
-to both modes of TRL with its range over steps, the peak memory that the steps add to a process of its own that
-holds model, adapter and data, the operations of a step, their share of the measured matrix-product peak, and the loss
-that each side computes in float32, without dropout, under one random adapter. DSP literature is used where BAPO_DATA
-is set, the packaged starter preferences otherwise.
+a process, ours has one of its own, and all take each step in turn. Printed for each: the mean step, pairs per second,
+the ratio to both modes of TRL with its range over steps, the peak memory that the steps add to a process of its own
+that holds model, adapter and data, the operations of a step, their share of the measured matrix-product peak, and the
+loss that each side computes in float32, without dropout, under one random adapter. DSP literature is used where
+BAPO_DATA is set, the packaged starter preferences otherwise.
 
     python benchmarks/training_speed.py [--workloads grouped by-pair long] [--steps 4] [--repeats 2] [--profile]
 """
@@ -51,7 +51,7 @@ from bapo.personalize import read_recipe, stages
 from bapo.reporting import markdown_table
 from bapo.training import BAPOConfig, BAPOTrainer
 
-SIDES = ("trl-online", "trl-precomputed", "bapo", "bapo-least-memory")
+SIDES = ("trl-online", "trl-precomputed", "bapo")
 WORKLOADS = ("grouped", "by-pair", "long")
 BETA, STRENGTH = 0.1, 5.0
 LONG_PROMPT, LONG_RESPONSE = 1500, 100
@@ -119,11 +119,8 @@ def _random_group(model: LoadedModel, seed: int) -> AnchoredGroup:
 # ---- the two sides ---------------------------------------------------------------------------------------------------
 
 
-def bapo_side(
-    steps: Sequence[AnchoredPreferences], loaded: LoadedModel, folder: str, *, least_memory: bool = False
-) -> Side:
-    """Our trainer, with its default of passes side by side or with one pass after the other."""
-    passes = {"passes_at_once": 1} if least_memory else {}
+def bapo_side(steps: Sequence[AnchoredPreferences], loaded: LoadedModel, folder: str) -> Side:
+    """Our trainer as it comes."""
     settings = BAPOConfig(
         output_dir=folder,
         use_cpu=True,
@@ -131,7 +128,6 @@ def bapo_side(
         anchor="sequence",
         anchor_strength=STRENGTH,
         disable_tqdm=True,
-        **passes,
     )
     data = replace(steps[0], groups=tuple(group for step in steps for group in step.groups))
     trainer = BAPOTrainer(add_lora(loaded.model), args=settings, train_dataset=data, processing_class=loaded.tokenizer)
@@ -213,8 +209,8 @@ def make_side(
     loaded = load_model("smollm2", precision=precision)
     steps = steps_of(workload, loaded)
     folder = tempfile.mkdtemp()
-    if side.startswith("bapo"):
-        return bapo_side(steps, loaded, folder, least_memory=side == "bapo-least-memory"), steps
+    if side == "bapo":
+        return bapo_side(steps, loaded, folder), steps
     return trl_side(steps, loaded, folder, precomputed=side == "trl-precomputed"), steps
 
 
@@ -231,8 +227,8 @@ def train_step(side: Side, step: int, optimizer: torch.optim.Optimizer) -> float
 
 
 def optimizer_of(model: Any) -> torch.optim.Optimizer:
-    """AdamW over what is trained."""
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
+    """AdamW over what is trained, in one operation as `transformers` has it by default."""
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4, fused=True)
 
 
 def compared_loss(name: str, workload: Workload) -> float:
@@ -283,7 +279,7 @@ def memory_of(work: Callable[[], object]) -> float:
 def facts_of(name: str, workload: Workload) -> dict[str, Any]:
     """What is measured once: what the steps add to the memory and compute, and the loss in float32."""
     side, steps = make_side(name, workload)
-    if name.startswith("bapo"):
+    if name == "bapo":
         keep_freed_memory()  # which the trainer does when it starts to train
     optimizer = optimizer_of(side.model)
     side.model.train()
@@ -298,7 +294,7 @@ def facts_of(name: str, workload: Workload) -> dict[str, Any]:
             train_step(side, step, optimizer)
 
     facts["memory"] = memory_of(work)
-    if name.startswith("bapo"):
+    if name == "bapo":
         torch.set_num_threads(1)  # the counter sees its own thread only
     facts["operations"] = counted_operations(work) / len(steps)
     return facts | {"loss": compared_loss(name, workload)}
@@ -331,7 +327,7 @@ class Worker:
 
 def _work(connection: Any, names: Sequence[str], workload: Workload) -> None:
     made = {name: make_side(name, workload)[0] for name in names}
-    if all(name.startswith("bapo") for name in names):
+    if all(name == "bapo" for name in names):
         keep_freed_memory()
     optimizers = {name: optimizer_of(side.model) for name, side in made.items()}
     for side in made.values():
@@ -414,7 +410,7 @@ def profile(workload: Workload) -> None:
     """Print where one step of ours spends its time, on one thread, by torch's profiler."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    side, _ = make_side("bapo-least-memory", workload)
+    side, _ = make_side("bapo", workload)
     optimizer = optimizer_of(side.model)
     side.model.train()
     train_step(side, 0, optimizer)

@@ -196,7 +196,7 @@ def test_empty_prompts_and_responses_are_refused_in_a_sentence() -> None:
 
 @pytest.mark.slow
 def test_real_model_bf16_company_changes_no_bit() -> None:
-    """On the embedded model in bf16 a response scores the same number alone, in a group, and in any order."""
+    """On the embedded model in bf16 a response scores the same number alone, in a group, in strands, in any order."""
     from bapo.models import load_model
 
     loaded = load_model("smollm2", precision="bf16", device="cpu")
@@ -218,3 +218,10 @@ def test_real_model_bf16_company_changes_no_bit() -> None:
     together = scorer.score(batch).summed()
     alone = torch.cat([scorer.score([TokenGroup(g.prompt, (r,))]).summed() for g in batch for r in g.responses])
     assert torch.equal(alone, together)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        in_strands = scorer.score(batch[::-1])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(in_strands.summed()[[2, 3, 4, 0, 1]], together)

@@ -16,7 +16,7 @@ from peft import LoraConfig
 
 from bapo import BAPOConfig, BAPOTrainer
 from bapo.errors import BapoError
-from bapo.likelihood import side_by_side
+from bapo.likelihood.strands import cut
 from bapo.objectives import PAIR_LOSSES
 from tests.likelihood.test_scoring import relative_gap
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
@@ -179,23 +179,21 @@ def test_a_token_budget_changes_memory_and_no_number(tmp_path: Path) -> None:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 
-def test_passes_side_by_side_are_those_one_after_the_other_dropout_and_metrics_included(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bapo.likelihood.passes.UNEVEN", 10.0)
-    together = []
-    monkeypatch.setattr("bapo.training.trainer.side_by_side", lambda *a: together.append(a[2]) or side_by_side(*a))
-    dropping = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules="all-linear", task_type="CAUSAL_LM")
-    settings = {"peft_config": dropping, "sampler": "by-pair", "max_batch_tokens": 1, "max_steps": 3}
+def test_strands_change_no_weight_and_no_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts = []
+    monkeypatch.setattr("bapo.likelihood.scoring.cut", lambda *a: cuts.append(cut(*a)) or cuts[-1])
+    settings = {"sampler": "by-pair", "max_steps": 3, "track_base": True}
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        expected = trained(one := make(tmp_path / "one", passes_at_once=1, **settings))
-        found = trained(many := make(tmp_path / "many", passes_at_once=3, **settings))
+        expected = trained(one := make(tmp_path / "one", strands=1, **settings))
+        in_one = {len(strands) for strands in cuts[-3:]}
+        found = trained(many := make(tmp_path / "many", **settings))
     finally:
         torch.set_num_threads(before)
-    assert together == [3, 3, 3]
-    assert relative_gap(found, expected) < 1e-5
+    assert in_one == {1}
+    assert {len(strands) for strands in cuts[-3:]} == {3}
+    assert relative_gap(found, expected) < 1e-4
     for ours, theirs in zip(many.state.log_history[:2], one.state.log_history[:2], strict=True):
         for name in ours.keys() - {"pairs_per_second", "tokens_per_second"}:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from transformers.masking_utils import sdpa_mask
 
 from bapo.likelihood.layout import Segments
 from bapo.models import rows_of
+
+if TYPE_CHECKING:
+    from bapo.likelihood.strands import Ties
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +108,8 @@ def segment_attention(
     if segments is None:
         return _ordinary_attention(module, query, key, value, attention_mask, scaling, dropout, softcap, **kwargs)
 
+    if segments.ties is not None:
+        key, value = _Tied.apply(key, value, segments)
     if segments.kernel == "flex" and dropout == 0.0:
         return _flex(query, key, value, scaling, sliding_window, softcap, segments), None
     return _split(query, key, value, scaling, sliding_window, softcap, segments, dropout), None
@@ -170,6 +175,34 @@ def _mask(segments: Segments, queries: int, keys: int, window: int | None, devic
     return segments.mask(queries, keys, window if windowed else None, device) if windowed or queries < keys else None
 
 
+class _Tied(torch.autograd.Function):
+    """Keys and values of a strand, (1, key heads, T, dim), and behind them those that it needs of other strands."""
+
+    @staticmethod
+    def forward(ctx: Any, key: Tensor, value: Tensor, segments: Segments) -> tuple[Tensor, ...]:
+        ties, places = cast("Ties", segments.ties), segments.places()
+        ctx.segments, ctx.layer = segments, ties.layers
+        ties.layers += 1
+        for at, number, strands in ties.lent:
+            own = key[:, :, places[at]], value[:, :, places[at]]
+            ties.exchange.leave((ctx.layer, number), own, takers=len(strands))
+        others = [ties.exchange.take((ctx.layer, number)) for number in ties.borrowed]
+        return tuple(torch.cat(parts, dim=2) for parts in zip((key, value), *others, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        ties, places = ctx.segments.ties, ctx.segments.places()
+        for place, number in zip(places[ctx.segments.count :], ties.borrowed, strict=True):
+            theirs = tuple(whole[:, :, place] for whole in upstream)
+            ties.exchange.leave((ctx.layer, number, ties.strand), theirs)
+        own = tuple(whole[:, :, : ctx.segments.tokens].clone() for whole in upstream)
+        for at, number, strands in ties.lent:
+            for strand in strands:
+                for whole, part in zip(own, ties.exchange.take((ctx.layer, number, strand)), strict=True):
+                    whole[:, :, places[at]] += part
+        return *own, None
+
+
 class _SplitAttention(torch.autograd.Function):
     """Attention by segments whose backward is plain matrix products.
 
@@ -217,7 +250,7 @@ class _SplitAttention(torch.autograd.Function):
         of_query, of_key, of_value = (torch.zeros_like(tensor) for tensor in (query, key, value))
         # What several segments add to one above them is summed in full precision.
         precise = torch.promote_types(key.dtype, torch.float32)
-        places = [seen[-1] for seen in ctx.segments.seen()]
+        places = ctx.segments.places()
         shared = {at: torch.zeros_like(key[0, :, places[at]], dtype=precise) for at in set(ctx.segments.parents) - {-1}}
         shared_values = {at: torch.zeros_like(value[0, :, places[at]], dtype=precise) for at in shared}
 

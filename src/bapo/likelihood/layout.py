@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bapo.errors import BapoError
+
+if TYPE_CHECKING:
+    from bapo.likelihood.strands import Ties
 
 TokenIds = tuple[int, ...]
 
@@ -61,32 +64,44 @@ class Segments:
 
     Attributes:
         lengths: of each segment, in row order; 0 for a response of one token, which is predicted and no input.
-        parents: index of the segment above each, -1 for none; parents come before their children.
+        parents: index of the segment above each, -1 for none.
         kernel: how attention is computed, one of `bapo.likelihood.attention.KERNELS`.
+        ties: to other strands of the row, if there are any: the last segments may be theirs. The keys of those stand
+            behind the row's own, and they have no queries in it.
         masks: masks made so far; all layers of a forward pass share them.
     """
 
     lengths: tuple[int, ...]
     parents: tuple[int, ...]
     kernel: str = "split"
+    ties: Ties | None = None
     masks: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Segments of the row."""
+        return len(self.lengths) - (len(self.ties.borrowed) if self.ties else 0)
 
     @property
     def tokens(self) -> int:
         """Length of the row."""
-        return sum(self.lengths)
+        return sum(self.lengths[: self.count])
 
     def lines(self) -> list[list[int]]:
-        """Of each segment, the segments that it sees from the top of the tree down to itself."""
-        lines: list[list[int]] = []
-        for at, parent in enumerate(self.parents):
-            lines.append([*(lines[parent] if parent >= 0 else ()), at])
+        """Of each segment of the row, the segments that it sees from the top of the tree down to itself."""
+        lines = [[at] for at in range(self.count)]
+        for line in lines:
+            while self.parents[line[0]] >= 0:
+                line.insert(0, self.parents[line[0]])
         return lines
 
+    def places(self) -> list[slice]:
+        """Of each segment, where its keys stand."""
+        return [slice(end - length, end) for end, length in zip(accumulate(self.lengths), self.lengths, strict=True)]
+
     def seen(self) -> list[tuple[slice, ...]]:
-        """Of each segment, the places in the row that it sees; the last one is its own."""
-        ends = list(accumulate(self.lengths))
-        places = [slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
+        """Of each segment of the row, the places that it sees; the last one is its own."""
+        places = self.places()
         return [tuple(places[at] for at in line) for line in self.lines()]
 
     def owners(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,7 +148,6 @@ class Layout:
     segments: Segments
     source_P: Tensor  # row index whose hidden state predicts the response token
     target_P: Tensor  # the response token
-    lengths: tuple[int, ...]  # (R,) tokens of each response, in the order of the groups
     places: tuple[slice, ...]  # (R,) rows of each response's own tokens
 
     @property
@@ -148,8 +162,8 @@ def lay_out(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
     >>> row = lay_out([TokenGroup((5, 6), ((7, 8), (9,)))])
     >>> row.input_ids.tolist(), row.position_ids.tolist()
     ([[5, 6, 7]], [[0, 1, 2]])
-    >>> row.source_P.tolist(), row.target_P.tolist(), row.lengths
-    ([1, 2, 1], [7, 8, 9], (2, 1))
+    >>> row.source_P.tolist(), row.target_P.tolist()
+    ([1, 2, 1], [7, 8, 9])
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -185,7 +199,6 @@ def lay_out(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
         segments=Segments(tuple(lengths), tuple(parents)),
         source_P=torch.tensor(source, device=device),
         target_P=torch.tensor(target, device=device),
-        lengths=tuple(len(response) for group in groups for response in group.responses),
         places=tuple(places),
     )
 

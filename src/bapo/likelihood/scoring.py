@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from torch import Tensor, nn
 from bapo.errors import BapoError
 from bapo.likelihood.attention import SEGMENT_ATTENTION, UnsupportedAttentionError, kernels_for
 from bapo.likelihood.head import LogitRule, response_logps
-from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out, tokens_of
-from bapo.likelihood.passes import passes_at_once, side_by_side, worth_it
+from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out
+from bapo.likelihood.strands import MOST_STRANDS, cut, in_strands, strands_for
 from bapo.models import GradientRows, noting
 
 if TYPE_CHECKING:
@@ -84,12 +82,28 @@ class ResponseScorer:
             self.causal_lm._bapo_own_attention = self._own_attention
             self.fallback = self._find_misfit()
 
-    def __call__(self, groups: Sequence[TokenGroup]) -> ResponseLogps:
-        """Score all responses of all groups in one pass, with gradients where the model has them."""
+    def __call__(self, groups: Sequence[TokenGroup], *, most_strands: int = MOST_STRANDS) -> ResponseLogps:
+        """Score all responses of all groups in one row, with gradients where the model has them.
+
+        On a CPU the row is computed in up to ``most_strands`` strands side by side.
+        """
         if self.fallback is not None:
             return self._score_plainly(groups)
         layout = lay_out(groups, self.causal_lm.device)
         layout.segments.kernel = self.kernel
+        strands = cut(layout, min(most_strands, self._strands()))
+        if len(strands) == 1:
+            tokens, greedy = self._compute(layout)
+        else:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            tokens, greedy = in_strands(self._compute, strands, trained)
+        return ResponseLogps(tokens, tuple(len(response) for group in groups for response in group.responses), greedy)
+
+    def _strands(self) -> int:
+        return strands_for(self.causal_lm) if self.kernel == "split" else 1
+
+    def _compute(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Of each predicted token its log-prob, and whether none is likelier."""
         rows = GradientRows(layout.tokens)
         with noting(rows):
             hidden = self._backbone()(
@@ -101,7 +115,7 @@ class ResponseScorer:
             ).last_hidden_state[0]
         head = self.causal_lm.get_output_embeddings()
         tokens, greedy = response_logps(hidden[layout.source_P], head, layout.target_P, self.rule)
-        return ResponseLogps(_NoteReached.apply(tokens, rows, layout), layout.lengths, greedy)
+        return _NoteReached.apply(tokens, rows, layout), greedy
 
     @torch.no_grad()
     def score(
@@ -118,9 +132,9 @@ class ResponseScorer:
         tokens: list[Tensor] = [torch.zeros(0)]
         greedy: list[Tensor] = [torch.zeros(0, dtype=torch.bool)]
         lengths: list[int] = []
-        batches, at_once = _plan_passes(groups, max_tokens, passes_at_once(self.causal_lm))
         with evaluating(self.model):
-            for batch, scored in zip(batches, side_by_side(self, batches, at_once), strict=True):
+            for batch in by_token_budget(groups, max_tokens):
+                scored = self(batch)
                 tokens.append(scored.tokens.cpu())
                 greedy.append(scored.greedy.cpu())
                 lengths += scored.lengths
@@ -199,23 +213,11 @@ class _NoteReached(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        # The first token of a response is predicted by its prompt: a response's own rows predict the others.
-        reached_R = torch.stack([own[1:].any() for own in upstream[0].split(ctx.layout.lengths)]).tolist()
-        ctx.rows.leave_out([place for place, own in zip(ctx.layout.places, reached_R, strict=True) if not own])
+        reached_T = torch.zeros(ctx.layout.tokens, dtype=torch.bool, device=upstream[0].device)
+        reached_T[ctx.layout.source_P[upstream[0] != 0]] = True
+        reached = reached_T.tolist()
+        ctx.rows.leave_out([place for place in ctx.layout.places if not any(reached[place])])
         return upstream[0], None, None
-
-
-def _plan_passes(groups: Sequence[TokenGroup], max_tokens: int, at_once: int) -> tuple[list[list[TokenGroup]], int]:
-    """Batches of at most ``max_tokens`` together, and how many of them to score side by side."""
-    whole = tokens_of(groups)
-    if at_once > 1 and groups:
-        passes = math.ceil(whole / max_tokens) * at_once
-        budgets = range(whole // passes, max_tokens // at_once)
-        least = bisect_left(budgets, True, key=lambda budget: len(list(by_token_budget(groups, budget))) <= passes)
-        batches = list(by_token_budget(groups, budgets.start + least))
-        if worth_it([tokens_of(batch) for batch in batches], at_once, whole):
-            return batches, at_once
-    return list(by_token_budget(groups, max_tokens)), 1
 
 
 def _probe(vocabulary: int) -> list[TokenGroup]:

@@ -17,7 +17,7 @@ from bapo.models.loading import (
     resolve_precision,
 )
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disable_model_dropout, lora_config
-from bapo.models.lora_update import fuse_lora, seeded_dropout
+from bapo.models.lora_update import dropout_seeds, fuse_lora, seeded_dropout
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -34,6 +34,7 @@ __all__ = [
     "chat_format",
     "check_adapter",
     "disable_model_dropout",
+    "dropout_seeds",
     "embedded_gguf",
     "fuse_lora",
     "keep_4bit_layout",

@@ -38,6 +38,12 @@ def seeded_dropout(seed: int) -> Iterator[None]:
         _generator.reset(token)
 
 
+def dropout_seeds(count: int) -> list[int]:
+    """Seeds for as many parts of what is computed, drawn as dropout itself would be."""
+    seeds: list[int] = torch.randint(2**62, (count,), generator=_generator.get()).tolist()
+    return seeds
+
+
 class SharedDropout(threading.local):
     """Drops elements of an input; layers that read the same input get the same dropped input. Of one thread."""
 

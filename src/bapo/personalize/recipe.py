@@ -69,10 +69,10 @@ class TrainingSection(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 does not clip")
     batch_pairs: int = Field(8, ge=1, description="pairs per optimizer step and process")
     max_batch_tokens: int | None = Field(
-        None, ge=1, description="input tokens in memory at once; changes no result; None is 1,024 on a CPU, else 4,096"
+        None, ge=1, description="input tokens in memory at once; None is 2,048 on a CPU, else 4,096"
     )
-    passes_at_once: int | None = Field(
-        None, ge=1, description="passes side by side on a CPU; changes no result; 1 needs the least memory"
+    strands: int | None = Field(
+        None, ge=1, description="parts of a pass side by side on a CPU; changes only which elements dropout draws"
     )
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step, each of batch_pairs pairs")
     epochs: float | None = Field(None, gt=0, description="passes over the pairs; enough for 40 steps by default")

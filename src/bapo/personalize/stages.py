@@ -294,7 +294,7 @@ def _arguments(settings: TrainingSection, pairs: int, folder: Path) -> Any:
         per_device_train_batch_size=min(settings.batch_pairs, pairs),
         gradient_accumulation_steps=settings.accumulate,
         max_batch_tokens=settings.max_batch_tokens,
-        passes_at_once=settings.passes_at_once,
+        strands=settings.strands,
         num_train_epochs=settings.epochs or _enough_epochs(settings, pairs),
         max_steps=settings.steps or -1,
         sampler=settings.sampler,
@@ -338,7 +338,7 @@ def _identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPrefe
     """Hash of all that determines the adapter; when checkpoints are saved, what is watched and how much is
     computed at once does not."""
     told = settings.model_dump(
-        exclude={"save_steps", "report_to", "part_gradient_steps", "max_batch_tokens", "passes_at_once"}
+        exclude={"save_steps", "report_to", "part_gradient_steps", "max_batch_tokens", "strands"}
     )
     groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
     content = json.dumps([told, recipe.model.adapter, anchored.reference, groups])

@@ -144,16 +144,12 @@ class Collator:
         preferences: the anchored groups that the indices speak of.
         with_base: whether base responses are part of the batch.
         max_tokens: input tokens of one `PairBatch` (a larger prompt stands alone).
-        at_once: `PairBatch`es that are worked on at the same time, and should be about equally large.
     """
 
-    def __init__(
-        self, preferences: AnchoredPreferences, *, with_base: bool, max_tokens: int | None = None, at_once: int = 1
-    ) -> None:
+    def __init__(self, preferences: AnchoredPreferences, *, with_base: bool, max_tokens: int | None = None) -> None:
         self.preferences = preferences
         self.with_base = with_base
         self.max_tokens = max_tokens
-        self.at_once = at_once
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, tuple[PairBatch, ...]]:
         """The batches, under the one key that the trainer looks for."""
@@ -161,7 +157,7 @@ class Collator:
         for group, pair in items:
             pairs_of.setdefault(group, []).append(pair)
         collated = [self._of_group(self.preferences.groups[group], own) for group, own in pairs_of.items()]
-        shares = _even_shares([batch.tokens for batch in collated], self.max_tokens, self.at_once)
+        shares = _even_shares([batch.tokens for batch in collated], self.max_tokens)
         return {"batches": tuple(join([collated[i] for i in share]) for share in shares)}
 
     def collate(self, chosen_groups: Sequence[tuple[AnchoredGroup, Sequence[int]]]) -> PairBatch:
@@ -188,15 +184,15 @@ class Collator:
         )
 
 
-def _even_shares(sizes: Sequence[int], most: int | None, at_once: int) -> list[list[int]]:
-    """Divide things of these sizes into few shares that hold at most ``most`` each, a multiple of ``at_once`` of them.
+def _even_shares(sizes: Sequence[int], most: int | None) -> list[list[int]]:
+    """Divide things of these sizes into few shares that hold at most ``most`` each.
 
     The largest first, each to the share that has least so far; a thing that is larger than ``most`` is a share alone.
 
-    >>> _even_shares([5, 3, 4, 2], most=8, at_once=2), _even_shares([5, 3, 4, 2], most=None, at_once=1)
+    >>> _even_shares([5, 3, 4, 2], most=8), _even_shares([5, 3, 4, 2], most=None)
     ([[0, 3], [1, 2]], [[0, 1, 2, 3]])
     """
-    count = at_once
+    count = 1
     while True:
         shares: list[list[int]] = [[] for _ in range(min(count, len(sizes)))]
         loads = [0] * len(shares)
@@ -207,4 +203,4 @@ def _even_shares(sizes: Sequence[int], most: int | None, at_once: int) -> list[l
         fit = (most is None or load <= most or len(own) == 1 for load, own in zip(loads, shares, strict=True))
         if all(fit) or len(shares) == len(sizes):
             return sorted(sorted(share) for share in shares)
-        count += at_once
+        count += 1

@@ -29,9 +29,9 @@ class BAPOConfig(TrainingArguments):
         objective_settings: further settings of the objective, e.g. {"penalty": 50} for dpop.
         sampler: by-prompt keeps the pairs of a prompt together, which shares the most; by-pair shuffles pairs.
         max_batch_tokens: input tokens in memory at once; a micro-batch with more is computed in several passes, which
-            changes memory and speed and no number. None takes 1,024 on a CPU and 4,096 on an accelerator.
-        passes_at_once: passes that a CPU computes side by side, each with its share of the threads. None takes as many
-            as there are threads, up to 4; 1 needs the least memory. Changes no number.
+            changes memory, speed, and which elements dropout draws. None takes 2,048 on a CPU and 4,096 elsewhere.
+        strands: parts of a pass that a CPU computes side by side, each with its share of the threads. None takes one
+            for each thread, up to 4. Changes only which elements dropout draws.
         keep_freed_memory: on a CPU, let the process keep the memory that a step frees for the next one, which saves the
             system handing it out anew (see `bapo.models.keep_freed_memory`).
         max_prompt_tokens: a longer prompt is dropped, and counted.
@@ -72,7 +72,7 @@ class BAPOConfig(TrainingArguments):
     objective_settings: dict[str, Any] = field(default_factory=dict)
     sampler: str = "by-prompt"
     max_batch_tokens: int | None = None
-    passes_at_once: int | None = None
+    strands: int | None = None
     keep_freed_memory: bool = True
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024

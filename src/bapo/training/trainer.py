@@ -16,14 +16,11 @@ from transformers import Trainer
 from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor
 from bapo.errors import BapoError
 from bapo.likelihood import (
-    MOST_AT_ONCE,
+    MOST_STRANDS,
     ResponseLogps,
     ResponseScorer,
     TokenGroup,
     evaluating,
-    passes_at_once,
-    side_by_side,
-    worth_it,
 )
 from bapo.models import (
     LoadedModel,
@@ -35,7 +32,6 @@ from bapo.models import (
     keep_freed_memory,
     lean_layers,
     load_model,
-    seeded_dropout,
 )
 from bapo.objectives import LossParts
 from bapo.preferences import Preferences
@@ -50,7 +46,7 @@ STEP_0_TOLERANCE = 0.02
 
 _PROBED_GROUPS = 4
 
-_BATCH_TOKENS = {True: 1024, False: 4096}
+_BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
 
 
@@ -142,7 +138,6 @@ class BAPOTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is a sum over pairs divided by the pairs of the whole step
         self.scorer = ResponseScorer(policy)
-        self.data_collator.at_once = self._passes_at_once(self.model)
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -227,66 +222,28 @@ class BAPOTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Forward and backward of every batch: some side by side on a CPU, else one after the other.
-
-        On a CPU the dropout of each follows a seed of its own, so that it is the same in both ways.
-        """
+        """Forward and backward of every batch, one after the other."""
         batches: tuple[PairBatch, ...] = inputs["batches"]
-        seeds: list[int] = torch.randint(2**62, (len(batches),)).tolist()
-        at_once = min(self._passes_at_once(model), len(batches))
-        even = worth_it([batch.tokens for batch in batches], at_once)
-        if at_once > 1 and even and num_items_in_batch is not None:
-            return self._passes_side_by_side(list(zip(batches, seeds, strict=True)), at_once, float(num_items_in_batch))
         loss = torch.zeros((), device=self.args.device)
-        for batch, seed in zip(batches, seeds, strict=True):
+        for batch in batches:
             # Processes meet once, at the last batch, however many each has.
             apart = self.accelerator.no_sync(model) if batch is not batches[-1] else nullcontext()
-            # What checkpointing computes again finds torch's own generator as it was, but not another.
-            seeded = self.args.device.type == "cpu" and not self.args.activation_checkpointing
-            own = seeded_dropout(seed) if seeded else nullcontext()
-            with apart, own:
+            with apart:
                 loss += super().training_step(model, {"batches": (batch,)}, num_items_in_batch)
         return loss
-
-    def _passes_at_once(self, model: nn.Module) -> int:
-        special = (
-            model is not self.model
-            or self.accelerator.num_processes > 1
-            or self.accelerator.scaler is not None
-            or self.args.activation_checkpointing
-            or self.args.part_gradient_steps
-        )
-        return 1 if special else min(passes_at_once(self.scorer.causal_lm), self.args.passes_at_once or MOST_AT_ONCE)
-
-    def _passes_side_by_side(self, seeded: list[tuple[PairBatch, int]], at_once: int, whole: float) -> Tensor:
-        """The same as one after the other: gradients and metrics are added up in the batches' order."""
-        self.model.train()
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-
-        def one_pass(batch_and_seed: tuple[PairBatch, int]) -> tuple[Tensor, Callable[[], None], tuple[Tensor, ...]]:
-            batch, seed = batch_and_seed
-            with seeded_dropout(seed):
-                loss, note = self._batch_loss(self.model, batch, 1 / whole)
-                return loss.detach(), note, torch.autograd.grad(loss, weights, materialize_grads=True)
-
-        total = torch.zeros((), device=self.args.device)
-        for loss, note, gradients in side_by_side(one_pass, seeded, at_once):
-            note()
-            total += loss
-            for weight, gradient in zip(weights, gradients, strict=True):
-                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
-        return total
 
     def _score(self, model: nn.Module, groups: tuple[TokenGroup, ...]) -> ResponseLogps:
         """Score through the wrapper that synchronizes gradients (DDP, FSDP), where there is one."""
         inner = self.accelerator.unwrap_model(model, keep_torch_compile=True)
         if inner is model:
-            return self.scorer(groups)
+            differentiated_again = self.args.activation_checkpointing or self.args.part_gradient_steps
+            alone = self.accelerator.num_processes > 1 or differentiated_again
+            return self.scorer(groups, most_strands=1 if alone else self.args.strands or MOST_STRANDS)
         original = inner.forward
 
         def score_instead(own_groups: tuple[TokenGroup, ...]) -> dict[str, Any]:
             inner.forward = original
-            scored = self.scorer(own_groups)
+            scored = self.scorer(own_groups, most_strands=1)
             return {"tokens": scored.tokens, "lengths": scored.lengths, "greedy": scored.greedy}
 
         inner.forward = score_instead

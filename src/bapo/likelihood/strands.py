@@ -1,0 +1,284 @@
+"""One row computed in strands: parts of it side by side, each with its share of a CPU's threads.
+
+A pass is a chain of operations, of which only the large products keep many threads busy; strands fill the gaps. A
+segment needs nothing of the row but the keys and values of the segments above it, so these are all that strands tell
+each other, layer by layer, and in the backward pass the gradients of these.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from bapo.likelihood.layout import Layout, Segments
+from bapo.models import dropout_seeds, seeded_dropout
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST_STRANDS = 4
+
+UNEVEN = 1.03
+"""By how much the tokens of a strand may exceed its share before prompts and their responses are parted."""
+
+_CHANGING_POSITIONS = ("dynamic", "longrope")  # rotary embeddings that rewrite their frequencies from pass to pass
+
+
+def strands_for(model: torch.nn.Module) -> int:
+    """In how many strands a model may compute a row: 1 on an accelerator, or where they could disturb each other."""
+    config = getattr(model, "config", None)
+    alone = (
+        next(model.parameters()).device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")
+        or getattr(model, "is_loaded_in_4bit", False)
+        or any(kind in str(getattr(config, "rope_parameters", "")) for kind in _CHANGING_POSITIONS)
+    )
+    return 1 if alone else min(MOST_STRANDS, torch.get_num_threads())
+
+
+class Exchange:
+    """Where strands leave things for each other; whoever takes one that is not there yet waits for it."""
+
+    def __init__(self) -> None:
+        self._left: dict[Hashable, tuple[Any, int]] = {}
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+
+    def leave(self, name: Hashable, thing: Any, takers: int = 1) -> None:
+        """Leave something that so many will take."""
+        with self._changed:
+            self._left[name] = thing, takers
+            self._changed.notify_all()
+
+    def take(self, name: Hashable) -> Any:
+        """Take what has been left, or will be; raises the error of a strand that has broken off."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error is not None or name in self._left)
+            if self._error is not None:
+                raise self._error
+            thing, takers = self._left.pop(name)
+            if takers > 1:
+                self._left[name] = thing, takers - 1
+            return thing
+
+    def break_off(self, error: BaseException) -> None:
+        """Let everybody know that something will never come."""
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+
+@dataclass(slots=True)
+class Ties:
+    """How a strand hangs together with others; segments of other strands are called by their numbers in the row.
+
+    Attributes:
+        exchange: where they meet.
+        strand: which one this is.
+        lent: own segments that other strands need: index, number, and the strands.
+        borrowed: numbers of the segments of others that this one needs; they are the last of its `Segments`.
+        layers: attention layers that its forward pass has been through.
+    """
+
+    exchange: Exchange
+    strand: int
+    lent: tuple[tuple[int, int, tuple[int, ...]], ...]
+    borrowed: tuple[int, ...]
+    layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Strand:
+    """A part of a row, laid out as a row of its own.
+
+    Attributes:
+        layout: its tokens.
+        at_P: which of the whole row's predicted tokens it predicts.
+    """
+
+    layout: Layout
+    at_P: Tensor
+
+
+def cut(layout: Layout, most: int) -> list[Strand]:
+    """Cut a row into at most so many strands of about the same number of tokens; segments stay whole."""
+    segments = layout.segments
+    owner = _even_owners(segments, most)
+    count = max(owner) + 1
+    lines, places = segments.lines(), segments.places()
+    own = [[at for at, strand in enumerate(owner) if strand == k] for k in range(count)]
+    borrowed = [sorted({up for at in own[k] for up in lines[at] if owner[up] != k}) for k in range(count)]
+    exchange = Exchange()
+    strands = []
+    for k in range(count):
+        index = {at: i for i, at in enumerate([*own[k], *borrowed[k]])}
+        lent = [(at, tuple(other for other in range(count) if at in borrowed[other])) for at in own[k]]
+        ties = Ties(exchange, k, tuple((index[at], at, to) for at, to in lent if to), tuple(borrowed[k]))
+        strands.append(_strand(layout, own[k], index, places, ties))
+    return strands
+
+
+def _strand(layout: Layout, own: Sequence[int], index: dict[int, int], places: Sequence[slice], ties: Ties) -> Strand:
+    segments, device = layout.segments, layout.input_ids.device
+    parents = (segments.parents[at] for at in index)
+    rows = list(chain.from_iterable(range(places[at].start, places[at].stop) for at in own))
+    rows_T = torch.tensor(rows, device=device)
+    row_of = torch.full((layout.tokens,), -1, device=device)
+    row_of[rows_T] = torch.arange(len(rows), device=device)
+    at_P = (row_of[layout.source_P] >= 0).nonzero()[:, 0]
+    first = {row: i for i, row in enumerate(rows)}
+    return Strand(
+        Layout(
+            input_ids=layout.input_ids[:, rows_T],
+            position_ids=layout.position_ids[:, rows_T],
+            segments=Segments(
+                lengths=tuple(segments.lengths[at] for at in index),
+                parents=tuple(index[up] if up >= 0 else -1 for up in parents),
+                kernel=segments.kernel,
+                ties=ties if ties.lent or ties.borrowed else None,
+            ),
+            source_P=row_of[layout.source_P[at_P]],
+            target_P=layout.target_P[at_P],
+            places=tuple(
+                slice(first[place.start], first[place.start] + place.stop - place.start)
+                for place in layout.places
+                if place.start < place.stop and place.start in first
+            ),
+        ),
+        at_P,
+    )
+
+
+def _even_owners(segments: Segments, most: int) -> list[int]:
+    """The strand of each segment.
+
+    Trees stay whole as long as strands come out even: the largest first, each to the strand that has least so far.
+    While they do not, the largest tree of the fullest strand is taken apart at its top.
+
+    >>> _even_owners(Segments((2, 6, 4, 5, 7), (-1, 0, 0, -1, 3)), 2)
+    [0, 0, 0, 1, 1]
+    >>> _even_owners(Segments((2, 6, 5, 3), (-1, 0, 0, 0)), 2)
+    [0, 0, 1, 1]
+    """
+    lines = segments.lines()
+    trees = [[at for at, line in enumerate(lines) if top in line] for top, up in enumerate(segments.parents) if up < 0]
+
+    def size(tree: list[int]) -> int:
+        return sum(segments.lengths[at] for at in tree)
+
+    while True:
+        shares: list[list[list[int]]] = [[] for _ in range(most)]
+        for tree in sorted(trees, key=size, reverse=True):
+            min(shares, key=lambda share: sum(map(size, share))).append(tree)
+        fullest = max(shares, key=lambda share: sum(map(size, share)))
+        apart = next((tree for tree in fullest if len(tree) > 1), None)
+        if apart is None or sum(map(size, fullest)) * most <= UNEVEN * segments.tokens:
+            owner = {at: strand for strand, share in enumerate(filter(None, shares)) for tree in share for at in tree}
+            return [owner[at] for at in range(segments.count)]
+        below = [at for at in apart[1:] if segments.parents[at] == apart[0]]
+        trees.remove(apart)
+        trees += [apart[:1], *([at for at in apart if top in lines[at]] for top in below)]
+
+
+def in_strands(
+    compute: Callable[[Layout], tuple[Tensor, Tensor]], strands: Sequence[Strand], weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What ``compute`` gives for the predicted tokens of a row, (P,) twice, computed in strands.
+
+    Args:
+        compute: gives two numbers for each predicted token of a layout; the first is differentiable.
+        strands: the row.
+        weights: what the first may be differentiated with respect to.
+    """
+    if torch.is_grad_enabled() and weights:
+        seeds = dropout_seeds(len(strands))
+        first, second = _InStrands.apply(compute, strands, seeds, *weights)
+        return first, second
+    return _whole(strands, _side_by_side(lambda strand: compute(strand.layout), strands, strands))
+
+
+class _InStrands(torch.autograd.Function):
+    """Both passes of the strands, each of which has a graph of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        compute: Callable[[Layout], tuple[Tensor, Tensor]],
+        strands: Sequence[Strand],
+        seeds: Sequence[int],
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        def one(strand_and_seed: tuple[Strand, int]) -> tuple[Tensor, Tensor]:
+            strand, seed = strand_and_seed
+            with torch.enable_grad(), seeded_dropout(seed):
+                return compute(strand.layout)
+
+        found = _side_by_side(one, list(zip(strands, seeds, strict=True)), strands)
+        ctx.strands, ctx.weights, ctx.graphs = strands, weights, [first for first, _ in found]
+        first, second = _whole(strands, [(first.detach(), second) for first, second in found])
+        ctx.mark_non_differentiable(second)
+        return first, second
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        def one(strand_and_graph: tuple[Strand, Tensor]) -> tuple[Tensor, ...]:
+            strand, graph = strand_and_graph
+            return torch.autograd.grad(graph, ctx.weights, upstream[0][strand.at_P], materialize_grads=True)
+
+        parts = _side_by_side(one, list(zip(ctx.strands, ctx.graphs, strict=True)), ctx.strands)
+        total = list(parts[0])
+        for part in parts[1:]:  # in the strands' order, whichever was ready first
+            for gradient, more in zip(total, part, strict=True):
+                gradient += more
+        return None, None, None, *total
+
+
+def _whole(strands: Sequence[Strand], found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The strands' numbers in the order of the row."""
+    order = torch.cat([strand.at_P for strand in strands]).argsort()
+    first, second = zip(*found, strict=True)
+    return torch.cat(first)[order], torch.cat(second)[order]
+
+
+def _side_by_side(work: Callable[[Item], Result], items: Sequence[Item], strands: Sequence[Strand]) -> list[Result]:
+    """The results of the work on each strand's item; an error of one ends the waiting of the others."""
+
+    def tied(item: Item) -> Result:
+        try:
+            return work(item)
+        except BaseException as error:
+            for strand in strands:
+                if strand.layout.segments.ties is not None:
+                    strand.layout.segments.ties.exchange.break_off(error)
+            raise
+
+    return list(side_by_side(tied, items))
+
+
+def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """The results of the work on each item, in order; all are worked on at the same time.
+
+    Each gets its share of torch's threads, and the caller's gradient mode and context.
+    """
+    threads, with_gradient = torch.get_num_threads(), torch.is_grad_enabled()
+
+    def one(item: Item) -> Result:
+        with torch.set_grad_enabled(with_gradient):
+            return work(item)
+
+    share = max(1, threads // len(items))
+    pool = ThreadPoolExecutor(len(items), initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        for future in [pool.submit(copy_context().run, one, item) for item in items]:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # some of torch's libraries know one number for all threads
