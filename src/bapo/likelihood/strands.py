@@ -234,10 +234,10 @@ class _InStrands(torch.autograd.Function):
             return torch.autograd.grad(graph, ctx.weights, upstream[0][strand.at_P], materialize_grads=True)
 
         parts = _side_by_side(one, list(zip(ctx.strands, ctx.graphs, strict=True)), ctx.strands)
-        total = list(parts[0])
-        for part in parts[1:]:  # in the strands' order, whichever was ready first
-            for gradient, more in zip(total, part, strict=True):
-                gradient += more
+        # In the strands' order, whichever was ready first; not in place, since some gradients may be the same memory.
+        total = parts[0]
+        for part in parts[1:]:
+            total = tuple(gradient + more for gradient, more in zip(total, part, strict=True))
         return None, None, None, *total
 
 
@@ -268,6 +268,9 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> Itera
 
     Each gets its share of torch's threads, and the caller's gradient mode and context.
     """
+    if len(items) <= 1:
+        yield from map(work, items)
+        return
     threads, with_gradient = torch.get_num_threads(), torch.is_grad_enabled()
 
     def one(item: Item) -> Result:

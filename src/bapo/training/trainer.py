@@ -194,30 +194,22 @@ class BAPOTrainer(Trainer):
         whole = float(num_items_in_batch) if num_items_in_batch is not None else float(sum(map(len, batches)))
         # Gradients are averaged over processes, and this loss is already divided by the pairs of all of them.
         share = (self.accelerator.num_processes if num_items_in_batch is not None else 1) / whole
-        losses = []
-        for batch in batches:
-            loss, note = self._batch_loss(model, batch, share)
-            note()
-            losses.append(loss)
-        total = torch.stack(losses).sum()
+        total = torch.stack([self._batch_loss(model, batch, share) for batch in batches]).sum()
         return (total, None) if return_outputs else total
 
-    def _batch_loss(self, model: nn.Module, batch: PairBatch, share: float) -> tuple[Tensor, Callable[[], None]]:
-        """One batch's part of the loss, and what notes its metrics."""
+    def _batch_loss(self, model: nn.Module, batch: PairBatch, share: float) -> Tensor:
+        """One batch's part of the loss; its metrics are noted."""
         pairs, base = batch.split(self._score(model, batch.groups))
         parts = self.objective(pairs, base)
         self._stop_if_broken(parts)
-
-        def note() -> None:
-            mode = "train" if self.model.training else "eval"
-            add_pair_metrics(self._sums[mode], pairs, parts, self.objective.beta)
-            if base is not None:
-                add_base_metrics(self._sums[mode], base, parts)
-            if mode == "train":
-                self._work.add(len(batch), batch.tokens)
-                self._add_part_gradients(parts, base, share)
-
-        return self.objective.total(parts, base) * share, note
+        mode = "train" if self.model.training else "eval"
+        add_pair_metrics(self._sums[mode], pairs, parts, self.objective.beta)
+        if base is not None:
+            add_base_metrics(self._sums[mode], base, parts)
+        if mode == "train":
+            self._work.add(len(batch), batch.tokens)
+            self._add_part_gradients(parts, base, share)
+        return self.objective.total(parts, base) * share
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -232,13 +224,21 @@ class BAPOTrainer(Trainer):
                 loss += super().training_step(model, {"batches": (batch,)}, num_items_in_batch)
         return loss
 
+    @property
+    def _most_strands(self) -> int:
+        one = (
+            self.accelerator.num_processes > 1
+            or self.args.activation_checkpointing  # goes through attention a second time
+            or self.args.part_gradient_steps  # goes through the backward pass several times
+            or not self.args.disable_dropout  # of the model, whose draws have no seed of a strand
+        )
+        return 1 if one else self.args.strands or MOST_STRANDS
+
     def _score(self, model: nn.Module, groups: tuple[TokenGroup, ...]) -> ResponseLogps:
         """Score through the wrapper that synchronizes gradients (DDP, FSDP), where there is one."""
         inner = self.accelerator.unwrap_model(model, keep_torch_compile=True)
         if inner is model:
-            differentiated_again = self.args.activation_checkpointing or self.args.part_gradient_steps
-            alone = self.accelerator.num_processes > 1 or differentiated_again
-            return self.scorer(groups, most_strands=1 if alone else self.args.strands or MOST_STRANDS)
+            return self.scorer(groups, most_strands=self._most_strands)
         original = inner.forward
 
         def score_instead(own_groups: tuple[TokenGroup, ...]) -> dict[str, Any]:
