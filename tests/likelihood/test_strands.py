@@ -73,6 +73,19 @@ def test_a_cut_row_has_every_token_once_and_its_strands_are_even() -> None:
         assert torch.equal(predicting, layout.input_ids[0, layout.source_P[strand.at_P]])
 
 
+@pytest.mark.parametrize("responses", [((7,), (8,), (9,)), ((7,),), ((7, 8), (9,), (10,))])
+def test_responses_of_one_token_make_no_strand(responses: tuple[tuple[int, ...], ...], three_threads: None) -> None:
+    batch = [TokenGroup((4, 5, 6), responses)]
+    policy = with_lora(tiny_model("llama"))
+    scorer = ResponseScorer(policy)
+    one, many = scorer(batch, most_strands=1).summed(), scorer(batch).summed()
+    torch.testing.assert_close(many, one, rtol=1e-5, atol=1e-5)
+    many.sum().backward()
+    found = gradients(policy)
+    one.sum().backward()
+    assert relative_gap(found, gradients(policy)) < 1e-5
+
+
 def test_scores_without_gradient_do_not_depend_on_strands(three_threads: None) -> None:
     scorer, batch = ResponseScorer(tiny_model("gemma2-softcap-window")), groups(seed=2, prompts=8)
     many = scorer.score(batch, max_tokens=160)

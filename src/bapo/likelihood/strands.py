@@ -165,27 +165,38 @@ def _even_owners(segments: Segments, most: int) -> list[int]:
 
     >>> _even_owners(Segments((2, 6, 4, 5, 7), (-1, 0, 0, -1, 3)), 2)
     [0, 0, 0, 1, 1]
-    >>> _even_owners(Segments((2, 6, 5, 3), (-1, 0, 0, 0)), 2)
-    [0, 0, 1, 1]
+    >>> _even_owners(Segments((2, 6, 5, 3, 0), (-1, 0, 0, 0, 0)), 2)
+    [0, 0, 1, 1, 0]
     """
     lines = segments.lines()
-    trees = [[at for at, line in enumerate(lines) if top in line] for top, up in enumerate(segments.parents) if up < 0]
+    trees = [
+        [at for at, line in enumerate(lines) if line[0] == top] for top, up in enumerate(segments.parents) if up < 0
+    ]
 
     def size(tree: list[int]) -> int:
         return sum(segments.lengths[at] for at in tree)
 
+    def branches(tree: list[int]) -> list[list[int]]:
+        """The trees under its top, but for responses of one token, which take no place and stay."""
+        under = ([at for at in tree if up in lines[at]] for up in tree[1:] if segments.parents[up] == tree[0])
+        return [branch for branch in under if size(branch)]
+
     while True:
         shares: list[list[list[int]]] = [[] for _ in range(most)]
+        loads = [0] * most
         for tree in sorted(trees, key=size, reverse=True):
-            min(shares, key=lambda share: sum(map(size, share))).append(tree)
-        fullest = max(shares, key=lambda share: sum(map(size, share)))
-        apart = next((tree for tree in fullest if len(tree) > 1), None)
-        if apart is None or sum(map(size, fullest)) * most <= UNEVEN * segments.tokens:
+            emptiest = loads.index(min(loads))
+            shares[emptiest].append(tree)
+            loads[emptiest] += size(tree)
+        even = max(loads) * most <= UNEVEN * segments.tokens
+        fullest = shares[loads.index(max(loads))]
+        apart = None if even else next((tree for tree in fullest if branches(tree)), None)
+        if apart is None:
             owner = {at: strand for strand, share in enumerate(filter(None, shares)) for tree in share for at in tree}
             return [owner[at] for at in range(segments.count)]
-        below = [at for at in apart[1:] if segments.parents[at] == apart[0]]
+        parted = set(chain.from_iterable(branches(apart)))
         trees.remove(apart)
-        trees += [apart[:1], *([at for at in apart if top in lines[at]] for top in below)]
+        trees += [[at for at in apart if at not in parted], *branches(apart)]
 
 
 def in_strands(
