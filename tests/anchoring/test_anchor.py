@@ -20,7 +20,7 @@ from bapo.anchoring import (
 )
 from bapo.anchoring.store import group_key
 from bapo.errors import BapoError
-from bapo.likelihood import ResponseScorer, TokenGroup, side_by_side
+from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat, LoadedModel, add_lora
 from bapo.preferences import Message, Pair, Preferences, group_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -160,24 +160,6 @@ def test_finished_responses_leave_their_batch_and_change_nothing(
     whole = [generate_batch(model, [prompt], settings, [end])[0] for prompt in prompts]
     monkeypatch.setattr("bapo.anchoring.generate.STAGE", 4)
     assert generate_batch(model, prompts, settings, [end]) == whole
-
-
-def test_greedy_responses_are_those_of_one_thread_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, settings = tiny_model("llama"), GenerationSettings(20)
-    prompts = [tuple(range(5, 5 + n)) for n in (9, 3, 14, 6, 11, 4, 8)]
-    whole = generate_batch(model, prompts, settings, [259])
-    parts = []
-    monkeypatch.setattr("bapo.anchoring.generate.LEAST_SHARE", 1)
-    monkeypatch.setattr(
-        "bapo.anchoring.generate.side_by_side", lambda w, own: parts.append(own) or side_by_side(w, own)
-    )
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        assert generate_batch(model, prompts, settings, [259]) == whole
-    finally:
-        torch.set_num_threads(before)
-    assert [len(part) for part in parts[0]] == [3, 3, 1]
 
 
 def test_sampled_base_responses_are_several_and_repeat_with_their_seed(tmp_path: Path) -> None:

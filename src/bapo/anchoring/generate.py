@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bapo.errors import BapoError
-from bapo.likelihood import TokenIds, evaluating, side_by_side, strands_for
+from bapo.likelihood import TokenIds, evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +58,6 @@ class Response:
 GENERATION_TOKENS = 32768
 """Tokens of prompts and longest responses, padding included, that are generated together."""
 
-LEAST_SHARE = 8
-"""Prompts that are worth a share of the threads."""
-
 STAGE = 32
 """Tokens after which responses that have ended leave their batch."""
 
@@ -92,22 +87,8 @@ def generate_batch(
 ) -> list[tuple[Response, ...]]:
     """Responses to each prompt of one batch. Sampling depends on the seed and the batch's prompts alone.
 
-    On a CPU, greedy responses to shares of the prompts are generated side by side.
+    `generate` runs `STAGE` tokens at a time, and rows that have ended leave the batch and its cache in between.
     """
-    shares = strands_for(model) if settings.temperature == 0 else 1  # what is sampled draws from one generator
-    each = max(LEAST_SHARE, math.ceil(len(prompts) / shares))
-    parts = [prompts[start : start + each] for start in range(0, len(prompts), each)]
-    devices = [model.device] if model.device.type == "cuda" else []
-    with evaluating(model), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(_seed(settings.seed, prompts))
-        found = side_by_side(lambda part: _generate(model, part, settings, end_ids), parts)
-        return list(chain.from_iterable(found))
-
-
-def _generate(
-    model: Any, prompts: Sequence[TokenIds], settings: GenerationSettings, end_ids: Sequence[int]
-) -> list[tuple[Response, ...]]:
-    """`generate`, `STAGE` tokens at a time; rows that have ended leave the batch and its cache in between."""
     pad = end_ids[0]
     rows = [prompt for prompt in prompts for _ in range(settings.responses)]
     width = max(map(len, rows))
@@ -116,31 +97,34 @@ def _generate(
     how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if settings.temperature > 0:
         how = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    devices = [model.device] if model.device.type == "cuda" else []
     found: list[Response | None] = [None] * len(rows)
     alive, cache, made = list(range(len(rows))), None, 0
-    while alive:
-        stage = min(STAGE, settings.max_new_tokens - made)
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            max_new_tokens=stage,
-            return_dict_in_generate=True,
-            eos_token_id=list(end_ids),
-            pad_token_id=pad,
-            repetition_penalty=1.0,
-            **how,
-        )
-        made += stage
-        responses = [_cut(row, end_ids) for row in out.sequences[:, width:].tolist()]
-        going = [i for i, own in enumerate(responses) if not own.ended and made < settings.max_new_tokens]
-        for place, own in zip(alive, responses, strict=True):
-            found[place] = own
-        alive = [alive[i] for i in going]
-        if alive:
-            kept = torch.tensor(going, device=model.device)
-            ids, cache = out.sequences[kept], _rows_of(out.past_key_values, kept)
-            mask = torch.cat([mask[kept], mask.new_ones(len(going), stage)], dim=1)
+    with evaluating(model), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_seed(settings.seed, prompts))
+        while alive:
+            stage = min(STAGE, settings.max_new_tokens - made)
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                max_new_tokens=stage,
+                return_dict_in_generate=True,
+                eos_token_id=list(end_ids),
+                pad_token_id=pad,
+                repetition_penalty=1.0,
+                **how,
+            )
+            made += stage
+            responses = [_cut(row, end_ids) for row in out.sequences[:, width:].tolist()]
+            going = [i for i, own in enumerate(responses) if not own.ended and made < settings.max_new_tokens]
+            for place, own in zip(alive, responses, strict=True):
+                found[place] = own
+            alive = [alive[i] for i in going]
+            if alive:
+                kept = torch.tensor(going, device=model.device)
+                ids, cache = out.sequences[kept], _rows_of(out.past_key_values, kept)
+                mask = torch.cat([mask[kept], mask.new_ones(len(going), stage)], dim=1)
     complete = [own for own in found if own is not None]
     return [tuple(complete[i : i + settings.responses]) for i in range(0, len(complete), settings.responses)]
 

@@ -2,7 +2,7 @@
 
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
 from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
-from bapo.likelihood.strands import MOST_STRANDS, side_by_side, strands_for
+from bapo.likelihood.strands import MOST_STRANDS
 
 __all__ = [
     "MOST_STRANDS",
@@ -13,6 +13,4 @@ __all__ = [
     "TokenIds",
     "evaluating",
     "share_headers",
-    "side_by_side",
-    "strands_for",
 ]

@@ -279,9 +279,6 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> Itera
 
     Each gets its share of torch's threads, and the caller's gradient mode and context.
     """
-    if len(items) <= 1:
-        yield from map(work, items)
-        return
     threads, with_gradient = torch.get_num_threads(), torch.is_grad_enabled()
 
     def one(item: Item) -> Result:
