@@ -287,7 +287,7 @@ def facts_of(name: str, workload: Workload) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": steps[0].name, "steps": len(steps)}
     facts["pairs"] = mean(step.pair_count for step in steps)
     facts["prompts"] = len(steps[0].groups)
-    facts["tokens"] = [[group.tokens.cost + len(group.bases[0].ids) - 1 for group in step.groups] for step in steps]
+    facts["tokens"] = [[_tokens_of(group) for group in step.groups] for step in steps]
 
     def work() -> None:
         for step in range(len(steps)):
@@ -298,6 +298,13 @@ def facts_of(name: str, workload: Workload) -> dict[str, Any]:
         torch.set_num_threads(1)  # the counter sees its own thread only
     facts["operations"] = counted_operations(work) / len(steps)
     return facts | {"loss": compared_loss(name, workload)}
+
+
+def _tokens_of(group: AnchoredGroup) -> int:
+    """Input tokens that a prompt, the responses of its pairs and its base response take in our row."""
+    compared = {response for pair in group.pairs for response in pair}
+    responses = (*(group.tokens.responses[i] for i in compared), group.bases[0].ids)
+    return TokenGroup(group.tokens.prompt, responses).cost
 
 
 class Worker:
