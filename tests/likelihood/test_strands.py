@@ -86,6 +86,13 @@ def test_responses_of_one_token_make_no_strand(responses: tuple[tuple[int, ...],
     assert relative_gap(found, gradients(policy)) < 1e-5
 
 
+def test_a_long_prompt_with_short_responses_is_not_cut() -> None:
+    layout = lay_out([TokenGroup(tuple(range(5, 95)), ((1, 2, 3), (4, 5, 6)))])
+    assert [strand.layout.tokens for strand in cut(layout, 2)] == [layout.tokens]
+    even = lay_out([TokenGroup(tuple(range(5, 35)), (tuple(range(30)), tuple(range(31)), tuple(range(32))))])
+    assert [strand.layout.tokens for strand in cut(even, 2)] == [60, 60]
+
+
 def test_scores_without_gradient_do_not_depend_on_strands(three_threads: None) -> None:
     scorer, batch = ResponseScorer(tiny_model("gemma2-softcap-window")), groups(seed=2, prompts=8)
     many = scorer.score(batch, max_tokens=160)

@@ -91,16 +91,14 @@ class ResponseScorer:
             return self._score_plainly(groups)
         layout = lay_out(groups, self.causal_lm.device)
         layout.segments.kernel = self.kernel
-        strands = cut(layout, min(most_strands, self._strands()))
-        if len(strands) == 1:
+        most = min(most_strands, strands_for(self.causal_lm)) if self.kernel == "split" else 1
+        strands = cut(layout, most) if most > 1 else []
+        if len(strands) <= 1:
             tokens, greedy = self._compute(layout)
         else:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             tokens, greedy = in_strands(self._compute, strands, trained)
         return ResponseLogps(tokens, tuple(len(response) for group in groups for response in group.responses), greedy)
-
-    def _strands(self) -> int:
-        return strands_for(self.causal_lm) if self.kernel == "split" else 1
 
     def _compute(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Of each predicted token its log-prob, and whether none is likelier."""
