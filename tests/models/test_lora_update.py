@@ -1,13 +1,15 @@
 """The fused low-rank update against PEFT's own layers."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from bapo.models import GradientRows, add_lora, fuse_lora, noting
-from bapo.models.lora_update import SharedDropout, _LoraLinear, _LowRankUpdate, drawn_places
+from bapo.models.lora_update import LoraInput, SharedInputs, _LoraLinear, _LowRankUpdate, drawn_places
+from bapo.models.remade import note_recipe, recipe_of
 from tests.tiny import tiny_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -59,17 +61,11 @@ def test_the_gradient_is_the_derivative(masked):
     inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((3, 4), (3, 5), (2, 5), (4, 2))]
     places = torch.tensor([0, 7, 7, 14]) if masked else None
 
-    def without_places(x):
-        dropped = x.detach().clone()
-        if places is not None:
-            dropped.view(-1)[places] = 0
-        return dropped
-
     def update(result, x, a, b):
-        return _LowRankUpdate.apply(result, x, a, b, without_places(x), places, 1.7)
+        return _LowRankUpdate.apply(result, x, a, b, LoraInput(x, places), 1.7)
 
     def whole_layer(weight, x, a, b):
-        return _LoraLinear.apply(x, weight.detach(), None, a, b, without_places(x), places, 1.7)
+        return _LoraLinear.apply(x, weight.detach(), None, a, b, LoraInput(x, places), 1.7)
 
     assert torch.autograd.gradcheck(update, inputs)
     weight = torch.randn(4, 5, dtype=torch.float64)
@@ -80,13 +76,11 @@ def test_rows_that_no_gradient_reaches_are_left_out_and_nothing_changes():
     torch.manual_seed(0)
     x, a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((9, 5), (2, 5), (4, 2)))
     weight, places = torch.randn(4, 5, dtype=torch.float64), torch.tensor([3, 20, 44])
-    dropped = x.detach().clone()
-    dropped.view(-1)[places] = 0
     upstream = torch.randn(9, 4, dtype=torch.float64)
     upstream[2:4] = upstream[7:] = 0
     rows = GradientRows(9)
     with noting(rows):
-        output = _LoraLinear.apply(x, weight, None, a, b, dropped, places, 1.7)
+        output = _LoraLinear.apply(x, weight, None, a, b, LoraInput(x, places), 1.7)
     expected = torch.autograd.grad(output, (x, a, b), upstream, retain_graph=True)
     rows.leave_out([slice(2, 4), slice(7, 9)])
     found = torch.autograd.grad(output, (x, a, b), upstream, retain_graph=True)
@@ -113,10 +107,10 @@ def test_places_are_drawn_with_their_probability_and_independently(probability):
 def test_the_dropped_input_has_zeros_at_its_places_and_the_input_elsewhere():
     torch.manual_seed(0)
     x = torch.rand(64, 64).T + 1
-    dropped, places = SharedDropout()(x, 0.3)
+    dropped = SharedInputs()(x, 0.3)
     expected = x.clone(memory_format=torch.contiguous_format).view(-1)
-    expected[places] = 0
-    assert torch.equal(dropped.view(-1), expected)
+    expected[dropped.places] = 0
+    assert torch.equal(dropped.tensor.view(-1), expected)
     assert x.all()
 
 
@@ -131,11 +125,48 @@ def test_few_places_lie_within_the_count(count):
 
 def test_layers_that_read_the_same_input_share_a_dropped_copy_and_others_do_not():
     torch.manual_seed(0)
-    drop, x, y = SharedDropout(), torch.ones(64, 64), torch.ones(64, 64)
-    first, _ = drop(x, 0.5)
-    assert drop(x, 0.5)[0] is first
-    assert not torch.equal(drop(y, 0.5)[0], first)
-    assert not torch.equal(drop(x, 0.5)[0], first)  # a later step draws anew
+    drop, x, y = SharedInputs(), torch.ones(64, 64), torch.ones(64, 64)
+    first = drop(x, 0.5)
+    assert drop(x, 0.5) is first
+    assert not torch.equal(drop(y, 0.5).tensor, first.tensor)
+    assert not torch.equal(drop(x, 0.5).tensor, first.tensor)  # a later step draws anew
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_input_that_can_be_made_again_is_made_once_for_all_layers_and_changes_nothing(masked):
+    torch.manual_seed(0)
+    double = partial(torch.randn, dtype=torch.float64, requires_grad=True)
+    z, weights = double(3, 5), [(double(4, 5).detach(), double(2, 5), double(4, 2)) for _ in range(2)]
+    places, made = torch.tensor([0, 7, 14]) if masked else None, []
+
+    def sine(z):
+        made.append(z)
+        return torch.sin(z)
+
+    def outputs(with_recipe):
+        x = torch.sin(z)
+        if with_recipe:
+            note_recipe(x, sine, z)
+        common = LoraInput(x, places)
+        return torch.cat([_LoraLinear.apply(x, weight, None, a, b, common, 1.7) for weight, a, b in weights])
+
+    trained = [z, *(w for _, a, b in weights for w in (a, b))]
+    expected, found = outputs(False), outputs(True)
+    upstream = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, trained, upstream)
+    for passes in (1, 2):
+        gradients = torch.autograd.grad(found, trained, upstream, retain_graph=True)
+        assert all(map(torch.equal, gradients, expected_gradients))
+        assert len(made) == passes
+
+
+def test_an_input_that_was_changed_since_is_not_made_again():
+    z = torch.ones(3, 5, requires_grad=True)
+    x = note_recipe(torch.sin(z), torch.sin, z)
+    assert recipe_of(x) is not None
+    x.mul_(2)
+    assert recipe_of(x) is None
+    assert torch.equal(LoraInput(x).kept[0], x)
 
 
 def test_dropout_follows_the_seed_and_is_off_in_evaluation():

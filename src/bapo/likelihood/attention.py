@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from bapo.likelihood.layout import Segments
-from bapo.models import rows_of
+from bapo.models import reusable_empty, rows_of
 
 if TYPE_CHECKING:
     from bapo.likelihood.strands import Ties
@@ -222,7 +222,7 @@ class _SplitAttention(torch.autograd.Function):
         segments: Segments,
     ) -> Tensor:
         key_heads, heads_per_key = key.shape[1], query.shape[1] // key.shape[1]
-        output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+        output = reusable_empty(query, (1, query.shape[2], query.shape[1], value.shape[-1]))
         for seen in segments.seen():
             own = seen[-1]
             length = own.stop - own.start

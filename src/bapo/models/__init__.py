@@ -3,7 +3,7 @@
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, cache_folder, embedded_gguf
 from bapo.models.fingerprint import model_fingerprint, tokenizer_fingerprint
-from bapo.models.freed_memory import keep_freed_memory
+from bapo.models.freed_memory import keep_freed_memory, reusable_empty
 from bapo.models.gradient_rows import GradientRows, noting, rows_of
 from bapo.models.lean_layers import lean_layers
 from bapo.models.loading import (
@@ -45,6 +45,7 @@ __all__ = [
     "model_fingerprint",
     "noting",
     "resolve_precision",
+    "reusable_empty",
     "rows_of",
     "seeded_dropout",
     "tokenizer_fingerprint",

@@ -2,7 +2,8 @@
 
 `transformers` writes them as chains of small operations, each of which keeps its own input: a root-mean-square norm
 keeps its input in float32 and again normed, a gated unit keeps the activated gate that the gate alone would give again.
-Here each is one operation that keeps what came in. A layer is changed only if it then gives the same output to the bit.
+Here each is one operation that keeps what came in, and says how its output can be made again of that, so that adapters
+need not keep it either. A layer is changed only if it then gives the same output to the bit.
 
 Shape suffixes: D hidden size.
 """
@@ -14,18 +15,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from bapo.models.freed_memory import reusable_empty
+from bapo.models.remade import note_recipe
 
 
 class _RMSNorm(torch.autograd.Function):
-    """weight * (x / sqrt(mean(x^2) + eps)), with a constant weight; inside in float32."""
+    """weight * (x * scale) with a constant weight and scale = 1 / sqrt(mean(x^2) + eps), in float32; and that scale."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        precise = x.to(torch.float32)
-        scale = torch.rsqrt(precise.pow(2).mean(-1, keepdim=True) + eps)
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        precise = reusable_empty(x, dtype=torch.float32).copy_(x)
+        squares = torch.mul(precise, precise, out=reusable_empty(precise))
+        scale = torch.rsqrt(squares.mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight_D, scale)
-        return weight_D * (precise * scale).to(x.dtype)
+        ctx.mark_non_differentiable(scale)
+        return _weighted(precise.mul_(scale), weight_D, x), scale
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -36,19 +41,33 @@ class _RMSNorm(torch.autograd.Function):
         return (gradient - normed.mul_(along)).mul_(scale).to(x.dtype), None, None
 
 
+def _scaled(x: Tensor, weight_D: Tensor, scale: Tensor) -> Tensor:
+    return _weighted(reusable_empty(x, dtype=torch.float32).copy_(x).mul_(scale), weight_D, x)
+
+
+def _weighted(precise: Tensor, weight_D: Tensor, like: Tensor) -> Tensor:
+    normed = reusable_empty(like).copy_(precise)
+    return normed.mul_(weight_D) if weight_D.dtype == normed.dtype else weight_D * normed
+
+
 class _GatedUnit(torch.autograd.Function):
     """silu(gate) * up."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return _gated(gate, up)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         of_gate = torch.ops.aten.silu_backward(upstream[0] * up, gate)
-        return of_gate, F.silu(gate).mul_(upstream[0])
+        return of_gate, _gated(gate, upstream[0])
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    activated: Tensor = torch.ops.aten.silu.out(gate, out=reusable_empty(gate))
+    return activated.mul_(up)
 
 
 class _LeanNorm:
@@ -61,8 +80,8 @@ class _LeanNorm:
     def __call__(self, hidden_states: Tensor) -> Tensor:
         if self.norm.weight.requires_grad:
             return self.original(hidden_states)
-        output: Tensor = _RMSNorm.apply(hidden_states, self.norm.weight, self.eps)
-        return output
+        output, scale = _RMSNorm.apply(hidden_states, self.norm.weight, self.eps)
+        return note_recipe(output, _scaled, hidden_states, self.norm.weight, scale)
 
 
 class _LeanFeedForward:
@@ -72,7 +91,8 @@ class _LeanFeedForward:
         self.layer = layer
 
     def __call__(self, x: Tensor) -> Tensor:
-        output: Tensor = self.layer.down_proj(_GatedUnit.apply(self.layer.gate_proj(x), self.layer.up_proj(x)))
+        gate, up = self.layer.gate_proj(x), self.layer.up_proj(x)
+        output: Tensor = self.layer.down_proj(note_recipe(_GatedUnit.apply(gate, up), _gated, gate, up))
         return output
 
 

@@ -2,9 +2,9 @@
 
 PEFT computes x + dropout(x) A^T B^T in the adapter's float32: it copies every input to float32, draws a random number
 per element for each layer, and keeps all of these for the backward pass. Here the products run in the model's own
-precision (what autocast would do), and the layers that read the same input share one dropped copy of it; kept beside it
-are the places of the dropped elements, nothing else of the input's size. Adapter weights and their gradients stay
-float32.
+precision (what autocast would do), and the layers that read the same input share one dropped copy of it. Kept are that
+copy, or only what it can be made of again where somebody has said so, and the places of the dropped elements. Adapter
+weights and their gradients stay float32.
 
 Shape suffixes: D inputs, O outputs, R rank.
 """
@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from bapo.models.freed_memory import reusable_empty
 from bapo.models.gradient_rows import rows_of
+from bapo.models.remade import recipe_of
 
 _generator: ContextVar[torch.Generator | None] = ContextVar("generator", default=None)
 
@@ -44,25 +45,72 @@ def dropout_seeds(count: int) -> list[int]:
     return seeds
 
 
-class SharedDropout(threading.local):
-    """Drops elements of an input; layers that read the same input get the same dropped input. Of one thread."""
+class LoraInput:
+    """What the adapters of layers with a common input multiply: the input with zeros in it, not scaled up.
+
+    Args:
+        x: the input.
+        places: flat indices of the zeros; None where there are none.
+
+    Attributes:
+        tensor: the result.
+        kept: what a backward pass needs, beside the places, to have it again.
+        again: gives it again.
+    """
+
+    def __init__(self, x: Tensor, places: Tensor | None = None) -> None:
+        recipe = recipe_of(x)
+        self.places = places
+        self.tensor = x.detach() if places is None else _zero_at(_copied(x), places)
+        self.kept = (self.tensor,) if recipe is None else recipe.ingredients
+        self.again = _Again(None if recipe is None else recipe.make)
+
+
+class _Again:
+    """Makes the tensor of a `LoraInput` again, once for all who need it in a backward pass."""
+
+    def __init__(self, make: Callable[..., Tensor] | None) -> None:
+        self._make = make
+        self._users = self._waiting = 0
+        self._tensor: Tensor | None = None
+
+    def will_be_needed(self) -> None:
+        """Count one more who will need it."""
+        self._users += 1
+
+    def __call__(self, places: Tensor | None, *kept: Tensor) -> Tensor:
+        if self._make is None:
+            return kept[0]
+        if self._tensor is None:
+            self._tensor, self._waiting = self._make(*kept), self._users
+            if places is not None:
+                _zero_at(self._tensor, places)
+        tensor = self._tensor
+        self._waiting -= 1
+        if not self._waiting:
+            self._tensor = None
+        return tensor
+
+
+class SharedInputs(threading.local):
+    """Layers that read the same input get the same `LoraInput`. Of one thread."""
 
     def __init__(self) -> None:
         self._input: weakref.ref[Tensor] | None = None
         self._probability = 0.0
-        self._dropped: tuple[Tensor, Tensor] | None = None
+        self._last: LoraInput | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return SharedDropout, ()  # a copied model has one of its own
+        return SharedInputs, ()  # a copied model has one of its own
 
-    def __call__(self, x: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-        """The input with zeros in it, not scaled up, and where they are; drawn as `seeded_dropout` says, if it does."""
+    def __call__(self, x: Tensor, probability: float) -> LoraInput:
+        """The input for adapters that drop its elements with this probability, drawn as `seeded_dropout` says."""
         same = self._input is not None and self._input() is x and self._probability == probability
-        if not same or self._dropped is None:
+        if not same or self._last is None:
             self._input, self._probability = weakref.ref(x), probability
-            places = drawn_places(x.numel(), probability, x.device)
-            self._dropped = _zero_at(x.detach().clone(memory_format=torch.contiguous_format), places), places
-        return self._dropped
+            places = drawn_places(x.numel(), probability, x.device) if probability else None
+            self._last = LoraInput(x, places)
+        return self._last
 
 
 def drawn_places(count: int, probability: float, device: torch.device) -> Tensor:
@@ -87,6 +135,10 @@ def drawn_places(count: int, probability: float, device: torch.device) -> Tensor
     return torch.where(within, places, places[:1].clamp(max=count - 1)).to(small)
 
 
+def _copied(x: Tensor) -> Tensor:
+    return reusable_empty(x).copy_(x.detach())
+
+
 def _zero_at(contiguous: Tensor, places: Tensor) -> Tensor:
     """The tensor itself, with zeros put at flat indices."""
     contiguous.view(-1).index_fill_(0, places.long(), 0)
@@ -94,7 +146,7 @@ def _zero_at(contiguous: Tensor, places: Tensor) -> Tensor:
 
 
 class _LowRankUpdate(torch.autograd.Function):
-    """result + scale * dropped A^T B^T, in the precision of x; ``dropped`` is x with zeros at ``places``."""
+    """result + scale * dropped A^T B^T, in the precision of x; ``dropped`` is x with zeros in it."""
 
     @staticmethod
     def forward(
@@ -103,17 +155,16 @@ class _LowRankUpdate(torch.autograd.Function):
         x: Tensor,
         a_RD: Tensor,
         b_OR: Tensor,
-        dropped: Tensor,
-        places: Tensor | None,
+        dropped: LoraInput,
         scale: float,
     ) -> Tensor:
-        inner, b = _keep_for_backward(ctx, x, a_RD, b_OR, dropped, places, scale)
+        inner, b = _keep_for_backward(ctx, x, a_RD, b_OR, dropped, scale)
         return torch.addmm(result.reshape(-1, b.shape[0]), inner, b.mT.to(result.dtype)).view(result.shape)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_a, of_b = _gradients(ctx, upstream[0].to(ctx.saved_tensors[0].dtype), ctx.needs_input_grad[1])
-        return upstream[0], of_x, of_a, of_b, None, None, None
+        return upstream[0], of_x, of_a, of_b, None, None
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -127,39 +178,44 @@ class _LoraLinear(torch.autograd.Function):
         bias_O: Tensor | None,
         a_RD: Tensor,
         b_OR: Tensor,
-        dropped: Tensor,
-        places: Tensor | None,
+        dropped: LoraInput,
         scale: float,
     ) -> Tensor:
-        inner, b = _keep_for_backward(ctx, x, a_RD, b_OR, dropped, places, scale)
+        inner, b = _keep_for_backward(ctx, x, a_RD, b_OR, dropped, scale)
         ctx.weight = weight_OD
-        result = F.linear(x, weight_OD, bias_O)
+        result = _product(x.reshape(-1, x.shape[-1]), weight_OD.mT, bias_O).view(*x.shape[:-1], weight_OD.shape[0])
         result.view(-1, b.shape[0]).addmm_(inner, b.mT)
         return result
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_a, of_b = _gradients(ctx, upstream[0], ctx.needs_input_grad[0], ctx.weight)
-        return of_x, None, None, of_a, of_b, None, None, None
+        return of_x, None, None, of_a, of_b, None, None
 
 
 def _keep_for_backward(
-    ctx: Any, x: Tensor, a_RD: Tensor, b_OR: Tensor, dropped: Tensor, places: Tensor | None, scale: float
+    ctx: Any, x: Tensor, a_RD: Tensor, b_OR: Tensor, dropped: LoraInput, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The inner product dropped A^T, and scale * B, in the precision of x."""
     a, b = a_RD.to(x.dtype), b_OR.to(x.dtype) * scale
-    dropped = dropped.reshape(-1, a.shape[1])
-    inner = dropped @ a.mT
-    ctx.save_for_backward(dropped, inner, a_RD, b_OR, places)
-    ctx.scale, ctx.shape, ctx.rows = scale, x.shape, rows_of(x)
+    inner = _product(dropped.tensor.reshape(-1, a.shape[1]), a.mT)
+    ctx.save_for_backward(inner, a_RD, b_OR, dropped.places, *dropped.kept)
+    ctx.scale, ctx.shape, ctx.rows, ctx.dropped_again = scale, x.shape, rows_of(x), dropped.again
+    dropped.again.will_be_needed()
     return inner, b
+
+
+def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+    out = reusable_empty(left, (left.shape[0], right.shape[1]))
+    return torch.mm(left, right, out=out) if bias is None else torch.addmm(bias, left, right, out=out)
 
 
 def _gradients(
     ctx: Any, upstream: Tensor, of_input: bool, weight_OD: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients with respect to the input (with that of the constant weight, where one is given), to A and to B."""
-    dropped, inner, a_RD, b_OR, places = ctx.saved_tensors
+    inner, a_RD, b_OR, places, *kept = ctx.saved_tensors
+    dropped = ctx.dropped_again(places, *kept).reshape(-1, a_RD.shape[1])
     a, b = a_RD.to(dropped.dtype), b_OR.to(dropped.dtype) * ctx.scale
     runs = ctx.rows.runs
     gradients = [upstream.reshape(-1, b.shape[0])[run] for run in runs]
@@ -198,7 +254,7 @@ def fuse_lora(model: nn.Module) -> int:
         kinds = (Linear, Linear4bit)
     except ImportError:
         pass
-    shared = SharedDropout()
+    shared = SharedInputs()
     layers = [module for module in model.modules() if type(module) in kinds]
     for layer in layers:
         if "forward" not in vars(layer):
@@ -209,8 +265,8 @@ def fuse_lora(model: nn.Module) -> int:
 class _FusedForward:
     """The forward of one layer."""
 
-    def __init__(self, layer: Any, drop: SharedDropout) -> None:
-        self.layer, self.drop = layer, drop
+    def __init__(self, layer: Any, shared: SharedInputs) -> None:
+        self.layer, self.shared = layer, shared
         self.original: Callable[..., Tensor] = layer.forward
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -227,15 +283,12 @@ class _FusedForward:
         result = None if _is_plain_product(base, x) else base(x)
         if result is not None:
             x = x.to(result.dtype)  # autocast, where there is any, has chosen the result's precision
-        scale, dropped, places = layer.scaling[adapter], x.detach(), None
-        dropout = getattr(layer.lora_dropout[adapter], "p", 0.0)
-        if dropout and layer.training:
-            dropped, places = self.drop(x, dropout)
-            scale /= 1.0 - dropout
+        dropout = getattr(layer.lora_dropout[adapter], "p", 0.0) if layer.training else 0.0
+        dropped, scale = self.shared(x, dropout), layer.scaling[adapter] / (1.0 - dropout)
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         if result is None:
-            return _LoraLinear.apply(x, base.weight, base.bias, a, b, dropped, places, scale)
-        return _LowRankUpdate.apply(result, x, a, b, dropped, places, scale)
+            return _LoraLinear.apply(x, base.weight, base.bias, a, b, dropped, scale)
+        return _LowRankUpdate.apply(result, x, a, b, dropped, scale)
 
 
 def _is_plain_product(base: Any, x: Tensor) -> bool:
