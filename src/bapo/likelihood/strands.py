@@ -8,6 +8,7 @@ each other, layer by layer, and in the backward pass the gradients of these.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -252,11 +253,25 @@ class _InStrands(torch.autograd.Function):
             return torch.autograd.grad(graph, ctx.weights, upstream[0][strand.at_P], materialize_grads=True)
 
         parts = _side_by_side(one, list(zip(ctx.strands, ctx.graphs, strict=True)), ctx.strands)
-        # In the strands' order, whichever was ready first; not in place, since some gradients may be the same memory.
-        total = parts[0]
-        for part in parts[1:]:
-            total = tuple(gradient + more for gradient, more in zip(total, part, strict=True))
-        return None, None, None, *total
+        return None, None, None, *_summed(parts)
+
+
+def _summed(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The sum of each gradient over the strands, in their order, whichever was ready first.
+
+    Taken where the first strand's gradient lies, unless that is the memory of several.
+    """
+    owners = Counter(gradient.untyped_storage().data_ptr() for gradient in parts[0])
+    total = [
+        gradient
+        if owners[gradient.untyped_storage().data_ptr()] == 1 and gradient.is_contiguous()
+        else gradient.clone()
+        for gradient in parts[0]
+    ]
+    for part in parts[1:]:
+        for gradient, more in zip(total, part, strict=True):
+            gradient += more
+    return total
 
 
 def _whole(strands: Sequence[Strand], found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
