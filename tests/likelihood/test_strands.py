@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from bapo.likelihood import ResponseScorer, TokenGroup, share_headers
 from bapo.likelihood.layout import Layout, lay_out
-from bapo.likelihood.strands import Exchange, cut, in_strands, side_by_side, strands_for
+from bapo.likelihood.strands import Exchange, _summed, cut, in_strands, side_by_side, strands_for
 from bapo.models import fuse_lora, seeded_dropout
 from tests.likelihood.test_scoring import gradients, groups, plain_logps, relative_gap, with_lora
 from tests.tiny import CONFIGS, tiny_model
@@ -168,3 +168,15 @@ def test_models_that_strands_could_disturb_have_one(three_threads: None) -> None
     assert strands_for(model) == 1
     with torch.autocast("cpu", torch.bfloat16):
         assert strands_for(tiny_model("llama")) == 1
+
+
+def test_gradients_are_summed_in_place_unless_they_are_the_same_memory() -> None:
+    same, whole = torch.ones(3), torch.ones(1)
+    first = [same, same, whole.expand(4), own := torch.ones(2)]
+    second = [torch.full((n,), float(n)) for n in (3, 5, 4, 2)]
+    second[1] = second[1][:3]
+    total = _summed([first, second])
+    for gradient, expected in zip(total, (4.0, 6.0, 5.0, 3.0), strict=True):
+        assert (gradient == expected).all()
+    assert total[3] is own
+    assert torch.equal(whole, torch.ones(1))
