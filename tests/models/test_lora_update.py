@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from bapo.models import GradientRows, add_lora, fuse_lora, noting
+from bapo.models import GradientRows, add_lora, fuse_lora, lean_layers, noting
 from bapo.models.lora_update import LoraInput, SharedInputs, _LoraLinear, _LowRankUpdate, drawn_places
 from bapo.models.remade import note_recipe, recipe_of
 from tests.tiny import tiny_model
@@ -167,6 +167,20 @@ def test_an_input_that_was_changed_since_is_not_made_again():
     x.mul_(2)
     assert recipe_of(x) is None
     assert torch.equal(LoraInput(x).kept[0], x)
+    shared = SharedInputs()
+    first = shared(x, 0.0)
+    assert shared(x, 0.0) is first
+    x.mul_(2)
+    assert shared(x, 0.0) is not first
+
+
+def test_inference_mode_gives_the_same_numbers():
+    fused = with_random_adapter("llama").eval()
+    expected = fused(input_ids=IDS).logits
+    fuse_lora(fused)
+    lean_layers(fused)
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_dropout_follows_the_seed_and_is_off_in_evaluation():

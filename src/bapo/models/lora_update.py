@@ -61,7 +61,7 @@ class LoraInput:
     def __init__(self, x: Tensor, places: Tensor | None = None) -> None:
         recipe = recipe_of(x)
         self.places = places
-        self.tensor = x.detach() if places is None else _zero_at(_copied(x), places)
+        self.tensor = x.detach() if places is None else _zero_at(reusable_empty(x).copy_(x.detach()), places)
         self.kept = (self.tensor,) if recipe is None else recipe.ingredients
         self.again = _Again(None if recipe is None else recipe.make)
 
@@ -97,7 +97,7 @@ class SharedInputs(threading.local):
 
     def __init__(self) -> None:
         self._input: weakref.ref[Tensor] | None = None
-        self._probability = 0.0
+        self._as_it_was = (0, 0.0)
         self._last: LoraInput | None = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -105,9 +105,10 @@ class SharedInputs(threading.local):
 
     def __call__(self, x: Tensor, probability: float) -> LoraInput:
         """The input for adapters that drop its elements with this probability, drawn as `seeded_dropout` says."""
-        same = self._input is not None and self._input() is x and self._probability == probability
+        as_it_is = 0 if x.is_inference() else x._version, probability
+        same = self._input is not None and self._input() is x and self._as_it_was == as_it_is
         if not same or self._last is None:
-            self._input, self._probability = weakref.ref(x), probability
+            self._input, self._as_it_was = weakref.ref(x), as_it_is
             places = drawn_places(x.numel(), probability, x.device) if probability else None
             self._last = LoraInput(x, places)
         return self._last
@@ -133,10 +134,6 @@ def drawn_places(count: int, probability: float, device: torch.device) -> Tensor
         return places[within].to(small)
     # Without waiting for the device; that not even the first is within happens for inputs of a few elements only.
     return torch.where(within, places, places[:1].clamp(max=count - 1)).to(small)
-
-
-def _copied(x: Tensor) -> Tensor:
-    return reusable_empty(x).copy_(x.detach())
 
 
 def _zero_at(contiguous: Tensor, places: Tensor) -> Tensor:

@@ -31,5 +31,5 @@ def note_recipe(made: Tensor, make: Callable[..., Tensor], *ingredients: Tensor)
 
 def recipe_of(tensor: Tensor) -> Recipe | None:
     """How the tensor can be made again; None where nobody has noted it, or the tensor has been changed since."""
-    version, recipe = getattr(tensor, _ATTRIBUTE, (None, None))
-    return recipe if version == tensor._version else None
+    noted: tuple[int, Recipe] | None = getattr(tensor, _ATTRIBUTE, None)
+    return noted[1] if noted is not None and noted[0] == tensor._version else None
