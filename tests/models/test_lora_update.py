@@ -1,6 +1,7 @@
 """The fused low-rank update against PEFT's own layers."""
 
 import copy
+import weakref
 from functools import partial
 
 import pytest
@@ -172,6 +173,50 @@ def test_an_input_that_was_changed_since_is_not_made_again():
     assert shared(x, 0.0) is first
     x.mul_(2)
     assert shared(x, 0.0) is not first
+
+
+@pytest.mark.parametrize("hooked", [False, True])  # a hooked layer is no plain product
+def test_activation_checkpointing_changes_nothing(hooked):
+    def gradients(checkpointed):
+        fused = with_random_adapter("llama").train()
+        fuse_lora(fused)
+        lean_layers(fused)
+        for module in fused.modules():
+            if hooked and hasattr(module, "base_layer"):
+                module.base_layer.register_forward_hook(lambda *_: None)
+        if checkpointed:
+            fused.enable_input_require_grads()
+            fused.gradient_checkpointing_enable({"use_reentrant": False})
+        return logits_and_gradients(fused)[1]
+
+    expected, found = gradients(False), gradients(True)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_outputs_may_be_changed_in_place_in_training():
+    fused = with_random_adapter("llama").train()
+    fuse_lora(fused)
+    lean_layers(fused)
+    changed = []
+
+    def clamp(module, inputs, output):
+        changed.append(output.clamp_(-1, 1))
+
+    for name, module in fused.named_modules():
+        if name.endswith(("q_proj", "norm", "down_proj")):
+            module.register_forward_hook(clamp)
+    _, gradients = logits_and_gradients(fused)
+    assert changed
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+
+
+def test_nothing_of_an_input_is_kept_when_it_is_gone():
+    shared, x = SharedInputs(), torch.ones(4, 4)
+    kept = weakref.ref(shared(x, 0.5))
+    assert kept() is not None
+    del x
+    assert kept() is None
 
 
 def test_inference_mode_gives_the_same_numbers():

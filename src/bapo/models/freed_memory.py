@@ -45,4 +45,5 @@ def reusable_empty(like: Tensor, shape: Sequence[int] | None = None, dtype: torc
     size, dtype = like.shape if shape is None else torch.Size(shape), dtype or like.dtype
     if like.device.type != "cpu" or torch.compiler.is_compiling() or not size.numel():
         return torch.empty(size, dtype=dtype, device=like.device)
-    return torch.from_numpy(np.empty(size.numel() * dtype.itemsize, np.uint8)).view(dtype).view(size)
+    memory = torch.from_numpy(np.empty(size.numel() * dtype.itemsize, np.uint8))
+    return memory.view(dtype).view(size).detach()  # no view to autograd, so that models may change it in place

@@ -98,7 +98,7 @@ class SharedInputs(threading.local):
     def __init__(self) -> None:
         self._input: weakref.ref[Tensor] | None = None
         self._as_it_was = (0, 0.0)
-        self._last: LoraInput | None = None
+        self._last: list[LoraInput] = []  # empty when the input is gone
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return SharedInputs, ()  # a copied model has one of its own
@@ -107,11 +107,11 @@ class SharedInputs(threading.local):
         """The input for adapters that drop its elements with this probability, drawn as `seeded_dropout` says."""
         as_it_is = 0 if x.is_inference() else x._version, probability
         same = self._input is not None and self._input() is x and self._as_it_was == as_it_is
-        if not same or self._last is None:
-            self._input, self._as_it_was = weakref.ref(x), as_it_is
+        if not same:
             places = drawn_places(x.numel(), probability, x.device) if probability else None
-            self._last = LoraInput(x, places)
-        return self._last
+            self._last = last = [LoraInput(x, places)]
+            self._input, self._as_it_was = weakref.ref(x, lambda _: last.clear()), as_it_is
+        return self._last[0]
 
 
 def drawn_places(count: int, probability: float, device: torch.device) -> Tensor:
@@ -156,11 +156,13 @@ class _LowRankUpdate(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         inner, b = _keep_for_backward(ctx, x, a_RD, b_OR, dropped, scale)
-        return torch.addmm(result.reshape(-1, b.shape[0]), inner, b.mT.to(result.dtype)).view(result.shape)
+        updated = result.clone(memory_format=torch.contiguous_format)
+        updated.view(-1, b.shape[0]).addmm_(inner, b.mT.to(result.dtype))
+        return updated
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        of_x, of_a, of_b = _gradients(ctx, upstream[0].to(ctx.saved_tensors[0].dtype), ctx.needs_input_grad[1])
+        of_x, of_a, of_b = _gradients(ctx, upstream[0].to(ctx.dtype), ctx.needs_input_grad[1])
         return upstream[0], of_x, of_a, of_b, None, None
 
 
@@ -180,8 +182,13 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         inner, b = _keep_for_backward(ctx, x, a_RD, b_OR, dropped, scale)
         ctx.weight = weight_OD
-        result = _product(x.reshape(-1, x.shape[-1]), weight_OD.mT, bias_O).view(*x.shape[:-1], weight_OD.shape[0])
-        result.view(-1, b.shape[0]).addmm_(inner, b.mT)
+        result = reusable_empty(x, (*x.shape[:-1], weight_OD.shape[0]))
+        rows = result.view(-1, weight_OD.shape[0])
+        if bias_O is None:
+            torch.mm(x.reshape(-1, x.shape[-1]), weight_OD.mT, out=rows)
+        else:
+            torch.addmm(bias_O, x.reshape(-1, x.shape[-1]), weight_OD.mT, out=rows)
+        rows.addmm_(inner, b.mT)
         return result
 
     @staticmethod
@@ -195,16 +202,12 @@ def _keep_for_backward(
 ) -> tuple[Tensor, Tensor]:
     """The inner product dropped A^T, and scale * B, in the precision of x."""
     a, b = a_RD.to(x.dtype), b_OR.to(x.dtype) * scale
-    inner = _product(dropped.tensor.reshape(-1, a.shape[1]), a.mT)
+    flat = dropped.tensor.reshape(-1, a.shape[1])
+    inner = torch.mm(flat, a.mT, out=reusable_empty(flat, (len(flat), len(a))))
     ctx.save_for_backward(inner, a_RD, b_OR, dropped.places, *dropped.kept)
-    ctx.scale, ctx.shape, ctx.rows, ctx.dropped_again = scale, x.shape, rows_of(x), dropped.again
+    ctx.scale, ctx.dtype, ctx.shape, ctx.rows, ctx.dropped_again = scale, x.dtype, x.shape, rows_of(x), dropped.again
     dropped.again.will_be_needed()
     return inner, b
-
-
-def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    out = reusable_empty(left, (left.shape[0], right.shape[1]))
-    return torch.mm(left, right, out=out) if bias is None else torch.addmm(bias, left, right, out=out)
 
 
 def _gradients(
