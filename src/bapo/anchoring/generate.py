@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bapo.errors import BapoError
 from bapo.likelihood import TokenIds, evaluating
+from bapo.models import packed_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def generate_batch(
     devices = [model.device] if model.device.type == "cuda" else []
     found: list[Response | None] = [None] * len(rows)
     alive, cache, made = list(range(len(rows))), None, 0
-    with evaluating(model), torch.random.fork_rng(devices=devices):
+    with evaluating(model), packed_weights(model, len(rows)), torch.random.fork_rng(devices=devices):
         torch.manual_seed(_seed(settings.seed, prompts))
         while alive:
             stage = min(STAGE, settings.max_new_tokens - made)

@@ -18,6 +18,7 @@ from bapo.models.loading import (
 )
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disable_model_dropout, lora_config
 from bapo.models.lora_update import dropout_seeds, fuse_lora, seeded_dropout
+from bapo.models.packed_products import packed_weights
 
 __all__ = [
     "EMBEDDED_MODEL",
@@ -44,6 +45,7 @@ __all__ = [
     "lora_config",
     "model_fingerprint",
     "noting",
+    "packed_weights",
     "resolve_precision",
     "reusable_empty",
     "rows_of",
