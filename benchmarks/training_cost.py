@@ -22,7 +22,7 @@ from training_speed import bapo_side, memory_of, optimizer_of, train_step
 
 from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
 from bapo.likelihood import TokenGroup
-from bapo.models import load_model
+from bapo.models import keep_freed_memory, load_model
 from bapo.reporting import markdown_table
 
 
@@ -89,6 +89,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
     side = bapo_side([data], loaded, tempfile.mkdtemp())
     optimizer = optimizer_of(side.model)
     side.model.train()
+    keep_freed_memory()  # which the trainer does when it starts to train
     seconds: list[float] = []
 
     def step() -> None:

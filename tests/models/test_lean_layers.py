@@ -68,3 +68,14 @@ def test_a_second_call_changes_nothing():
     model = tiny_model("llama")
     assert lean_layers(model) > 0
     assert lean_layers(model) == 0
+
+
+def test_second_derivatives_are_refused_and_not_silently_wrong():
+    model = tiny_model("llama").requires_grad_(False)
+    lean_layers(model)
+    layer = model.model.layers[0]
+    for part in (layer.input_layernorm, layer.mlp):
+        x = torch.randn(3, 64, requires_grad=True)
+        (first,) = torch.autograd.grad(part(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"once_differentiable|have been used in the graph"):
+            torch.autograd.grad(first.square().sum(), x)

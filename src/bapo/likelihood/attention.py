@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -190,6 +191,7 @@ class _Tied(torch.autograd.Function):
         return tuple(torch.cat(parts, dim=2) for parts in zip((key, value), *others, strict=True))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         ties, places = ctx.segments.ties, ctx.segments.places()
         for place, number in zip(places[ctx.segments.count :], ties.borrowed, strict=True):
@@ -243,6 +245,7 @@ class _SplitAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         key_heads, heads_per_key = key.shape[1], query.shape[1] // key.shape[1]

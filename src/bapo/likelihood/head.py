@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 12 * 2**20
@@ -121,6 +122,7 @@ class _FrozenHead(torch.autograd.Function):
         return torch.cat(logps), greedy_P
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_PD,) = ctx.saved_tensors
         return (gradient_PD * -upstream[0][:, None]).to(ctx.dtype), None, None, None, None

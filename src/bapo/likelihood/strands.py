@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bapo.likelihood.layout import Layout, Segments
 from bapo.models import dropout_seeds, seeded_dropout
@@ -247,6 +248,7 @@ class _InStrands(torch.autograd.Function):
         return first, second
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         def one(strand_and_graph: tuple[Strand, Tensor]) -> tuple[Tensor, ...]:
             strand, graph = strand_and_graph

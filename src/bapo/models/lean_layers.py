@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bapo.models.freed_memory import reusable_empty
 from bapo.models.remade import note_recipe
@@ -33,6 +34,7 @@ class _RMSNorm(torch.autograd.Function):
         return _weighted(precise.mul_(scale), weight_D, x), scale
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D, scale = ctx.saved_tensors
         normed = x.to(torch.float32) * scale
@@ -59,6 +61,7 @@ class _GatedUnit(torch.autograd.Function):
         return _gated(gate, up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         of_gate = torch.ops.aten.silu_backward(upstream[0] * up, gate)

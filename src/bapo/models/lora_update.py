@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bapo.models.freed_memory import reusable_empty
 from bapo.models.gradient_rows import rows_of
@@ -161,6 +162,7 @@ class _LowRankUpdate(torch.autograd.Function):
         return updated
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_a, of_b = _gradients(ctx, upstream[0].to(ctx.dtype), ctx.needs_input_grad[1])
         return upstream[0], of_x, of_a, of_b, None, None
@@ -192,6 +194,7 @@ class _LoraLinear(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         of_x, of_a, of_b = _gradients(ctx, upstream[0], ctx.needs_input_grad[0], ctx.weight)
         return of_x, None, None, of_a, of_b, None, None
