@@ -66,6 +66,14 @@ def test_nothing_is_packed_where_the_copy_would_take_too_much_memory(monkeypatch
         assert count == 0
 
 
+@pytest.mark.parametrize("packed", [lambda x: x @ torch.zeros(x.shape[-1], 8, dtype=x.dtype), None])
+def test_a_layer_stays_as_it_is_where_its_copy_gives_something_else_or_cannot_be_made(monkeypatch, packed):
+    monkeypatch.setattr("bapo.models.packed_products._packed_forward", lambda layer, rows: packed)
+    layer = torch.nn.Linear(16, 8, dtype=torch.bfloat16)
+    with packed_weights(layer, 2) as count:
+        assert (count, with_own_forward(layer)) == (0, [])
+
+
 def test_float32_stays_as_it_is():
     with packed_weights(tiny_model("llama"), 2) as count:
         assert count == 0
