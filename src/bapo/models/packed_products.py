@@ -23,7 +23,7 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[int]:
     """Inside, linear layers in bf16 on a CPU multiply with a rearranged copy of their weight; without gradients.
 
     Nothing is rearranged where the copy would take more than `SHARE_OF_MEMORY`, where a layer has a forward of its own,
-    or where a probe of one layer of its shape does not give that layer's own output to the bit.
+    or where a probe of the first layer of its kind does not give that layer's own output to the bit.
 
     Args:
         model: the model; its layers are as they were afterwards.
@@ -35,14 +35,16 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[int]:
     layers: list[Any] = [module for module in model.modules() if _can_be_packed(module)]
     size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     packed: list[Any] = []
-    same: dict[torch.Size, bool] = {}
+    same: dict[tuple[torch.Size, bool], bool] = {}
     try:
         if size <= SHARE_OF_MEMORY * psutil.virtual_memory().available:
             for layer in layers:
-                forward, shape = _packed_forward(layer, rows), layer.weight.shape
-                if shape not in same:
-                    same[shape] = forward is not None and _agrees(layer, forward, rows)
-                if same[shape]:
+                forward, kind = _packed_forward(layer, rows), (layer.weight.shape, layer.bias is None)
+                if forward is None:
+                    break
+                if kind not in same:
+                    same[kind] = _agrees(layer, forward, rows)
+                if same[kind]:
                     layer.forward = forward
                     packed.append(layer)
         yield len(packed)
