@@ -68,12 +68,13 @@ def do(run: str, folder: Path) -> dict[str, object]:
     recipe = recipe_of(run)
     model = stages.load(recipe)
     anchored = stages.anchor_split(recipe, stages.read(recipe), model, progress)
+    reference = held_out_logps(model.model, anchored.held_out)
     del model
     start = time.perf_counter()
     trained = stages.train(recipe, recipe.training.objective, anchored.train, folder / run, progress)
     seconds = time.perf_counter() - start
     policy = stages.load_run(recipe, trained)
-    report = stages.evaluate(policy, anchored.held_out, run, progress)
+    report = stages.evaluate(policy, anchored.held_out, reference, run, progress)
     asked = anchored.held_out.groups[:3]
     content = {
         "run": run,

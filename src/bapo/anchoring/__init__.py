@@ -2,6 +2,7 @@
 
 from bapo.anchoring.anchored import AnchoredGroup, AnchoredPreferences, BaseResponse, OnProgress, anchor
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
+from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
 from bapo.anchoring.store import AnchorStore
 from bapo.anchoring.tokens import LengthPolicy, encode_prompt
 
@@ -13,9 +14,12 @@ __all__ = [
     "GenerationSettings",
     "LengthPolicy",
     "OnProgress",
+    "Probe",
+    "ProbedTokens",
     "Response",
     "anchor",
     "encode_prompt",
+    "first_tokens",
     "generate_batch",
     "plan_batches",
 ]

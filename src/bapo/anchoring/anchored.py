@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
+from bapo.anchoring.probe import Probe
 from bapo.anchoring.store import AnchorStore, Score, group_key
 from bapo.anchoring.tokens import LengthPolicy, Tokenized, TokenizedGroup, tokenize
 from bapo.errors import BapoError
@@ -51,12 +52,23 @@ class AnchoredGroup:
 
 @dataclass(frozen=True)
 class AnchoredPreferences:
-    """Anchored groups, what was dropped on the way, and the reference that they are anchored to."""
+    """Anchored groups, what was dropped on the way, and the reference that they are anchored to.
+
+    Attributes:
+        name: of the preferences.
+        groups: the anchored groups.
+        reference: fingerprint of the reference model.
+        counts: what was dropped or cut, by reason.
+        end_ids: the token ids that end a response.
+        probe: what the reference said to a few responses, to know it by; None where that is not known.
+    """
 
     name: str
     groups: tuple[AnchoredGroup, ...]
     reference: str
     counts: Mapping[str, int] = field(default_factory=dict)
+    end_ids: tuple[int, ...] = ()
+    probe: Probe | None = None
 
     @property
     def pair_count(self) -> int:
@@ -110,12 +122,29 @@ def anchor(
             for group in tokenized.groups
         ]
         _score_missing(tokenized, base_responses, scorer, store, report)
+        probe = store.probe() or _probe(tokenized, base_responses, scorer, store)
     return AnchoredPreferences(
         name=preferences.name,
         groups=tuple(_join(group, own, store) for group, own in zip(tokenized.groups, base_responses, strict=True)),
         reference=str(store.identity["model"]),
         counts=tokenized.counts,
+        end_ids=model.chat.end_ids,
+        probe=probe,
     )
+
+
+def _probe(
+    tokenized: Tokenized, base_responses: Sequence[tuple[Response, ...]], scorer: ResponseScorer, store: AnchorStore
+) -> Probe:
+    groups = [
+        TokenGroup(group.tokens.prompt, tuple(dict.fromkeys((*(base.ids for base in bases), *group.tokens.responses))))
+        for group, bases in zip(tokenized.groups, base_responses, strict=True)
+    ]
+    probe = Probe.of(scorer, groups)
+    probed = probe.own or probe.float32
+    assert probed is not None
+    store.add_probe(probe, scorer.noise_floor(probed.groups))
+    return probe
 
 
 def _within_context(lengths: LengthPolicy, model: LoadedModel) -> LengthPolicy:

@@ -13,18 +13,18 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from bapo.anchoring.generate import GenerationSettings, Response
+from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError
-from bapo.likelihood import SCORING_VERSION, TokenIds
-from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_fingerprint
+from bapo.likelihood import SCORING_VERSION, NoiseFloor, TokenIds
+from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _PROBE = "manifest.json", "probe.json"
 
 
 class Journal:
@@ -88,12 +88,13 @@ class AnchorStore:
     def __init__(self, folder: Path, model: LoadedModel) -> None:
         self.folder = folder
         self.identity = {
-            "format": 1,
+            "format": 2,
             "model": model_fingerprint(model.model),
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
+            "end_ids": list(model.chat.end_ids),
             "scoring_version": SCORING_VERSION,
         }
-        about = {"model_name": model.name, "precision": model.precision, "end_ids": list(model.chat.end_ids)}
+        about = {"model_name": model.name, "precision": model.precision, "machine": machine(model.model.device)}
         self._check_or_create(about)
         self._scores: dict[str, Score] | None = None
         self._bases: dict[str, dict[str, tuple[Response, ...]]] = {}
@@ -101,7 +102,8 @@ class AnchorStore:
     @classmethod
     def in_cache(cls, model: LoadedModel) -> AnchorStore:
         """The model's store in the user's cache folder."""
-        identity = f"{model_fingerprint(model.model)}{tokenizer_fingerprint(model.tokenizer)}{SCORING_VERSION}"
+        parts = (model_fingerprint(model.model), tokenizer_fingerprint(model.tokenizer), model.chat.end_ids)
+        identity = f"{parts}{SCORING_VERSION}"
         return cls(cache_folder() / "anchors" / hashlib.sha256(identity.encode()).hexdigest()[:16], model)
 
     @contextmanager
@@ -167,6 +169,27 @@ class AnchorStore:
         )
         known.update(batch)
 
+    def probe(self) -> Probe | None:
+        """What the reference said to a few responses, once there are some.
+
+        Raises:
+            BapoError: the file is damaged.
+        """
+        path = self.folder / _PROBE
+        if not path.is_file():
+            return None
+        try:
+            return Probe.from_dict(json.loads(path.read_text())["probe"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BapoError(f"{path} is damaged: delete that file, and it is made again.") from error
+
+    def add_probe(self, probe: Probe, floor: NoiseFloor) -> None:
+        """Keep it, with the noise floor of the model where it was scored."""
+        path = self.folder / _PROBE
+        staging = path.with_suffix(".part")
+        staging.write_text(json.dumps({"noise_floor": floor.to_dict(), "probe": probe.to_dict()}) + "\n")
+        staging.replace(path)
+
     def _base_journal(self, settings: GenerationSettings) -> Journal:
         mark = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
         return Journal(self.folder / f"base-{mark}.jsonl")
@@ -184,6 +207,7 @@ class AnchorStore:
             for part, meaning in (
                 ("model", f"of another model ({found.get('model_name', 'unknown')}, {found.get('precision', '?')})"),
                 ("tokenizer", "made with another tokenizer or chat template"),
+                ("end_ids", "made with other end tokens"),
                 ("scoring_version", "made by another version of the scoring code"),
                 ("format", "in another format"),
             ):
@@ -198,7 +222,6 @@ class AnchorStore:
         ):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        packages = {name: version(name) for name in ("bapo", "torch", "transformers", "peft")}
         staging = self.folder / f".manifest-{os.getpid()}"
-        staging.write_text(json.dumps({**self.identity, **about, "packages": packages}, indent=2) + "\n")
+        staging.write_text(json.dumps({**self.identity, **about}, indent=2) + "\n")
         staging.replace(path)

@@ -13,6 +13,7 @@ from bapo.evaluation.preference import (
     PromptScores,
     compare_preferences,
     evaluate_preferences,
+    held_out_logps,
     prompted,
 )
 
@@ -55,6 +56,7 @@ __all__ = [
     "evaluate_preferences",
     "forgetting",
     "gate",
+    "held_out_logps",
     "local_folder",
     "prompted",
     "spread",

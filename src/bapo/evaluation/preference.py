@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from torch import nn
@@ -61,45 +62,68 @@ class PreferenceReport:
         return asdict(self)
 
 
-def evaluate_preferences(
+Logps = Sequence[tuple[float, ...]]
+"""Of each prompt the log-probs of its responses and, behind them, of its base responses, nats."""
+
+
+def held_out_logps(
     model: nn.Module, held_out: AnchoredPreferences, *, on_progress: Callable[[int, int], None] | None = None
+) -> Logps:
+    """Score held-out responses, in rows that depend on the preferences alone.
+
+    Args:
+        model: any model.
+        held_out: the prompts.
+        on_progress: told how many prompts are done, and of how many.
+    """
+    scorer = ResponseScorer(model)
+    found: list[tuple[float, ...]] = []
+    tell = on_progress or (lambda done, total: None)
+    tell(0, len(held_out.groups))
+    for start in range(0, len(held_out.groups), _GROUPS_AT_ONCE):
+        groups = held_out.groups[start : start + _GROUPS_AT_ONCE]
+        wanted = [TokenGroup(g.tokens.prompt, g.tokens.responses + tuple(b.ids for b in g.bases)) for g in groups]
+        logps = iter(scorer.score(wanted).summed().tolist())
+        found += [tuple(islice(logps, len(group.responses))) for group in wanted]
+        tell(len(found), len(held_out.groups))
+    return found
+
+
+def evaluate_preferences(
+    model: nn.Module,
+    held_out: AnchoredPreferences,
+    *,
+    reference: Logps | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[PreferenceReport, list[PromptScores]]:
     """Score held-out prompts under a policy and compare with their reference.
 
     Args:
         model: the policy.
         held_out: anchored preferences whose reference is the model that the policy started from.
+        reference: `held_out_logps` of that model, from the rows that the policy is scored in: then a policy that has
+            learned nothing has log-ratios of exactly 0. None takes what was stored, which rounding makes differ.
         on_progress: told how many prompts are done, and of how many.
 
     Returns:
         The report, and the scores of each prompt in order.
     """
-    scorer = ResponseScorer(model)
-    scores: list[PromptScores] = []
-    tell = on_progress or (lambda done, total: None)
-    tell(0, len(held_out.groups))
-    for start in range(0, len(held_out.groups), _GROUPS_AT_ONCE):
-        scores += _score(scorer, held_out.groups[start : start + _GROUPS_AT_ONCE])
-        tell(len(scores), len(held_out.groups))
+    stored = [(*group.ref_logps, *(base.ref_logp for base in group.bases)) for group in held_out.groups]
+    logps = held_out_logps(model, held_out, on_progress=on_progress)
+    scores = [
+        _scores(group, [own - ref for own, ref in zip(policy, of_reference, strict=True)])
+        for group, policy, of_reference in zip(held_out.groups, logps, reference or stored, strict=True)
+    ]
     return report(scores), scores
 
 
-def _score(scorer: ResponseScorer, groups: Sequence[AnchoredGroup]) -> list[PromptScores]:
-    wanted = [TokenGroup(g.tokens.prompt, g.tokens.responses + tuple(base.ids for base in g.bases)) for g in groups]
-    logps = iter(scorer.score(wanted).summed().tolist())
-    scores = []
-    for group in groups:
-        ratios = [next(logps) - ref for ref in group.ref_logps]
-        drift = sum(next(logps) - base.ref_logp for base in group.bases)
-        scores.append(
-            PromptScores(
-                pairs=tuple((ratios[chosen], ratios[rejected]) for chosen, rejected in group.pairs),
-                drift=drift,
-                base_tokens=sum(len(base.ids) for base in group.bases),
-                bases=len(group.bases),
-            )
-        )
-    return scores
+def _scores(group: AnchoredGroup, ratios: Sequence[float]) -> PromptScores:
+    return PromptScores(
+        pairs=tuple((ratios[chosen], ratios[rejected]) for chosen, rejected in group.pairs),
+        drift=sum(ratios[len(group.ref_logps) :]),
+        base_tokens=sum(len(base.ids) for base in group.bases),
+        bases=len(group.bases),
+    )
 
 
 def report(scores: Sequence[PromptScores]) -> PreferenceReport:

@@ -1,16 +1,20 @@
 """log p(response | prompt) under a model: the one quantity that everything else makes, scores or compares."""
 
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
+from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor
 from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
 from bapo.likelihood.strands import MOST_STRANDS
 
 __all__ = [
     "MOST_STRANDS",
     "SCORING_VERSION",
+    "NoiseFloor",
     "ResponseLogps",
     "ResponseScorer",
     "TokenGroup",
     "TokenIds",
     "evaluating",
+    "gap_of",
+    "noise_floor",
     "share_headers",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ from bapo.errors import BapoError
 from bapo.likelihood.attention import SEGMENT_ATTENTION, UnsupportedAttentionError, kernels_for
 from bapo.likelihood.head import LogitRule, response_logps
 from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out
+from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor, nudged
 from bapo.likelihood.strands import MOST_STRANDS, cut, in_strands, strands_for
-from bapo.models import GradientRows, noting
+from bapo.models import GradientRows, in_float32, noting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +67,7 @@ class ResponseScorer:
     Attributes:
         fallback: None, or why the plain path is in use.
         kernel: how segment attention is computed on the model's device.
+        has_float32: whether the model can be computed in float32 (`float32`), whatever its precision.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,6 +78,7 @@ class ResponseScorer:
         self._own_attention: str = self.causal_lm.config._attn_implementation
         self.fallback: str | None = None
         self.kernel = getattr(self.causal_lm, "_bapo_kernel", "split")
+        self.has_float32 = getattr(self.causal_lm, "_bapo_has_float32", True)
         if self._own_attention == SEGMENT_ATTENTION:  # another scorer of the same model was here first
             self._own_attention = getattr(self.causal_lm, "_bapo_own_attention", "sdpa")
         else:
@@ -140,6 +143,52 @@ class ResponseScorer:
                     on_progress(len(batch))
         return ResponseLogps(torch.cat(tokens), tuple(lengths), torch.cat(greedy))
 
+    def float32(self, groups: Sequence[TokenGroup]) -> Tensor:
+        """(P,) token log-probs computed in float32 with the model's weights, in one thread's row; without gradients."""
+        with in_float32(self.model):
+            return self.row(groups, most_strands=1)
+
+    def layouts(self, groups: Sequence[TokenGroup], *, float32: bool = False) -> dict[str, Tensor]:
+        """(P,) token log-probs by layout, the same tokens in each: what `noise_floor` compares.
+
+        The layouts are one row; a row for each group; one sequence at a time through the model's own code; and one row
+        whose embeddings are moved by a rounding here and there, because a machine may compute all others alike. In
+        float32 only the first and the last.
+        """
+        if float32:
+            with in_float32(self.model):
+                row, moved = self.row(groups, most_strands=1), self._nudged(groups, most_strands=1)
+            return {"row": row, "nudged": moved}
+        found = {"row": self.row(groups), "nudged": self._nudged(groups)}
+        if self.fallback is None:
+            found["groups"] = torch.cat([self.row([group]) for group in groups])
+            with torch.no_grad(), evaluating(self.model):
+                found["plain"] = self._score_plainly(groups).tokens.cpu()
+        return found
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether that is the model's own precision."""
+        return bool(self.causal_lm.dtype == torch.float32)
+
+    def noise_floor(self, groups: Sequence[TokenGroup]) -> NoiseFloor:
+        """What rounding alone moves these tokens' log-probs by, in the model's precision on its device."""
+        return noise_floor(self.layouts(groups), float32=self.is_float32)
+
+    @torch.no_grad()
+    def row(self, groups: Sequence[TokenGroup], most_strands: int = MOST_STRANDS) -> Tensor:
+        """(P,) token log-probs of the groups in one row, without gradients and without dropout."""
+        with evaluating(self.model):
+            return self(groups, most_strands=most_strands).tokens.cpu()
+
+    def _nudged(self, groups: Sequence[TokenGroup], most_strands: int = MOST_STRANDS) -> Tensor:
+        embeddings: nn.Module = self.causal_lm.get_input_embeddings()
+        hook = embeddings.register_forward_hook(lambda module, inputs, output: nudged(output))
+        try:
+            return self.row(groups, most_strands)
+        finally:
+            hook.remove()
+
     def _backbone(self) -> Any:
         return self.causal_lm.get_decoder()
 
@@ -158,19 +207,25 @@ class ResponseScorer:
         lengths = tuple(len(response) for group in groups for response in group.responses)
         return ResponseLogps(torch.cat(tokens), lengths, torch.cat(greedy))
 
-    @torch.no_grad()
     def _find_misfit(self) -> str | None:
         """Compare layout and plain path on a probe; leave the model on whichever is right."""
         probe = _probe(self.causal_lm.config.get_text_config().vocab_size)
+        own = self.causal_lm.dtype
+        plain = {own: self._plain_floor(probe)}
+        if own != torch.float32:  # what is wrong by less than bf16 rounds shows there
+            try:
+                with in_float32(self.model):
+                    plain[torch.float32] = self._plain_floor(probe)
+            except (RuntimeError, TypeError, ValueError) as error:  # code of a model's own may insist on its precision
+                logger.debug("The model cannot be computed in float32 (%s).", error)
+                self.has_float32 = self.causal_lm._bapo_has_float32 = False
         misfit: str | None = None
-        with evaluating(self.model):
-            plain = self._score_plainly(probe)
-            for kernel in kernels_for(self.causal_lm.device):
-                self.kernel = self.causal_lm._bapo_kernel = kernel
-                misfit = self._misfit_on(probe, plain)
-                if misfit is None:
-                    break
-                logger.debug("The %s kernel does not fit (%s).", kernel, misfit)
+        for kernel in kernels_for(self.causal_lm.device):
+            self.kernel = self.causal_lm._bapo_kernel = kernel
+            misfit = self._misfit_on(probe, plain)
+            if misfit is None:
+                break
+            logger.debug("The %s kernel does not fit (%s).", kernel, misfit)
         if misfit is not None:
             self.causal_lm.set_attn_implementation(self._own_attention)
             logger.warning(
@@ -178,27 +233,40 @@ class ResponseScorer:
                 type(self.causal_lm).__name__,
                 misfit,
             )
-        if not torch.isfinite(plain.tokens).all():
+        if not all(torch.isfinite(tokens).all() for tokens, _ in plain.values()):
             raise BapoError(
                 "The model gives a log-probability that is not a number for a plain prompt: "
                 "its weights are damaged or its precision is too low."
             )
         return misfit
 
-    def _misfit_on(self, probe: list[TokenGroup], plain: ResponseLogps) -> str | None:
+    def _plain_floor(self, probe: list[TokenGroup]) -> tuple[Tensor, NoiseFloor]:
+        """The model's own numbers, and how far rounding moves them."""
+        self.fallback = "being measured"
+        try:
+            passes = {"plain": self.row(probe), "nudged": self._nudged(probe)}
+        finally:
+            self.fallback = None
+        return passes["plain"], noise_floor(passes, float32=next(self.model.parameters()).dtype == torch.float32)
+
+    def _misfit_on(self, probe: list[TokenGroup], plain: Mapping[torch.dtype, tuple[Tensor, NoiseFloor]]) -> str | None:
         try:
             self.causal_lm.set_attn_implementation(SEGMENT_ATTENTION)
-            shared = self(probe)
+            for dtype, (expected, floor) in plain.items():
+                exact = dtype == torch.float32
+                gap = gap_of(self.float32(probe) if exact else self.row(probe), expected)
+                if not gap <= floor.limit:
+                    return (
+                        f"in {str(dtype).removeprefix('torch.')} token log-probs differ by {gap:.3g} nats from the "
+                        f"model's own forward pass, and rounding explains {floor.limit:.3g}"
+                    )
         except (UnsupportedAttentionError, ValueError, TypeError, AttributeError, KeyError) as error:
             return f"{type(error).__name__}: {error}"
         except RuntimeError as error:  # what flex attention raises where it cannot be compiled
             if self.kernel != "flex":
                 raise
             return f"{type(error).__name__}: {error}"
-        gap = (shared.tokens - plain.tokens).abs().max().item()
-        if gap <= _tolerance(self.causal_lm.dtype):
-            return None
-        return f"token log-probs differ by {gap:.3g} nats from the model's own forward pass"
+        return None
 
 
 class _NoteReached(torch.autograd.Function):
@@ -225,11 +293,6 @@ def _probe(vocabulary: int) -> list[TokenGroup]:
         TokenGroup(tuple(ids[0:9]), (tuple(ids[9:15]), tuple(ids[15:19]))),
         TokenGroup(tuple(ids[19:24]), (tuple(ids[24:31]), tuple(ids[31:34]))),
     ]
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    """Nats that rounding may move one token's log-prob; sharing a prompt wrongly moves it by far more."""
-    return 1e-3 if dtype in (torch.float32, torch.float64) else 0.5
 
 
 def _mask_already_made(device: torch.device) -> Tensor:

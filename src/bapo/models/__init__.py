@@ -2,7 +2,8 @@
 
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, cache_folder, embedded_gguf
-from bapo.models.fingerprint import model_fingerprint, tokenizer_fingerprint
+from bapo.models.fingerprint import model_fingerprint, nonzero_adapters, tokenizer_fingerprint
+from bapo.models.float32 import in_float32
 from bapo.models.freed_memory import keep_freed_memory, reusable_empty
 from bapo.models.gradient_rows import GradientRows, noting, rows_of
 from bapo.models.lean_layers import lean_layers
@@ -18,6 +19,7 @@ from bapo.models.loading import (
 )
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disable_model_dropout, lora_config
 from bapo.models.lora_update import dropout_seeds, fuse_lora, seeded_dropout
+from bapo.models.machine import has_fast_bf16, instruction_set, machine
 from bapo.models.packed_products import packed_weights
 
 __all__ = [
@@ -38,12 +40,17 @@ __all__ = [
     "dropout_seeds",
     "embedded_gguf",
     "fuse_lora",
+    "has_fast_bf16",
+    "in_float32",
+    "instruction_set",
     "keep_4bit_layout",
     "keep_freed_memory",
     "lean_layers",
     "load_model",
     "lora_config",
+    "machine",
     "model_fingerprint",
+    "nonzero_adapters",
     "noting",
     "packed_weights",
     "resolve_precision",

@@ -39,6 +39,11 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def nonzero_adapters(model: nn.Module) -> list[str]:
+    """Names of the adapters whose update is not zero."""
+    return _tensors(bare_model(model))[1]
+
+
 def bare_model(model: Any) -> Any:
     """The `transformers` model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

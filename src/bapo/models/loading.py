@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +12,7 @@ from bapo.errors import BapoError
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, converted_gguf, embedded_gguf
 from bapo.models.lora_update import fuse_lora
+from bapo.models.machine import has_fast_bf16
 
 Precision = Literal["bf16", "float32", "nf4"]
 AnyPrecision = Literal["auto", "bf16", "float32", "nf4"]
@@ -66,10 +66,8 @@ def resolve_precision(precision: AnyPrecision, device: torch.device | None = Non
         raise BapoError(f"Unknown precision {precision!r}: use one of {', '.join(get_args(AnyPrecision))}.")
     if precision != "auto":
         return precision
-    if (device or default_device()).type != "cpu":
-        return "bf16"
-    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # an old torch cannot tell: float32
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
+    on_cpu = (device or default_device()).type == "cpu"
+    return "float32" if on_cpu and not has_fast_bf16() else "bf16"
 
 
 def load_model(

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from bapo.errors import BapoError
 from bapo.evaluation.bootstrap import Estimate
 from bapo.evaluation.comparison import BUDGET, Change, Forgetting, Gate, compare, forgetting, gate, spread
-from bapo.evaluation.preference import PreferenceChange, compare_preferences, evaluate_preferences, prompted
+from bapo.evaluation.preference import (
+    PreferenceChange,
+    compare_preferences,
+    evaluate_preferences,
+    held_out_logps,
+    prompted,
+)
 from bapo.personalize import stages
 from bapo.personalize.recipe import Recipe
 
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from bapo.anchoring import AnchoredPreferences
     from bapo.evaluation.answers import BenchmarkAnswers
     from bapo.evaluation.asking import BenchmarkPlan
-    from bapo.evaluation.preference import PreferenceReport, PromptScores
+    from bapo.evaluation.preference import Logps, PreferenceReport, PromptScores
     from bapo.models import LoadedModel
 
 BASE = "base"
@@ -170,10 +176,12 @@ def examine(
     if preferences:
         _check_split(recipe, contestants)
     held_out = stages.anchor_split(recipe, stages.read(recipe), base, on_progress).held_out if preferences else None
-    found = []
+    found, reference = [], None
+    if held_out is not None and any(own != Contestant(BASE) for own in contestants):
+        reference = held_out_logps(base.model, held_out)
     for own in contestants:
         model = base if own.adapter is None else stages.load(recipe, adapter=own.adapter)
-        found.append(_examine(own, model, plan, held_out, on_progress))
+        found.append(_examine(own, model, plan, held_out, reference, on_progress))
     return Examination(found[0], tuple(found[1:]), budget, least_accuracy)
 
 
@@ -182,6 +190,7 @@ def _examine(
     model: LoadedModel,
     plan: BenchmarkPlan | None,
     held_out: AnchoredPreferences | None,
+    reference: Logps | None,
     on_progress: stages.OnProgress,
 ) -> Examined:
     answers, seconds = {}, {}
@@ -198,7 +207,7 @@ def _examine(
         return Examined(own, answers, seconds=seconds)
     asked = held_out if own.system is None else prompted(held_out, model.chat, own.system)
     report, scores = evaluate_preferences(
-        model.model, asked, on_progress=partial(_tell, on_progress, f"{own.name}: preferences")
+        model.model, asked, reference=reference, on_progress=partial(_tell, on_progress, f"{own.name}: preferences")
     )
     return Examined(own, answers, report, tuple(scores), seconds)
 

@@ -64,6 +64,8 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     Raises:
         BapoError: anything that the user can mend.
     """
+    from bapo.evaluation import held_out_logps
+
     stages.check(recipe)
     split = stages.read(recipe)
     on_progress("loading the model", 0, 1, "")
@@ -71,6 +73,7 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     on_progress("loading the model", 1, 1, "")
     anchored = stages.anchor_split(recipe, split, model, on_progress)
     asked = [group.tokens.prompt for group in anchored.held_out.groups[: recipe.answers.prompts]]
+    reference = held_out_logps(model.model, anchored.held_out)
     answers = {"base": stages.answer(model, asked, recipe.answers.max_new_tokens)}
     del model
     objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
@@ -78,7 +81,7 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     reports: dict[str, PreferenceReport] = {}
     for run in runs:
         policy = stages.load_run(recipe, run)
-        reports[run.name] = stages.evaluate(policy, anchored.held_out, run.name, on_progress)
+        reports[run.name] = stages.evaluate(policy, anchored.held_out, reference, run.name, on_progress)
         on_progress(f"answers of {run.name}", 0, 1, "")
         answers[run.name] = stages.answer(policy, asked, recipe.answers.max_new_tokens)
         on_progress(f"answers of {run.name}", 1, 1, "")

@@ -8,7 +8,6 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from bapo.preferences import Preferences, Split, read_preferences, read_split
 if TYPE_CHECKING:
     from bapo.anchoring import AnchoredPreferences
     from bapo.evaluation import PreferenceReport
+    from bapo.evaluation.preference import Logps
     from bapo.models import LoadedModel
 
 OnProgress = Callable[[str, int, int, str], None]
@@ -175,7 +175,7 @@ def train(
             )
     if done.is_file():
         return read_run(folder)
-    from bapo.models import resolve_precision
+    from bapo.models import machine, resolve_precision
 
     _write_json(started, {"identity": identity})
     trainer = _trainer(recipe, settings, anchored, folder, on_progress)
@@ -192,7 +192,8 @@ def train(
                 "reference": anchored.reference,
                 "precision": resolve_precision(recipe.model.precision),
                 "pairs": anchored.pair_count,
-                "packages": {name: version(name) for name in ("bapo", "torch", "transformers", "peft")},
+                "machine": machine(trainer.args.device),
+                "noise_floor": trainer.noise_floor().to_dict(),
                 "log": log,
             },
         )
@@ -222,14 +223,17 @@ def load_run(recipe: Recipe, run: Run) -> LoadedModel:
 
 
 def evaluate(
-    model: LoadedModel, held_out: AnchoredPreferences, name: str, on_progress: OnProgress = silent
+    model: LoadedModel, held_out: AnchoredPreferences, reference: Logps, name: str, on_progress: OnProgress = silent
 ) -> PreferenceReport:
-    """Reward accuracy, margin and drift of a model on held-out prompts."""
+    """Reward accuracy, margin and drift on held-out prompts; ``reference`` is `held_out_logps` of the model's base."""
     from bapo.evaluation import evaluate_preferences
 
     stage = f"evaluating {name}"
     found, _ = evaluate_preferences(
-        model.model, held_out, on_progress=lambda done, total: on_progress(stage, done, total, "")
+        model.model,
+        held_out,
+        reference=reference,
+        on_progress=lambda done, total: on_progress(stage, done, total, ""),
     )
     return found
 

@@ -6,7 +6,7 @@ Shape suffixes: B pairs, R responses of the batch (each distinct one once), K ba
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,6 +91,16 @@ class PairBatch:
     def tokens(self) -> int:
         """Input tokens of the batch."""
         return sum(group.cost for group in self.groups)
+
+    def with_references(self, scored: ResponseLogps) -> PairBatch:
+        """The same batch with these scores as its reference log-probs."""
+        logps_R, tokens_R = scored.summed(), scored.per_response()
+        return replace(
+            self,
+            ref_chosen_B=logps_R[self.chosen_B.to(logps_R.device)],
+            ref_rejected_B=logps_R[self.rejected_B.to(logps_R.device)],
+            base_ref_T=torch.cat([tokens_R[r] for r in self.base_K]) if self.base_K else self.base_ref_T,
+        )
 
     def split(self, scored: ResponseLogps) -> tuple[PairLogps, BaseLogps | None]:
         """Hand each objective what it sees of the scored responses."""

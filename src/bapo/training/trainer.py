@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor
+from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor, first_tokens
+from bapo.anchoring.probe import FLOAT32_TOKENS
 from bapo.errors import BapoError
 from bapo.likelihood import (
     MOST_STRANDS,
+    NoiseFloor,
     ResponseLogps,
     ResponseScorer,
     TokenGroup,
@@ -40,11 +42,7 @@ from bapo.training.checkpoints import last_complete, mark_complete
 from bapo.training.config import BAPOConfig
 from bapo.training.datasets import preferences_from_dataset
 from bapo.training.metrics import MetricSums, Throughput, add_base_metrics, add_pair_metrics
-
-STEP_0_TOLERANCE = 0.02
-"""Nats per token by which policy and reference may differ before the first step."""
-
-_PROBED_GROUPS = 4
+from bapo.training.reference import check_step_0, untrained
 
 _BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
@@ -138,6 +136,7 @@ class BAPOTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is a sum over pairs divided by the pairs of the whole step
         self.scorer = ResponseScorer(policy)
+        self._as_reference = untrained(policy) if self._reference.model is policy else None
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -199,6 +198,8 @@ class BAPOTrainer(Trainer):
 
     def _batch_loss(self, model: nn.Module, batch: PairBatch, share: float) -> Tensor:
         """One batch's part of the loss; its metrics are noted."""
+        if not (self.model.training and self.state.global_step):
+            batch = self._with_references_of_its_row(batch)
         pairs, base = batch.split(self._score(model, batch.groups))
         parts = self.objective(pairs, base)
         self._stop_if_broken(parts)
@@ -210,6 +211,17 @@ class BAPOTrainer(Trainer):
             self._work.add(len(batch), batch.tokens)
             self._add_part_gradients(parts, base, share)
         return self.objective.total(parts, base) * share
+
+    def _with_references_of_its_row(self, batch: PairBatch) -> PairBatch:
+        """The batch with its references scored again in its own row, where the policy can be its own reference.
+
+        So rounding, which goes by the layout, cancels in log-ratios as long as nothing has been trained: in the first
+        step, whose hinges would start active at random otherwise; and in every evaluation.
+        """
+        if self._as_reference is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return batch
+        with torch.no_grad(), evaluating(self.model), self._as_reference():
+            return batch.with_references(self.scorer(batch.groups, most_strands=self._most_strands))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -306,23 +318,16 @@ class BAPOTrainer(Trainer):
                     f"stop_at_loss ({self.args.stop_at_loss:g}): lower the learning rate or the anchor strength."
                 )
 
-    @torch.no_grad()
     def _check_step_0(self) -> None:
         """Before the first step the policy must give the reference's numbers."""
-        groups = self.train_dataset.preferences.groups[:_PROBED_GROUPS]
-        collate = Collator(self.train_dataset.preferences, with_base=self._with_base).collate
-        batch = collate([(group, range(len(group.pairs))) for group in groups])
-        with evaluating(self.model):
-            pairs, _ = batch.split(self.scorer(batch.groups))
-        gap = torch.maximum(
-            (pairs.chosen - pairs.ref_chosen).abs() / pairs.chosen_tokens,
-            (pairs.rejected - pairs.ref_rejected).abs() / pairs.rejected_tokens,
+        chat = self._reference.chat
+        check_step_0(self.model, self.scorer, self.train_dataset.preferences, chat.end_ids, self._as_reference)
+
+    def noise_floor(self) -> NoiseFloor:
+        """What rounding alone moves a log-prob of the training data by, in the model as it is now."""
+        return self.scorer.noise_floor(
+            first_tokens([g.tokens for g in self.train_dataset.preferences.groups], FLOAT32_TOKENS)
         )
-        if not float(gap.max()) <= STEP_0_TOLERANCE:
-            raise BapoError(
-                f"Before the first step policy and reference differ by {float(gap.max()):.3g} nats per token: "
-                "the model is not the one that the data were anchored to, so anchor them again with this model."
-            )
 
     # ---- running ----------------------------------------------------------------------------------------------------
 

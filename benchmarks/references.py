@@ -1,0 +1,217 @@
+"""What rounding does to training: stored references, references of the same row, and products in tiles of fixed rows.
+
+Trains the embedded model on starter preferences three ways, several seeds each, and prints what each way starts with,
+what it learns, how far it drifts and what a step takes. Ways:
+
+- stored: reference log-probs as anchoring kept them, from rows of another composition;
+- same row: the reference is scored again at every step, in the step's own row, with the adapter off;
+- tiles: every product with a weight is made in tiles of a fixed number of rows, so that a token's numbers do not depend
+  on its row.
+
+    python benchmarks/references.py [--seeds 3] [--tile 256] [--preference concise]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bapo.anchoring import AnchoredPreferences
+from bapo.evaluation import PreferenceReport
+from bapo.likelihood import evaluating
+from bapo.models import add_lora
+from bapo.personalize import read_recipe, stages
+from bapo.reporting import markdown_table
+from bapo.training import BAPOConfig, BAPOTrainer
+from bapo.training.batches import PairBatch
+
+WAYS = ("stored", "same row", "tiles")
+
+
+class SameRow(BAPOTrainer):
+    """References of each batch are scored in the batch's own row."""
+
+    def _batch_loss(self, model: Any, batch: PairBatch, share: float) -> Tensor:
+        with torch.no_grad(), evaluating(self.model), self.model.disable_adapter():
+            scored = self.scorer(batch.groups, most_strands=self._most_strands)
+        pairs, base = batch.split(scored)
+        batch = replace(
+            batch,
+            ref_chosen_B=pairs.chosen,
+            ref_rejected_B=pairs.rejected,
+            base_ref_T=batch.base_ref_T if base is None else base.tokens,
+        )
+        return super()._batch_loss(model, batch, share)
+
+
+@contextmanager
+def tiled(rows: int) -> Iterator[None]:
+    """Products of bf16 rows with a weight (a transposed matrix) are made for exactly so many rows at a time."""
+    mm, linear, addmm_ = torch.mm, F.linear, Tensor.addmm_
+
+    def in_tiles(product: Callable[..., Tensor], left: Tensor, out: Tensor) -> Tensor:
+        whole = len(left) // rows * rows
+        for at in range(0, whole, rows):
+            product(out[at : at + rows], left[at : at + rows])
+        if whole < len(left):
+            rest = len(left) - whole
+            padded, padded_out = left.new_zeros(rows, left.shape[1]), out.new_zeros(rows, out.shape[1])
+            padded[:rest], padded_out[:rest] = left[whole:], out[whole:]
+            product(padded_out, padded)
+            out[whole:] = padded_out[:rest]
+        return out
+
+    def is_forward(left: Tensor, right: Tensor) -> bool:
+        return left.dtype == torch.bfloat16 and not right.is_contiguous()
+
+    def tiled_mm(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
+        if not is_forward(left, right):
+            return mm(left, right, out=out)
+        out = left.new_empty(len(left), right.shape[1]) if out is None else out
+        return in_tiles(lambda o, x: mm(x, right, out=o), left, out)
+
+    def tiled_addmm_(self: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Tensor:
+        if factors or not is_forward(left, right):
+            return addmm_(self, left, right, **factors)
+        return in_tiles(lambda o, x: addmm_(o, x, right), left, self)
+
+    def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if x.dtype != torch.bfloat16:
+            return linear(x, weight, bias)
+        product = tiled_mm(x.reshape(-1, x.shape[-1]), weight.mT).view(*x.shape[:-1], len(weight))
+        return product if bias is None else product + bias
+
+    torch.mm, F.linear, Tensor.addmm_ = tiled_mm, tiled_linear, tiled_addmm_
+    try:
+        yield
+    finally:
+        torch.mm, F.linear, Tensor.addmm_ = mm, linear, addmm_
+
+
+def trainer_of(way: str, seed: int, anchored: AnchoredPreferences, folder: str) -> BAPOTrainer:
+    recipe = read_recipe("demo", {"training.seed": seed})
+    loaded = stages.load(recipe)
+    settings = BAPOConfig(
+        output_dir=folder,
+        learning_rate=recipe.training.learning_rate,
+        per_device_train_batch_size=recipe.training.batch_pairs,
+        num_train_epochs=1,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="no",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    kind = SameRow if way == "same row" else BAPOTrainer
+    trainer = kind(
+        add_lora(loaded.model, seed=seed),
+        args=settings,
+        train_dataset=anchored,
+        processing_class=loaded.tokenizer,
+        callbacks=[],
+    )
+    trainer.remove_callback(__import__("transformers").PrinterCallback)
+    return trainer
+
+
+def anchored_in(way: str, tile: int, preference: str, folder: Path) -> tuple[Any, stages.Anchored]:
+    recipe = read_recipe("demo", {"preferences.source": f"starter:{preference}", "anchoring.folder": str(folder)})
+    model = stages.load(recipe)
+    with within(way, tile):
+        return model, stages.anchor_split(recipe, stages.read(recipe), model)
+
+
+def within(way: str, tile: int) -> Any:
+    from contextlib import nullcontext
+
+    return tiled(tile) if way == "tiles" else nullcontext()
+
+
+def run(
+    way: str, seed: int, tile: int, model: Any, anchored: stages.Anchored
+) -> tuple[dict[str, float], PreferenceReport]:
+    from bapo.evaluation import evaluate_preferences
+
+    with within(way, tile), tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(way, seed, anchored.train, folder)
+        trainer._check_step_0 = lambda: None
+        trainer.train()
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        report, _ = evaluate_preferences(trainer.model, anchored.held_out)
+    first = log[0]
+    return {
+        "loss of step 0": first["loss"],
+        "|log-ratio| per base": abs(first["logratios/base"]),
+        "active": first["anchor/active"],
+        "active later": sum(entry["anchor/active"] for entry in log[1:]) / (len(log) - 1),
+    }, report
+
+
+def step_times(tile: int, anchored: dict[str, stages.Anchored], rounds: int) -> dict[str, list[float]]:
+    """Seconds of the same steps, the ways taking turns."""
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {way: trainer_of(way, 0, anchored[way].train, folder) for way in WAYS}
+        for number in range(rounds + 1):
+            for way, trainer in trainers.items():
+                items = trainer.train_dataset.items
+                start = 10 * number % (len(items) - 10)
+                inputs = trainer.data_collator(items[start : start + 10])
+                begin = time.perf_counter()
+                with within(way, tile):
+                    trainer.model.train()
+                    for batch in inputs["batches"]:
+                        trainer.compute_loss(trainer.model, {"batches": (batch,)}).backward()
+                if number:
+                    times[way].append(time.perf_counter() - begin)
+                trainer.model.zero_grad()
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tile", type=int, default=256)
+    parser.add_argument("--preference", default="concise")
+    parser.add_argument("--rounds", type=int, default=9)
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        anchored, rows = {}, []
+        for way in WAYS:
+            if way == "same row":
+                anchored[way] = anchored["stored"]
+                continue
+            model, anchored[way] = anchored_in(way, told.tile, told.preference, Path(folder, way))
+        for way in WAYS:
+            for seed in range(told.seeds):
+                start, report = run(way, seed, told.tile, model, anchored[way])
+                rows.append(
+                    [way, str(seed), *(f"{value:.4f}" for value in start.values())]
+                    + [f"{100 * report.reward_accuracy.value:.1f} %", f"{report.margin.value:.2f}"]
+                    + [f"{report.drift.value:.2f}"]
+                )
+                print(rows[-1], flush=True)
+        times = step_times(told.tile, anchored, told.rounds)
+    head = ["references", "seed", "loss of step 0", "log-ratio of base responses, step 0", "active hinges, step 0"]
+    head += ["active later", "reward accuracy", "margin", "drift"]
+    print(markdown_table(head, rows))
+    of_stored = times["stored"]
+    for way, own in times.items():
+        ratio = median(a / b for a, b in zip(own, of_stored, strict=True))
+        print(f"a step with references {way}: {median(own):.2f} s, {ratio:.2f} times stored")
+
+
+if __name__ == "__main__":
+    main()

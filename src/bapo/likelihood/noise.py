@@ -1,0 +1,104 @@
+"""The noise floor: what rounding alone moves a log-prob by, of one model, in its precision, on its device; measured.
+
+In bf16 a product whose terms are added in another order rounds some of its results differently, every later layer
+rounds what comes of that differently again, and after a few layers two layouts of the same tokens have rounding errors
+that know nothing of each other. How large they are depends on the model; how products are ordered, on the number of
+rows, the processor and its libraries. So nothing here is a constant in nats: two sets of log-probs agree if they differ
+by no more than layouts of the same model do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FALSE_ALARMS = 1e-3
+"""Share of comparisons that rounding alone lets exceed the limit."""
+
+RESAMPLES = 10_000
+
+FLOORS_IN_FLOAT32 = 10.0
+"""Floors that float32 numbers may differ by. Machines order float32 sums differently, which layouts on one of them do not
+show; ten floors are still dozens of times less than what one wrong layer does."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """What rounding moves a token's log-prob by between two layouts; of the two that differ most.
+
+    Attributes:
+        mean: mean absolute difference of a token, nats.
+        largest: largest difference of a token, nats.
+        tokens: tokens that it was measured on.
+        limit: mean absolute difference, nats, that rounding alone exceeds once in a thousand comparisons of so many
+            tokens; in float32 `FLOORS_IN_FLOAT32` floors.
+    """
+
+    mean: float
+    largest: float
+    tokens: int
+    limit: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For records."""
+        return asdict(self)
+
+
+def noise_floor(passes: Mapping[str, Tensor], *, float32: bool, seed: int = 0) -> NoiseFloor:
+    """The floor of passes over the same tokens.
+
+    Args:
+        passes: (P,) token log-probs by layout, nats; at least two.
+        float32: whether they were computed in float32.
+        seed: of the resampling.
+    """
+    pairs = [(a.double() - b.double()).abs() for a, b in combinations(passes.values(), 2)]
+    widest = max(pairs, key=lambda gap: float(gap.mean()))
+    mean = float(widest.mean())
+    limit = FLOORS_IN_FLOAT32 * mean if float32 else _limit(pairs, widest, seed)
+    return NoiseFloor(mean, float(widest.max()), len(widest), limit)
+
+
+def _limit(pairs: list[Tensor], floor: Tensor, seed: int) -> float:
+    """What a gap exceeds once in a thousand, if it is rounding alone: the floor times a quantile of gap / floor.
+
+    Both are means over the tokens, so both are drawn anew, each by itself, from the pairs that differ; and neighbours
+    are drawn together, because they share what stands before them.
+    """
+    rng = np.random.default_rng(seed)
+    run = max(1, len(floor) // _MOST_RUNS)
+
+    def redrawn(gap: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+        means = np.array([float(part.mean()) for part in gap.split(run)])
+        drawn: np.ndarray[Any, np.dtype[np.float64]] = means[
+            rng.integers(len(means), size=(RESAMPLES, len(means)))
+        ].mean(1)
+        return drawn
+
+    tiny = np.finfo(float).tiny
+    differing = [gap for gap in pairs if 2 * float(gap.mean()) > float(floor.mean())]
+    ratios = [np.quantile(redrawn(gap) / (redrawn(floor) + tiny), 1 - FALSE_ALARMS) for gap in differing]
+    return float(floor.mean()) * float(max(ratios, default=1.0))
+
+
+_MOST_RUNS = 256
+"""Runs of neighbouring tokens that are drawn together; as many as there are tokens, where there are fewer."""
+
+
+def gap_of(these: Tensor, those: Tensor) -> float:
+    """Mean absolute difference of two passes over the same tokens, nats."""
+    return float((these.double() - those.double()).abs().mean()) if len(these) else 0.0
+
+
+def nudged(embedded: Tensor) -> Tensor:
+    """Embeddings of which one number in 64 is moved by one rounding, up or down, the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    moves = torch.randint(128, embedded.shape, generator=generator, dtype=torch.uint8).to(embedded.device)
+    step = torch.finfo(embedded.dtype).eps
+    return embedded + embedded * ((moves == 0).to(embedded.dtype) - (moves == 1).to(embedded.dtype)) * step
