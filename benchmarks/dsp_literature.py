@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from statistics import mean, median
 
+from bapo.evaluation import held_out_logps
 from bapo.evaluation.bootstrap import Estimate
 from bapo.personalize import read_recipe, stages
 from bapo.reporting import draw_logratios, interval, markdown_table

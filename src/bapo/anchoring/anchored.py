@@ -141,9 +141,7 @@ def _probe(
         for group, bases in zip(tokenized.groups, base_responses, strict=True)
     ]
     probe = Probe.of(scorer, groups)
-    probed = probe.own or probe.float32
-    assert probed is not None
-    store.add_probe(probe, scorer.noise_floor(probed.groups))
+    store.add_probe(probe)
     return probe
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from bapo.likelihood import ResponseScorer, TokenGroup
+from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, noise_floor
+from bapo.models import machine
 
 OWN_TOKENS, FLOAT32_TOKENS = 1024, 256
 """Input tokens that are scored in the model's precision, where many are needed to tell a fault from rounding, and in
@@ -17,10 +16,17 @@ float32, where few do."""
 
 @dataclass(frozen=True, slots=True)
 class ProbedTokens:
-    """Groups, and the log-prob of each of their response tokens in one row, nats."""
+    """Groups, the log-prob of each of their response tokens in one row (nats), and what rounding moves those by."""
 
     groups: tuple[TokenGroup, ...]
     logps: tuple[float, ...]
+    floor: NoiseFloor
+
+    @classmethod
+    def of(cls, scorer: ResponseScorer, groups: tuple[TokenGroup, ...], *, float32: bool) -> ProbedTokens:
+        """Score groups in the model's precision or in float32."""
+        layouts = scorer.layouts(groups, float32=float32)
+        return cls(groups, tuple(layouts["row"].tolist()), noise_floor(layouts, float32=float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +36,33 @@ class Probe:
     Attributes:
         own: in the model's precision; None where that is float32.
         float32: computed in float32 with the model's weights; None where the model cannot be computed so.
+        machine: where they were scored, as `bapo.models.machine` tells it.
     """
 
     own: ProbedTokens | None
     float32: ProbedTokens | None
+    machine: Mapping[str, Any]
 
     @classmethod
     def of(cls, scorer: ResponseScorer, groups: Sequence[TokenGroup]) -> Probe:
         """Score the first of these groups under the scorer's model."""
         own, few = first_tokens(groups, OWN_TOKENS), first_tokens(groups, FLOAT32_TOKENS)
         return cls(
-            None if scorer.is_float32 else ProbedTokens(own, tuple(scorer.row(own).tolist())),
-            ProbedTokens(few, tuple(scorer.float32(few).tolist())) if scorer.has_float32 else None,
+            None if scorer.is_float32 else ProbedTokens.of(scorer, own, float32=False),
+            ProbedTokens.of(scorer, few, float32=True) if scorer.has_float32 else None,
+            machine(scorer.causal_lm.device),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
-        return {name: None if own is None else _to_dict(own) for name, own in self._parts().items()}
+        parts = {"own": self.own, "float32": self.float32}
+        return {name: None if own is None else asdict(own) for name, own in parts.items()} | {"machine": self.machine}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Probe:
         """From the store."""
-        return cls(*(None if content[name] is None else _from_dict(content[name]) for name in ("own", "float32")))
-
-    def _parts(self) -> dict[str, ProbedTokens | None]:
-        return {"own": self.own, "float32": self.float32}
+        own, exact = (None if content[name] is None else _from_dict(content[name]) for name in ("own", "float32"))
+        return cls(own, exact, content["machine"])
 
 
 def first_tokens(groups: Sequence[TokenGroup], most: int) -> tuple[TokenGroup, ...]:
@@ -79,11 +87,6 @@ def first_tokens(groups: Sequence[TokenGroup], most: int) -> tuple[TokenGroup, .
     return tuple(taken)
 
 
-def _to_dict(probed: ProbedTokens) -> dict[str, Any]:
-    groups = [{"prompt": list(g.prompt), "responses": [list(r) for r in g.responses]} for g in probed.groups]
-    return {"groups": groups, "logps": list(probed.logps)}
-
-
 def _from_dict(content: Mapping[str, Any]) -> ProbedTokens:
     groups = tuple(TokenGroup(tuple(g["prompt"]), tuple(map(tuple, g["responses"]))) for g in content["groups"])
-    return ProbedTokens(groups, tuple(torch.tensor(content["logps"], dtype=torch.float32).tolist()))
+    return ProbedTokens(groups, tuple(content["logps"]), NoiseFloor(**content["floor"]))

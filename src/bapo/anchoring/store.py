@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from bapo.anchoring.generate import GenerationSettings, Response
 from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError
-from bapo.likelihood import SCORING_VERSION, NoiseFloor, TokenIds
+from bapo.likelihood import SCORING_VERSION, TokenIds
 from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
 
 _MANIFEST, _PROBE = "manifest.json", "probe.json"
@@ -179,15 +179,15 @@ class AnchorStore:
         if not path.is_file():
             return None
         try:
-            return Probe.from_dict(json.loads(path.read_text())["probe"])
+            return Probe.from_dict(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError) as error:
             raise BapoError(f"{path} is damaged: delete that file, and it is made again.") from error
 
-    def add_probe(self, probe: Probe, floor: NoiseFloor) -> None:
-        """Keep it, with the noise floor of the model where it was scored."""
+    def add_probe(self, probe: Probe) -> None:
+        """Keep it."""
         path = self.folder / _PROBE
         staging = path.with_suffix(".part")
-        staging.write_text(json.dumps({"noise_floor": floor.to_dict(), "probe": probe.to_dict()}) + "\n")
+        staging.write_text(json.dumps(probe.to_dict()) + "\n")
         staging.replace(path)
 
     def _base_journal(self, settings: GenerationSettings) -> Journal:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -24,8 +25,8 @@ FALSE_ALARMS = 1e-3
 RESAMPLES = 10_000
 
 FLOORS_IN_FLOAT32 = 10.0
-"""Floors that float32 numbers may differ by. Machines order float32 sums differently, which layouts on one of them do not
-show; ten floors are still dozens of times less than what one wrong layer does."""
+"""Floors that float32 numbers may differ by. Machines order float32 sums differently, which layouts on one of them do
+not show; ten floors are still dozens of times less than what one wrong layer does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +72,32 @@ def _limit(pairs: list[Tensor], floor: Tensor, seed: int) -> float:
     Both are means over the tokens, so both are drawn anew, each by itself, from the pairs that differ; and neighbours
     are drawn together, because they share what stands before them.
     """
-    rng = np.random.default_rng(seed)
     run = max(1, len(floor) // _MOST_RUNS)
+    drawn_gap, drawn_floor = _draws(-(-len(floor) // run), seed)
 
-    def redrawn(gap: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-        means = np.array([float(part.mean()) for part in gap.split(run)])
-        drawn: np.ndarray[Any, np.dtype[np.float64]] = means[
-            rng.integers(len(means), size=(RESAMPLES, len(means)))
-        ].mean(1)
-        return drawn
+    def redrawn(gap: Tensor, shares: Tensor) -> Tensor:
+        return shares @ torch.stack([part.mean() for part in gap.split(run)])
 
-    tiny = np.finfo(float).tiny
+    tiny = torch.finfo(torch.float64).tiny
     differing = [gap for gap in pairs if 2 * float(gap.mean()) > float(floor.mean())]
-    ratios = [np.quantile(redrawn(gap) / (redrawn(floor) + tiny), 1 - FALSE_ALARMS) for gap in differing]
-    return float(floor.mean()) * float(max(ratios, default=1.0))
+    ratios = [
+        float((redrawn(gap, drawn_gap) / (redrawn(floor, drawn_floor) + tiny)).quantile(1 - FALSE_ALARMS))
+        for gap in differing
+    ]
+    return float(floor.mean()) * max(ratios, default=1.0)
 
 
 _MOST_RUNS = 256
 """Runs of neighbouring tokens that are drawn together; as many as there are tokens, where there are fewer."""
+
+
+@lru_cache(maxsize=4)
+def _draws(runs: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Twice (RESAMPLES, runs): the share of each run in a mean over as many that are drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    even = np.full(runs, 1 / runs)
+    first, second = (torch.from_numpy(rng.multinomial(runs, even, size=RESAMPLES) / runs) for _ in range(2))
+    return first, second
 
 
 def gap_of(these: Tensor, those: Tensor) -> float:

@@ -151,20 +151,15 @@ class ResponseScorer:
     def layouts(self, groups: Sequence[TokenGroup], *, float32: bool = False) -> dict[str, Tensor]:
         """(P,) token log-probs by layout, the same tokens in each: what `noise_floor` compares.
 
-        The layouts are one row; a row for each group; one sequence at a time through the model's own code; and one row
-        whose embeddings are moved by a rounding here and there, because a machine may compute all others alike. In
-        float32 only the first and the last.
+        The layouts are one row; a row for each group; and one row whose embeddings are moved by a rounding here and
+        there, because a machine may compute all others alike. In float32 only the first and the last. The model's own
+        forward pass is none of them: what it differs by may be a fault.
         """
         if float32:
             with in_float32(self.model):
-                row, moved = self.row(groups, most_strands=1), self._nudged(groups, most_strands=1)
-            return {"row": row, "nudged": moved}
+                return {"row": self.row(groups, most_strands=1), "nudged": self._nudged(groups, most_strands=1)}
         found = {"row": self.row(groups), "nudged": self._nudged(groups)}
-        if self.fallback is None:
-            found["groups"] = torch.cat([self.row([group]) for group in groups])
-            with torch.no_grad(), evaluating(self.model):
-                found["plain"] = self._score_plainly(groups).tokens.cpu()
-        return found
+        return found if self.fallback else found | {"groups": torch.cat([self.row([group]) for group in groups])}
 
     @property
     def is_float32(self) -> bool:

@@ -55,9 +55,9 @@ def check_step_0(
 ) -> None:
     """Before the first step the policy must be the model that the data were anchored to, and give its numbers.
 
-    Weights and end tokens are compared by their keys. Then a few responses are scored: in float32, which every machine
-    computes alike but for millionths of a nat, the policy, the policy without what is trained, and what was stored; and
-    in the model's own precision, what is stored and what comes out today.
+    Weights and end tokens are compared by their keys. Then a few responses are scored and compared with what was stored
+    of them: in float32, which every machine computes alike but for millionths of a nat, the policy and the policy
+    without what is trained; and the policy in its own precision. What rounding explains was measured and stored too.
 
     Args:
         policy: the model, before its first step.
@@ -80,41 +80,36 @@ def check_step_0(
             "Before the first step policy and reference differ: the weights, the configuration or the precision are "
             "not those that the data were anchored to, so anchor them again with this model."
         )
-    own = probe.own if probe else None
-    exact = probe.float32 if probe else None
-    if exact is None or (own is None and not scorer.is_float32):
-        stored = _first_scored(data)  # sums of whole responses: all that is known of data without a probe
-        _check(scorer.layouts(stored.groups), stored, "its own precision", exact=scorer.is_float32, sums=True)
-    if own is not None:
-        _check(scorer.layouts(own.groups), own, "its own precision", exact=False)
-    if not scorer.has_float32:
-        return
-    groups = exact.groups if exact else first_tokens([group.tokens for group in data.groups], FLOAT32_TOKENS)
-    layouts = scorer.layouts(groups, float32=True)
-    if exact is not None:
-        _check(layouts, exact, "float32", exact=True)
-    if as_reference is not None:
-        with as_reference():
-            reference = scorer.float32(groups)
-        _check(layouts, ProbedTokens(groups, tuple(reference.tolist())), "float32", exact=True)
+    own, exact = (probe.own, probe.float32) if probe else (None, None)
+    if scorer.has_float32:  # first, because it takes few tokens and shows most
+        if exact is None:
+            groups = first_tokens([group.tokens for group in data.groups], FLOAT32_TOKENS)
+            exact = ProbedTokens.of(scorer, groups, float32=True)
+        _check(scorer.float32(exact.groups), exact, "float32")
+        if as_reference is not None:
+            with as_reference():
+                _check(scorer.float32(exact.groups), exact, "float32")
+    if probe is None:
+        _check_sums(scorer, data)
+    elif own is not None:
+        _check(scorer.row(own.groups), own, "its own precision")
 
 
-def _first_scored(data: AnchoredPreferences) -> ProbedTokens:
-    """The first groups, and of each response the stored sum."""
+def _check(row_P: Tensor, stored: ProbedTokens, precision: str) -> None:
+    gap = gap_of(row_P, torch.tensor(stored.logps))
+    if not gap <= stored.floor.limit:
+        raise BapoError(_sentence(gap, stored.floor, "token", precision))
+
+
+def _check_sums(scorer: ResponseScorer, data: AnchoredPreferences) -> None:
+    """Data that were not anchored by a store: compare the sums of the first responses, which are all that is known."""
     groups = data.groups[:4]
-    sums = tuple(logp for group in groups for logp in group.ref_logps)
-    return ProbedTokens(tuple(group.tokens for group in groups), sums)
-
-
-def _check(
-    layouts: dict[str, Tensor], stored: ProbedTokens, precision: str, *, exact: bool, sums: bool = False
-) -> None:
-    if sums:
-        layouts = {name: _summed(tokens, stored.groups) for name, tokens in layouts.items()}
-    floor = noise_floor(layouts, float32=exact)
-    gap = gap_of(layouts["row"], torch.tensor(stored.logps))
+    layouts = scorer.layouts([group.tokens for group in groups])
+    sums = {name: _summed(tokens, [group.tokens for group in groups]) for name, tokens in layouts.items()}
+    floor = noise_floor(sums, float32=scorer.is_float32)
+    gap = gap_of(sums["row"], torch.tensor([logp for group in groups for logp in group.ref_logps]))
     if not gap <= floor.limit:
-        raise BapoError(_sentence(gap, floor, "response" if sums else "token", precision))
+        raise BapoError(_sentence(gap, floor, "response", "its own precision"))
 
 
 def _summed(tokens_P: Tensor, groups: Sequence[TokenGroup]) -> Tensor:

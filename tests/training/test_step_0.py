@@ -1,0 +1,177 @@
+"""What the check before the first step lets through, and what it must not: twenty adapters each, none of them zero."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bapo.anchoring import AnchoredPreferences, AnchorStore, GenerationSettings, anchor
+from bapo.errors import BapoError
+from bapo.likelihood import ResponseScorer, scoring
+from bapo.models import ChatFormat, LoadedModel, add_lora, model_fingerprint
+from bapo.preferences import Pair, group_pairs
+from bapo.training.reference import check_step_0, untrained
+from tests.rounding import rounding_by_rows
+from tests.tiny import tiny_model, tiny_tokenizer
+
+SEEDS = range(20)
+PAIRS = [
+    Pair(f"Question {i}, please.", f"Yes, {i} times {word}.", f"No {word * 4}.") for i in range(6) for word in "ab"
+]
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+def policy_of(seed: int, precision: str) -> Any:
+    policy = add_lora(tiny_model("llama").to(DTYPES[precision]), rank=4, dropout=0.05, seed=seed)
+    torch.manual_seed(seed)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return policy
+
+
+def anchored(policy: Any, precision: str, folder: Path) -> AnchoredPreferences:
+    model = LoadedModel("tiny", policy, ChatFormat(tiny_tokenizer(None)), precision)
+    store = AnchorStore(folder, model)
+    return anchor(group_pairs("test", PAIRS), model, store, generation=GenerationSettings(5))
+
+
+def check(policy: Any, data: AnchoredPreferences, as_reference: Any, end_ids: tuple[int, ...] = (2,)) -> None:
+    check_step_0(policy, ResponseScorer(policy), data, end_ids, as_reference)
+
+
+# ---- what goes wrong, each as something that happens to the policy after it was anchored ---------------------------
+
+
+@contextmanager
+def one_percent(policy: Any) -> Iterator[None]:
+    """An error of one percent in the output of one layer."""
+    layers = policy.get_base_model().model.layers
+    hook = layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * 1.01)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def off_by_one(policy: Any) -> Iterator[None]:
+    """The positions of responses against their prompt's."""
+    original = scoring.lay_out
+
+    def shifted(*arguments: Any) -> Any:
+        layout = original(*arguments)
+        positions = layout.position_ids.clone()
+        for place in layout.places:
+            positions[0, place] += 1
+        return replace(layout, position_ids=positions)
+
+    scoring.lay_out = shifted
+    try:
+        yield
+    finally:
+        scoring.lay_out = original
+
+
+@contextmanager
+def dropout_left_on(policy: Any) -> Iterator[None]:
+    original = scoring.evaluating
+    scoring.evaluating = lambda model: nullcontext()
+    policy.train()
+    try:
+        yield
+    finally:
+        scoring.evaluating = original
+        policy.eval()
+
+
+@contextmanager
+def a_step_later(policy: Any) -> Iterator[None]:
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    logps = ResponseScorer(policy)([scoring.TokenGroup((5, 6, 7), ((8, 9, 10),))])
+    logps.tokens.sum().backward()
+    torch.optim.AdamW(trained, lr=2e-4).step()
+    yield
+
+
+@contextmanager
+def another_checkpoint(policy: Any) -> Iterator[None]:
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora" not in name and parameter.dim() > 1:
+                parameter.add_(0.01 * parameter.std() * torch.randn_like(parameter))
+    yield
+
+
+FAULTS = [one_percent, off_by_one, dropout_left_on, a_step_later, another_checkpoint]
+
+
+@pytest.mark.parametrize(("precision", "rounds_by_rows"), [("float32", False), ("bf16", True)])
+@pytest.mark.parametrize("fault", [nullcontext, *FAULTS])
+def test_of_twenty_adapters(fault: Callable[..., Any], precision: str, rounds_by_rows: bool, tmp_path: Path) -> None:
+    """The weights' key is forged, so that numbers alone have to tell."""
+    told = 0
+    with rounding_by_rows() if rounds_by_rows else nullcontext():
+        for seed in SEEDS:
+            policy = policy_of(seed, precision)
+            data = anchored(policy, precision, tmp_path / str(seed))
+            as_reference = untrained(policy)
+            with fault(policy) if fault is not nullcontext else nullcontext():
+                forged = replace(data, reference=model_fingerprint(policy))
+                try:
+                    check(policy, forged, as_reference)
+                except BapoError as error:
+                    told += "policy and reference differ by" in str(error) and "rounding explains" in str(error)
+    if fault is nullcontext:
+        assert told == 0
+    else:
+        assert told >= 19
+
+
+@pytest.mark.parametrize("fault", [a_step_later, another_checkpoint])
+def test_other_weights_are_told_by_their_key(fault: Callable[..., Any], tmp_path: Path) -> None:
+    policy = policy_of(0, "bf16")
+    data = anchored(policy, "bf16", tmp_path)
+    with fault(policy), pytest.raises(BapoError, match="the weights, the configuration or the precision are not those"):
+        check(policy, data, untrained(policy))
+
+
+def test_other_end_tokens_are_refused(tmp_path: Path) -> None:
+    policy = policy_of(0, "float32")
+    data = anchored(policy, "float32", tmp_path)
+    with pytest.raises(BapoError, match=r"end with the tokens \[2\], and those of this one end with \[3, 2\]"):
+        check(policy, data, untrained(policy), end_ids=(3, 2))
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_data_without_a_probe_are_told_by_their_sums(precision: str, tmp_path: Path) -> None:
+    policy = policy_of(0, precision)
+    data = replace(anchored(policy, precision, tmp_path), probe=None, end_ids=())
+    check(policy, data, untrained(policy))
+    with off_by_one(policy), pytest.raises(BapoError, match="nats per response"):
+        check(policy, data, None)
+
+
+def test_an_adapter_that_is_trained_further_can_be_put_back() -> None:
+    policy = policy_of(0, "float32")
+    scorer, group = ResponseScorer(policy), [scoring.TokenGroup((5, 6, 7), ((8, 9, 10),))]
+    before, as_reference = scorer.row(group), untrained(policy)
+    with a_step_later(policy):
+        after = scorer.row(group)
+        with as_reference():
+            assert torch.equal(scorer.row(group), before)
+        assert torch.equal(scorer.row(group), after)
+        assert not torch.equal(after, before)
+
+
+def test_a_fresh_adapter_is_switched_off_and_whole_models_keep_what_was_stored() -> None:
+    policy = add_lora(tiny_model("llama"), rank=4)
+    assert untrained(policy) == policy.disable_adapter
+    assert untrained(copy.deepcopy(policy.get_base_model())) is None
