@@ -1,12 +1,13 @@
-"""What rounding does to training: stored references, references of the same row, and products in tiles of fixed rows.
+"""What rounding does to training: four ways to have the references of a step.
 
-Trains the embedded model on starter preferences three ways, several seeds each, and prints what each way starts with,
-what it learns, how far it drifts and what a step takes. Ways:
+Trains the embedded model on starter preferences each way, several seeds each, and prints what a way starts with, what
+it learns, how far it drifts and what a step takes. Ways:
 
 - stored: reference log-probs as anchoring kept them, from rows of another composition;
-- same row: the reference is scored again at every step, in the step's own row, with the adapter off;
-- tiles: every product with a weight is made in tiles of a fixed number of rows, so that a token's numbers do not depend
-  on its row.
+- first step: stored, but for the first step, which scores them again in its own row (the trainer's way);
+- every step: scored again at every step, in the step's own row, with the adapter off;
+- tiles: stored, and every product with a weight is made in tiles of a fixed number of rows, when anchoring and when
+  training, so that a token's numbers do not depend on its row.
 
     python benchmarks/references.py [--seeds 3] [--tile 256] [--preference concise]
 """
@@ -17,9 +18,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,33 +26,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PrinterCallback
 
 from bapo.anchoring import AnchoredPreferences
-from bapo.evaluation import PreferenceReport
-from bapo.likelihood import evaluating
-from bapo.models import add_lora
+from bapo.evaluation import PreferenceReport, evaluate_preferences, held_out_logps
+from bapo.models import add_lora, machine
 from bapo.personalize import read_recipe, stages
 from bapo.reporting import markdown_table
 from bapo.training import BAPOConfig, BAPOTrainer
 from bapo.training.batches import PairBatch
 
-WAYS = ("stored", "same row", "tiles")
+WAYS = ("stored", "first step", "every step", "tiles")
 
 
-class SameRow(BAPOTrainer):
+class Stored(BAPOTrainer):
+    """References are what was stored, from the first step on."""
+
+    def _with_references_of_its_row(self, batch: PairBatch) -> PairBatch:
+        return batch
+
+
+class EveryStep(BAPOTrainer):
     """References of each batch are scored in the batch's own row."""
 
     def _batch_loss(self, model: Any, batch: PairBatch, share: float) -> Tensor:
-        with torch.no_grad(), evaluating(self.model), self.model.disable_adapter():
-            scored = self.scorer(batch.groups, most_strands=self._most_strands)
-        pairs, base = batch.split(scored)
-        batch = replace(
-            batch,
-            ref_chosen_B=pairs.chosen,
-            ref_rejected_B=pairs.rejected,
-            base_ref_T=batch.base_ref_T if base is None else base.tokens,
-        )
-        return super()._batch_loss(model, batch, share)
+        return super()._batch_loss(model, self._with_references_of_its_row(batch), share)
+
+
+TRAINERS = {"stored": Stored, "first step": BAPOTrainer, "every step": EveryStep, "tiles": Stored}
 
 
 @contextmanager
@@ -100,8 +100,18 @@ def tiled(rows: int) -> Iterator[None]:
         torch.mm, F.linear, Tensor.addmm_ = mm, linear, addmm_
 
 
+def within(way: str, tile: int) -> Any:
+    return tiled(tile) if way == "tiles" else nullcontext()
+
+
+def anchored_in(way: str, tile: int, preference: str, folder: Path) -> stages.Anchored:
+    recipe = read_recipe("demo", {"preferences.source": f"starter:{preference}", "anchoring.folder": str(folder)})
+    with within(way, tile):
+        return stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe))
+
+
 def trainer_of(way: str, seed: int, anchored: AnchoredPreferences, folder: str) -> BAPOTrainer:
-    recipe = read_recipe("demo", {"training.seed": seed})
+    recipe = read_recipe("demo")
     loaded = stages.load(recipe)
     settings = BAPOConfig(
         output_dir=folder,
@@ -114,53 +124,26 @@ def trainer_of(way: str, seed: int, anchored: AnchoredPreferences, folder: str) 
         disable_tqdm=True,
         log_level="error",
     )
-    kind = SameRow if way == "same row" else BAPOTrainer
-    trainer = kind(
-        add_lora(loaded.model, seed=seed),
-        args=settings,
-        train_dataset=anchored,
-        processing_class=loaded.tokenizer,
-        callbacks=[],
-    )
-    trainer.remove_callback(__import__("transformers").PrinterCallback)
+    policy = add_lora(loaded.model, seed=seed)
+    trainer = TRAINERS[way](policy, args=settings, train_dataset=anchored, processing_class=loaded.tokenizer)
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def anchored_in(way: str, tile: int, preference: str, folder: Path) -> tuple[Any, stages.Anchored]:
-    recipe = read_recipe("demo", {"preferences.source": f"starter:{preference}", "anchoring.folder": str(folder)})
-    model = stages.load(recipe)
-    with within(way, tile):
-        return model, stages.anchor_split(recipe, stages.read(recipe), model)
-
-
-def within(way: str, tile: int) -> Any:
-    from contextlib import nullcontext
-
-    return tiled(tile) if way == "tiles" else nullcontext()
-
-
-def run(
-    way: str, seed: int, tile: int, model: Any, anchored: stages.Anchored
-) -> tuple[dict[str, float], PreferenceReport]:
-    from bapo.evaluation import evaluate_preferences
-
+def run(way: str, seed: int, tile: int, anchored: stages.Anchored) -> tuple[list[float], PreferenceReport]:
+    """Loss, log-ratio of base responses and share of active hinges of step 0, that share later; and what came out."""
     with within(way, tile), tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(way, seed, anchored.train, folder)
-        trainer._check_step_0 = lambda: None
+        reference = held_out_logps(trainer.model, anchored.held_out)
         trainer.train()
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        report, _ = evaluate_preferences(trainer.model, anchored.held_out)
-    first = log[0]
-    return {
-        "loss of step 0": first["loss"],
-        "|log-ratio| per base": abs(first["logratios/base"]),
-        "active": first["anchor/active"],
-        "active later": sum(entry["anchor/active"] for entry in log[1:]) / (len(log) - 1),
-    }, report
+        report, _ = evaluate_preferences(trainer.model, anchored.held_out, reference=reference)
+    later = sum(entry["anchor/active"] for entry in log[1:]) / (len(log) - 1)
+    return [log[0]["loss"], log[0]["logratios/base"], log[0]["anchor/active"], later], report
 
 
 def step_times(tile: int, anchored: dict[str, stages.Anchored], rounds: int) -> dict[str, list[float]]:
-    """Seconds of the same steps, the ways taking turns."""
+    """Seconds of the same steps, none of them a run's first, the ways taking turns."""
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         trainers = {way: trainer_of(way, 0, anchored[way].train, folder) for way in WAYS}
@@ -169,9 +152,10 @@ def step_times(tile: int, anchored: dict[str, stages.Anchored], rounds: int) -> 
                 items = trainer.train_dataset.items
                 start = 10 * number % (len(items) - 10)
                 inputs = trainer.data_collator(items[start : start + 10])
+                trainer.model.train()
+                trainer.state.global_step = 1
                 begin = time.perf_counter()
                 with within(way, tile):
-                    trainer.model.train()
                     for batch in inputs["batches"]:
                         trainer.compute_loss(trainer.model, {"batches": (batch,)}).backward()
                 if number:
@@ -188,29 +172,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        anchored, rows = {}, []
-        for way in WAYS:
-            if way == "same row":
-                anchored[way] = anchored["stored"]
-                continue
-            model, anchored[way] = anchored_in(way, told.tile, told.preference, Path(folder, way))
-        for way in WAYS:
-            for seed in range(told.seeds):
-                start, report = run(way, seed, told.tile, model, anchored[way])
-                rows.append(
-                    [way, str(seed), *(f"{value:.4f}" for value in start.values())]
-                    + [f"{100 * report.reward_accuracy.value:.1f} %", f"{report.margin.value:.2f}"]
-                    + [f"{report.drift.value:.2f}"]
-                )
+        stored = anchored_in("stored", told.tile, told.preference, Path(folder, "stored"))
+        tiles = anchored_in("tiles", told.tile, told.preference, Path(folder, "tiles"))
+        anchored = {way: tiles if way == "tiles" else stored for way in WAYS}
+        rows = []
+        for seed in range(told.seeds):
+            for way in WAYS:
+                start, report = run(way, seed, told.tile, anchored[way])
+                found = [report.reward_accuracy.value * 100, report.margin.value, report.drift.value]
+                rows.append([way, str(seed), *(f"{value:.3f}" for value in (*start, *found))])
                 print(rows[-1], flush=True)
         times = step_times(told.tile, anchored, told.rounds)
-    head = ["references", "seed", "loss of step 0", "log-ratio of base responses, step 0", "active hinges, step 0"]
-    head += ["active later", "reward accuracy", "margin", "drift"]
-    print(markdown_table(head, rows))
-    of_stored = times["stored"]
+    print(f"{machine()}, tiles of {told.tile} rows")
+    head = [
+        "references",
+        "seed",
+        "loss of step 0",
+        "log-ratio of base responses, step 0 (nats)",
+        "active hinges, step 0",
+    ]
+    head += ["active later", "reward accuracy (%)", "margin (nats)", "drift (nats)"]
+    print(markdown_table(head, sorted(rows, key=lambda row: WAYS.index(row[0]))))
     for way, own in times.items():
-        ratio = median(a / b for a, b in zip(own, of_stored, strict=True))
-        print(f"a step with references {way}: {median(own):.2f} s, {ratio:.2f} times stored")
+        ratio = median(a / b for a, b in zip(own, times["stored"], strict=True))
+        print(f"{way}: {median(own):.2f} s a step, {ratio:.2f} times stored")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from bapo.errors import BapoError
-from bapo.likelihood import ResponseScorer, TokenGroup
+from bapo.likelihood import ResponseScorer, TokenGroup, gap_of
 from bapo.models import GradientRows, fuse_lora
 from tests.tiny import CONFIGS, MISFITS, VOCABULARY, tiny_model
 
@@ -195,9 +195,10 @@ def test_empty_prompts_and_responses_are_refused_in_a_sentence() -> None:
 
 
 @pytest.mark.slow
-def test_real_model_bf16_company_changes_no_bit() -> None:
-    """On the embedded model in bf16 a response scores the same number alone, in a group, in strands, in any order."""
-    from bapo.models import load_model
+def test_real_model_bf16_company_changes_no_more_than_rounding() -> None:
+    """On the embedded model in bf16 a response scores the same alone, in a group, in strands, in any order: to the bit
+    where products do not round by their rows, and within the noise floor elsewhere."""
+    from bapo.models import instruction_set, load_model
 
     loaded = load_model("smollm2", precision="bf16", device="cpu")
     scorer = ResponseScorer(loaded.model)
@@ -215,13 +216,15 @@ def test_real_model_bf16_company_changes_no_bit() -> None:
             "Name three fruits.": ("Apples, pears and plums.", "Bananas, cherries, and a third one that I forgot."),
         }.items()
     ]
-    together = scorer.score(batch).summed()
-    alone = torch.cat([scorer.score([TokenGroup(g.prompt, (r,))]).summed() for g in batch for r in g.responses])
-    assert torch.equal(alone, together)
+    together = scorer.row(batch)
+    alone = torch.cat([scorer.row([TokenGroup(g.prompt, (r,))]) for g in batch for r in g.responses])
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        in_strands = scorer.score(batch[::-1])
+        strands = scorer.score([batch[1], batch[0]]).per_response()
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(in_strands.summed()[[2, 3, 4, 0, 1]], together)
+    in_strands = torch.cat([strands[i] for i in (2, 3, 4, 0, 1)])
+    limit = 0.0 if instruction_set() == "avx512_bf16" else scorer.noise_floor(batch).limit
+    assert gap_of(alone, together) <= limit
+    assert gap_of(in_strands, together) <= limit

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bapo.errors import BapoError
 from bapo.likelihood.strands import cut
 from bapo.objectives import PAIR_LOSSES
 from tests.likelihood.test_scoring import relative_gap
+from tests.rounding import rounding_by_rows
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
 
 LORA = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -146,12 +148,23 @@ def test_a_dpo_step_is_that_of_trl(tmp_path: Path) -> None:
     assert relative_gap(gradients, expected) < 1e-4
 
 
-def test_at_step_0_dpo_is_log_2_and_the_anchor_is_exactly_0_and_does_not_pull(tmp_path: Path) -> None:
-    trainer = make(tmp_path)
-    loss, gradients = step_gradients(trainer, trainer.train_dataset.items)
-    assert loss == pytest.approx(0.6931472, abs=1e-6)
-    dpo = make(tmp_path, objective="dpo")
-    assert relative_gap(gradients, step_gradients(dpo, dpo.train_dataset.items)[1]) < 1e-6
+@pytest.mark.parametrize("products", [nullcontext, rounding_by_rows])
+def test_at_step_0_dpo_is_log_2_and_the_anchor_is_exactly_0_and_does_not_pull(products: Any, tmp_path: Path) -> None:
+    with products():
+        trainer = make(tmp_path)
+        loss, gradients = step_gradients(trainer, trainer.train_dataset.items)
+        assert loss == pytest.approx(0.6931472, abs=1e-6)
+        dpo = make(tmp_path, objective="dpo")
+        assert relative_gap(gradients, step_gradients(dpo, dpo.train_dataset.items)[1]) < 1e-6
+
+
+def test_an_evaluation_of_what_has_not_been_trained_finds_exactly_nothing(tmp_path: Path) -> None:
+    with rounding_by_rows():
+        trainer = make(tmp_path, per_device_eval_batch_size=3)
+        found = trainer.evaluate(trainer.train_dataset)
+    assert found["eval_loss"] == pytest.approx(0.6931472, abs=1e-6)
+    logged = trainer.state.log_history[-1]
+    assert logged["eval_logratios/base"] == logged["eval_rewards/margins"] == 0
 
 
 def trained(trainer: BAPOTrainer, **options: Any) -> dict[str, torch.Tensor]:
@@ -229,7 +242,13 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
                 assert entry[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
 
 
-def test_stopped_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("products", [nullcontext, rounding_by_rows])
+def test_stopped_and_resumed_is_uninterrupted(products: Any, tmp_path: Path) -> None:
+    with products():
+        stop_and_resume(tmp_path)
+
+
+def stop_and_resume(tmp_path: Path) -> None:
     settings = {"max_steps": 5, "per_device_train_batch_size": 3, "save_strategy": "steps", "save_steps": 2}
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
     expected = trained(make(tmp_path / "a", peft_config=lora, **settings))

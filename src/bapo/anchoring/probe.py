@@ -53,6 +53,12 @@ class Probe:
             machine(scorer.causal_lm.device),
         )
 
+    @property
+    def floor(self) -> NoiseFloor | None:
+        """In the model's precision."""
+        probed = self.own or self.float32
+        return probed.floor if probed else None
+
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
         parts = {"own": self.own, "float32": self.float32}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,13 @@ class AnswerStore:
         model: fingerprint of the model and of how it is asked.
         task: fingerprint of the task.
         name: of the task, for people who look into the folder.
+        made_on: what is written beside the answers of where they were made.
     """
 
-    def __init__(self, folder: Path, model: str, task: str, name: str) -> None:
+    def __init__(
+        self, folder: Path, model: str, task: str, name: str, made_on: Callable[[], Mapping[str, Any]] = dict
+    ) -> None:
+        self._made_on = made_on
         self.folder = folder / model[:16] / f"{name}-{task[:16]}"
 
     def read(self) -> dict[int, Answer]:
@@ -94,7 +99,8 @@ class AnswerStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{min(own.document for own in answers):06d}-{os.getpid()}-{len(answers)}.parquet"
         staging = path.with_suffix(".part")
-        pq.write_table(pa.Table.from_pylist([asdict(own) for own in answers], schema=_schema()), staging)
+        table = pa.Table.from_pylist([asdict(own) for own in answers], schema=_schema())
+        pq.write_table(table.replace_schema_metadata({"made_on": json.dumps(self._made_on())}), staging)
         staging.replace(path)
 
 

@@ -15,7 +15,7 @@ from bapo.evaluation.answers import Answer, AnswerStore, BenchmarkAnswers, in_or
 from bapo.evaluation.benchmarks import BENCHMARKS, Asked, LoadedTask, load_tasks, sample_documents
 from bapo.evaluation.harness import BapoLM
 from bapo.likelihood import SCORING_VERSION
-from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_fingerprint
+from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
 
 KEPT_TOGETHER = 256
 """Questions of one task that are asked, and kept, at once."""
@@ -111,7 +111,7 @@ class Examinee:
         return BenchmarkAnswers(benchmark, in_order(answers), sum(len(task.task.eval_docs) for task in tasks))
 
     def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> list[Answer]:
-        store = AnswerStore(self.folder, self.fingerprint, _with_data(task), task.name)
+        store = AnswerStore(self.folder, self.fingerprint, _with_data(task), task.name, self._made_on)
         known = store.read()
         missing = [number for number in documents if number not in known]
         tell(len(documents) - len(missing))
@@ -121,6 +121,10 @@ class Examinee:
             known |= {own.document: own for own in piece}
             tell(sum(number in known for number in documents))
         return [known[number] for number in documents]
+
+    def _made_on(self) -> dict[str, Any]:
+        floor = self.lm.scorer.noise_floor(self.lm.scorer.probe())
+        return {**machine(self.model.model.device), "noise_floor": floor.to_dict()}
 
     def _answers(self, task: LoadedTask, documents: Sequence[int]) -> Iterator[Answer]:
         own = task.task

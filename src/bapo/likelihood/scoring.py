@@ -202,9 +202,18 @@ class ResponseScorer:
         lengths = tuple(len(response) for group in groups for response in group.responses)
         return ResponseLogps(torch.cat(tokens), lengths, torch.cat(greedy))
 
+    def probe(self) -> list[TokenGroup]:
+        """Two prompts with two responses each, spread over the vocabulary, the same every time."""
+        vocabulary = self.causal_lm.config.get_text_config().vocab_size
+        ids = [(7919 * (i + 1)) % vocabulary for i in range(40)]
+        return [
+            TokenGroup(tuple(ids[0:9]), (tuple(ids[9:15]), tuple(ids[15:19]))),
+            TokenGroup(tuple(ids[19:24]), (tuple(ids[24:31]), tuple(ids[31:34]))),
+        ]
+
     def _find_misfit(self) -> str | None:
         """Compare layout and plain path on a probe; leave the model on whichever is right."""
-        probe = _probe(self.causal_lm.config.get_text_config().vocab_size)
+        probe = self.probe()
         own = self.causal_lm.dtype
         plain = {own: self._plain_floor(probe)}
         if own != torch.float32:  # what is wrong by less than bf16 rounds shows there
@@ -279,15 +288,6 @@ class _NoteReached(torch.autograd.Function):
         reached = reached_T.tolist()
         ctx.rows.leave_out([place for place in ctx.layout.places if not any(reached[place])])
         return upstream[0], None, None
-
-
-def _probe(vocabulary: int) -> list[TokenGroup]:
-    """Two prompts with two responses each, spread over the vocabulary, the same every time."""
-    ids = [(7919 * (i + 1)) % vocabulary for i in range(40)]
-    return [
-        TokenGroup(tuple(ids[0:9]), (tuple(ids[9:15]), tuple(ids[15:19]))),
-        TokenGroup(tuple(ids[19:24]), (tuple(ids[24:31]), tuple(ids[31:34]))),
-    ]
 
 
 def _mask_already_made(device: torch.device) -> Tensor:

@@ -77,12 +77,14 @@ class Examination:
         others: the rest, in order.
         budget: points of the forgetting score that may be lost.
         least_accuracy: share of held-out pairs that an adapter has to get right; None if its gate asks for none.
+        made_on: processor, instruction set, device, threads and versions, and the base's noise floor there.
     """
 
     against: Examined
     others: tuple[Examined, ...]
     budget: float = BUDGET
     least_accuracy: float | None = None
+    made_on: Mapping[str, Any] = field(default_factory=dict)
 
     def changes(self, own: Examined) -> dict[str, Change]:
         """By benchmark."""
@@ -131,6 +133,7 @@ class Examination:
         }
         return {
             "against": self.against.name,
+            "made_on": dict(self.made_on),
             "budget": self.budget,
             "least_accuracy": self.least_accuracy,
             "models": {own.name: _examined_to_dict(own) for own in (self.against, *self.others)},
@@ -164,6 +167,9 @@ def examine(
     Raises:
         BapoError: an adapter was trained on another model, or what `Examinee.ask` and the stages raise.
     """
+    from bapo.likelihood import ResponseScorer
+    from bapo.models import machine
+
     if plan is not None:  # what cannot be read should be known before anything costly is done
         from bapo.evaluation.benchmarks import load_tasks
 
@@ -182,7 +188,9 @@ def examine(
     for own in contestants:
         model = base if own.adapter is None else stages.load(recipe, adapter=own.adapter)
         found.append(_examine(own, model, plan, held_out, reference, on_progress))
-    return Examination(found[0], tuple(found[1:]), budget, least_accuracy)
+    scorer = ResponseScorer(base.model)
+    made_on = {**machine(base.model.device), "noise_floor": scorer.noise_floor(scorer.probe()).to_dict()}
+    return Examination(found[0], tuple(found[1:]), budget, least_accuracy, made_on)
 
 
 def _examine(

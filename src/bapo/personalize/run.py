@@ -34,6 +34,7 @@ class Personalization:
         answers: prompts answered by the base model and every run.
         folder: where everything lies.
         counts: pairs dropped or cut on the way, by reason.
+        made_on: processor, instruction set, device, threads, versions, and the base model's noise floor there.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Personalization:
     answers: tuple[SideBySide, ...]
     folder: Path
     counts: dict[str, int]
+    made_on: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json`` and ``report.json``."""
@@ -52,6 +54,7 @@ class Personalization:
             "held_out": {name: report.to_dict() for name, report in self.reports.items()},
             "answers": [{"prompt": a.prompt, **a.answers} for a in self.answers],
             "counts": self.counts,
+            "made_on": self.made_on,
         }
 
 
@@ -75,6 +78,7 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     asked = [group.tokens.prompt for group in anchored.held_out.groups[: recipe.answers.prompts]]
     reference = held_out_logps(model.model, anchored.held_out)
     answers = {"base": stages.answer(model, asked, recipe.answers.max_new_tokens)}
+    made_on = stages.made_on(model, anchored.train)
     del model
     objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
     runs = tuple(stages.train(recipe, name, anchored.train, folder / name, on_progress) for name in objectives)
@@ -96,6 +100,7 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
         ),
         folder=folder,
         counts={**split.train.dropped, **anchored.train.counts},
+        made_on=made_on,
     )
     (folder / "report.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
     return result

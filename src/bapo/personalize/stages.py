@@ -238,6 +238,14 @@ def evaluate(
     return found
 
 
+def made_on(model: LoadedModel, anchored: AnchoredPreferences) -> dict[str, Any]:
+    """What rounding depends on here, and how much it moves the model's log-probs by."""
+    from bapo.models import machine
+
+    floor = anchored.probe.floor if anchored.probe else None
+    return {**machine(model.model.device), "noise_floor": floor.to_dict() if floor else None}
+
+
 def answer(
     model: LoadedModel,
     prompts: Sequence[Sequence[int]],

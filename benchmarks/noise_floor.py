@@ -1,0 +1,223 @@
+"""How large rounding is: the noise floor of the embedded model by precision and instruction set, and what it hides.
+
+Every line is measured in a process that may use the instruction set and no later one. The gaps are mean absolute
+differences of a token's log-prob, in nats, between one row with all responses and: a row for each prompt, a row whose
+embeddings are nudged by a rounding here and there, the model's own forward pass, and float32 with the same weights.
+Then, in each precision, how often rounding alone raises an alarm when responses are drawn anew, and how many of some
+seeds' adapters, none of them zero, are told from their reference after something small went wrong.
+
+    python benchmarks/noise_floor.py [--prompts 4] [--seeds 20] [--sets amx,avx512_bf16,avx512,avx2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from bapo.anchoring import AnchoredPreferences, Probe
+from bapo.anchoring.tokens import LengthPolicy, tokenize
+from bapo.errors import BapoError
+from bapo.likelihood import ResponseScorer, TokenGroup, gap_of, noise_floor, scoring
+from bapo.models import add_lora, instruction_set, load_model, machine, model_fingerprint
+from bapo.models.machine import INSTRUCTION_SETS
+from bapo.preferences import read_preferences
+from bapo.reporting import markdown_table
+from bapo.training.reference import check_step_0, untrained
+
+LIMITS = {
+    "avx2": ("AVX2", "AVX2", "avx2"),
+    "avx512": ("AVX512_CORE", "AVX512", "avx512"),
+    "avx512_bf16": ("AVX512_CORE_BF16", "AVX512", "avx512"),
+    "amx": ("DEFAULT", "AVX512", "avx512"),
+}
+"""Limits for oneDNN, MKL and ATen."""
+
+RESAMPLES = 1000
+
+
+def groups_of(loaded: Any, prompts: int) -> list[TokenGroup]:
+    read = read_preferences("starter:concise")
+    return [group.tokens for group in tokenize(read, loaded.chat, LengthPolicy()).groups[:prompts]]
+
+
+def measure(precision: str, prompts: int) -> dict[str, Any]:
+    """One line of the table."""
+    loaded = load_model("smollm2", precision=precision, device="cpu")
+    scorer, groups = ResponseScorer(loaded.model), groups_of(loaded, prompts)
+    layouts = scorer.layouts(groups)
+    layouts.setdefault("groups", torch.cat([scorer.row([group]) for group in groups]))
+    row = layouts["row"]
+    alone = torch.cat([scorer.row([TokenGroup(group.prompt, (r,))]) for group in groups for r in group.responses])
+    with torch.no_grad():
+        plain = scorer._score_plainly(groups).tokens
+    is_float32 = precision == "float32"
+    floor = noise_floor(layouts, float32=is_float32)
+    generator, alarms = torch.Generator().manual_seed(0), 0
+    lengths = [len(response) for group in groups for response in group.responses]
+    parts = {name: tokens.split(lengths) for name, tokens in (layouts | {"stored": alone}).items()}
+    for _ in range(RESAMPLES):
+        drawn = torch.randint(len(lengths), (len(lengths),), generator=generator).tolist()
+        again = {name: torch.cat([own[i] for i in drawn]) for name, own in parts.items()}
+        stored = again.pop("stored")
+        alarms += gap_of(again["row"], stored) > noise_floor(again, float32=is_float32).limit
+    return {
+        "gaps": [gap_of(row, other) for other in (layouts["groups"], layouts["nudged"], plain, scorer.float32(groups))],
+        "largest": float((row - alone).abs().max()),
+        "tokens": len(row),
+        "limit": floor.limit,
+        "alarms": alarms,
+        "machine": machine(),
+    }
+
+
+# ---- what the check before the first step has to tell from rounding -------------------------------------------------
+
+
+@contextmanager
+def one_percent(policy: Any, seed: int) -> Iterator[None]:
+    layers = policy.get_base_model().model.layers
+    hook = layers[seed % len(layers)].mlp.register_forward_hook(lambda module, inputs, output: output * 1.01)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def off_by_one(policy: Any, seed: int) -> Iterator[None]:
+    original = scoring.lay_out
+
+    def shifted(*arguments: Any) -> Any:
+        layout = original(*arguments)
+        positions = layout.position_ids.clone()
+        for place in layout.places:
+            positions[0, place] += 1
+        return replace(layout, position_ids=positions)
+
+    scoring.lay_out = shifted
+    try:
+        yield
+    finally:
+        scoring.lay_out = original
+
+
+@contextmanager
+def dropout_left_on(policy: Any, seed: int) -> Iterator[None]:
+    original = scoring.evaluating
+    scoring.evaluating = lambda model: nullcontext()
+    policy.train()
+    try:
+        yield
+    finally:
+        scoring.evaluating = original
+        policy.eval()
+
+
+@contextmanager
+def a_step_later(policy: Any, seed: int) -> Iterator[None]:
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    ResponseScorer(policy)([TokenGroup((50, 60, 70), ((80, 90, 100),))]).tokens.sum().backward()
+    torch.optim.AdamW(trained, lr=2e-4).step()
+    yield
+
+
+@contextmanager
+def another_checkpoint(policy: Any, seed: int) -> Iterator[None]:
+    """Every weight a thousandth of its kind's spread away."""
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora" not in name and parameter.dim() > 1:
+                parameter.copy_(parameter.float() + 1e-3 * parameter.float().std() * torch.randn(parameter.shape))
+    yield
+
+
+FAULTS: dict[str, Callable[[Any, int], Any]] = {
+    "nothing": lambda policy, seed: nullcontext(),
+    "1 % error in one layer's feed-forward output": one_percent,
+    "responses' positions off by one": off_by_one,
+    "adapter's dropout of 0.05 left on": dropout_left_on,
+    "adapter one optimizer step later": a_step_later,
+    "another checkpoint": another_checkpoint,
+}
+
+
+def detect(precision: str, seeds: int) -> dict[str, int]:
+    """Of so many adapters, how many the check refuses after each fault; the key of the weights is forged."""
+    told = dict.fromkeys(FAULTS, 0)
+    for seed in range(seeds):
+        loaded = load_model("smollm2", precision=precision, device="cpu")
+        policy = add_lora(loaded.model, dropout=0.05, seed=seed)
+        torch.manual_seed(seed)
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=2e-3)
+        scorer = ResponseScorer(policy)
+        probe, as_reference = Probe.of(scorer, groups_of(loaded, 4)), untrained(policy)
+        for fault, happens in FAULTS.items():
+            with happens(policy, seed):
+                data = AnchoredPreferences("", (), model_fingerprint(policy), end_ids=loaded.chat.end_ids, probe=probe)
+                try:
+                    check_step_0(policy, scorer, data, loaded.chat.end_ids, as_reference)
+                except BapoError:
+                    told[fault] += 1
+            if fault == "adapter one optimizer step later":  # put it back
+                with as_reference():
+                    before = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
+                for name, parameter in policy.named_parameters():
+                    if name in before:
+                        parameter.data.copy_(before[name])
+    return told
+
+
+def in_a_process(name: str, *arguments: str) -> Any:
+    limits = zip(("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY"), LIMITS[name], strict=True)
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, env={**os.environ, **dict(limits)}, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_tables(sets: Sequence[str], prompts: int, seeds: int) -> None:
+    rows = []
+    for name in sets:
+        for precision in ("bf16", "float32"):
+            found = in_a_process(name, "--one", precision, "--prompts", str(prompts))
+            gaps = [f"{gap:.2g}" for gap in found["gaps"]]
+            shown = [*gaps, f"{found['largest']:.2g}", f"{found['limit']:.2g}"]
+            rows.append([precision, name, *shown, f"{found['alarms']} of {RESAMPLES}", str(found["tokens"])])
+            print(rows[-1], flush=True)
+    head = ["precision", "instructions", "row for each prompt", "nudged", "own forward pass", "float32"]
+    head += ["largest token, alone", "limit", "alarms", "tokens"]
+    print(found["machine"]["processor"], found["machine"]["packages"])
+    print(markdown_table(head, rows))
+    if seeds:
+        told = {precision: detect(precision, seeds) for precision in ("bf16", "float32")}
+        lines = [[fault, *(f"{told[precision][fault]} of {seeds}" for precision in told)] for fault in FAULTS]
+        print(markdown_table(["what went wrong", *(f"refused, {precision}" for precision in told)], lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--sets", help="instruction sets; all that the processor has by default")
+    parser.add_argument("--one", choices=("bf16", "float32"), help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.one:
+        print(json.dumps(measure(told.one, told.prompts)))
+        return
+    highest = INSTRUCTION_SETS.index(instruction_set())
+    possible = [name for name in reversed(LIMITS) if INSTRUCTION_SETS.index(name) <= highest]
+    print_tables(told.sets.split(",") if told.sets else possible, told.prompts, told.seeds)
+
+
+if __name__ == "__main__":
+    main()
