@@ -10,17 +10,25 @@ import pytest
 from bapo.models import add_lora, load_model
 from tests.command import bapo
 from tests.rounding import SWITCH
-from tests.test_cli import SHORT, own_preferences
+from tests.test_cli import own_preferences
 
 pytestmark = pytest.mark.slow
 
 BY_ROWS = {SWITCH: "1"}
 BF16 = ["--precision", "bf16"]
-FEW = ["--held-out", "3", "--set", "preferences.max_train_prompts=6", *SHORT]
+SMALL = {
+    "preferences.held_out": 2,
+    "preferences.max_train_prompts": 3,
+    "anchoring.max_new_tokens": 6,
+    "answers.prompts": 1,
+    "answers.max_new_tokens": 4,
+    "training.batch_pairs": 2,
+}
+FEW = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 
 
 def test_the_main_job_starts_at_its_reference_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
-    own_preferences(tmp_path, lines=9)
+    own_preferences(tmp_path, lines=5)
     arguments = ["personalize", "mine.jsonl", "--steps", "3", *FEW, *BF16]
     bapo(*arguments, "-o", "out", cwd=tmp_path, environment=BY_ROWS)
     run = json.loads((tmp_path / "out/bapo/run.json").read_text())
@@ -32,9 +40,9 @@ def test_the_main_job_starts_at_its_reference_and_goes_on_from_its_checkpoint(tm
 
 
 def test_an_adapter_that_is_zero_has_a_drift_and_a_margin_of_exactly_0(tmp_path: Path) -> None:
-    own_preferences(tmp_path, lines=9)
+    own_preferences(tmp_path, lines=5)
     add_lora(load_model("smollm2", precision="bf16", device="cpu").model).save_pretrained(str(tmp_path / "zero"))
-    done = bapo("evaluate", "zero", "-p", "mine.jsonl", "--json", *FEW[:2], *BF16, cwd=tmp_path, environment=BY_ROWS)
+    done = bapo("evaluate", "zero", "-p", "mine.jsonl", "--json", *FEW, *BF16, cwd=tmp_path, environment=BY_ROWS)
     report = json.loads(done.stdout)["models"]["zero"]["preferences"]
     for name in ("drift", "margin", "chosen", "rejected"):
         assert set(report[name].values()) == {0.0}, name
