@@ -72,11 +72,11 @@ def _limit(pairs: list[Tensor], floor: Tensor, seed: int) -> float:
     Both are means over the tokens, so both are drawn anew, each by itself, from the pairs that differ; and neighbours
     are drawn together, because they share what stands before them.
     """
-    run = max(1, len(floor) // _MOST_RUNS)
-    drawn_gap, drawn_floor = _draws(-(-len(floor) // run), seed)
+    runs = min(len(floor), _MOST_RUNS)
+    drawn_gap, drawn_floor = _draws(runs, seed)
 
     def redrawn(gap: Tensor, shares: Tensor) -> Tensor:
-        return shares @ torch.stack([part.mean() for part in gap.split(run)])
+        return shares @ torch.stack([part.mean() for part in gap.tensor_split(runs)])
 
     tiny = torch.finfo(torch.float64).tiny
     differing = [gap for gap in pairs if 2 * float(gap.mean()) > float(floor.mean())]
