@@ -16,30 +16,26 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.faults import a_step_later, another_checkpoint, dropout_left_on, off_by_one, one_percent
+from tests.processors import LIMITS, possible_sets
+
 from bapo.anchoring import AnchoredPreferences, Probe
 from bapo.anchoring.tokens import LengthPolicy, tokenize
 from bapo.errors import BapoError
-from bapo.likelihood import ResponseScorer, TokenGroup, gap_of, noise_floor, scoring
-from bapo.models import add_lora, instruction_set, load_model, machine, model_fingerprint
-from bapo.models.machine import INSTRUCTION_SETS
+from bapo.likelihood import ResponseScorer, TokenGroup, gap_of, noise_floor
+from bapo.models import add_lora, load_model, machine, model_fingerprint
 from bapo.preferences import read_preferences
 from bapo.reporting import markdown_table
-from bapo.training.reference import check_step_0, untrained
-
-LIMITS = {
-    "avx2": ("AVX2", "AVX2", "avx2"),
-    "avx512": ("AVX512_CORE", "AVX512", "avx512"),
-    "avx512_bf16": ("AVX512_CORE_BF16", "AVX512", "avx512"),
-    "amx": ("DEFAULT", "AVX512", "avx512"),
-}
-"""Limits for oneDNN, MKL and ATen."""
+from bapo.training.reference import check_step_0, reference_pass
 
 RESAMPLES = 1000
 
@@ -79,69 +75,8 @@ def measure(precision: str, prompts: int) -> dict[str, Any]:
     }
 
 
-# ---- what the check before the first step has to tell from rounding -------------------------------------------------
-
-
-@contextmanager
-def one_percent(policy: Any, seed: int) -> Iterator[None]:
-    layers = policy.get_base_model().model.layers
-    hook = layers[seed % len(layers)].mlp.register_forward_hook(lambda module, inputs, output: output * 1.01)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def off_by_one(policy: Any, seed: int) -> Iterator[None]:
-    original = scoring.lay_out
-
-    def shifted(*arguments: Any) -> Any:
-        layout = original(*arguments)
-        positions = layout.position_ids.clone()
-        for place in layout.places:
-            positions[0, place] += 1
-        return replace(layout, position_ids=positions)
-
-    scoring.lay_out = shifted
-    try:
-        yield
-    finally:
-        scoring.lay_out = original
-
-
-@contextmanager
-def dropout_left_on(policy: Any, seed: int) -> Iterator[None]:
-    original = scoring.evaluating
-    scoring.evaluating = lambda model: nullcontext()
-    policy.train()
-    try:
-        yield
-    finally:
-        scoring.evaluating = original
-        policy.eval()
-
-
-@contextmanager
-def a_step_later(policy: Any, seed: int) -> Iterator[None]:
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    ResponseScorer(policy)([TokenGroup((50, 60, 70), ((80, 90, 100),))]).tokens.sum().backward()
-    torch.optim.AdamW(trained, lr=2e-4).step()
-    yield
-
-
-@contextmanager
-def another_checkpoint(policy: Any, seed: int) -> Iterator[None]:
-    """Every weight a thousandth of its kind's spread away."""
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora" not in name and parameter.dim() > 1:
-                parameter.copy_(parameter.float() + 1e-3 * parameter.float().std() * torch.randn(parameter.shape))
-    yield
-
-
-FAULTS: dict[str, Callable[[Any, int], Any]] = {
-    "nothing": lambda policy, seed: nullcontext(),
+FAULTS: dict[str, Callable[[Any], Any]] = {
+    "nothing": lambda policy: nullcontext(),
     "1 % error in one layer's feed-forward output": one_percent,
     "responses' positions off by one": off_by_one,
     "adapter's dropout of 0.05 left on": dropout_left_on,
@@ -161,27 +96,22 @@ def detect(precision: str, seeds: int) -> dict[str, int]:
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=2e-3)
         scorer = ResponseScorer(policy)
-        probe, as_reference = Probe.of(scorer, groups_of(loaded, 1)), untrained(policy)
+        probe, reference = Probe.of(scorer, groups_of(loaded, 1)), reference_pass(policy)
         for fault, happens in FAULTS.items():
-            with happens(policy, seed):
+            with one_percent(policy, seed) if happens is one_percent else happens(policy):
                 data = AnchoredPreferences("", (), model_fingerprint(policy), end_ids=loaded.chat.end_ids, probe=probe)
                 try:
-                    check_step_0(policy, scorer, data, loaded.chat.end_ids, as_reference)
+                    check_step_0(policy, scorer, data, loaded.chat.end_ids, reference)
                 except BapoError:
                     told[fault] += 1
-            if fault == "adapter one optimizer step later":  # put it back
-                with as_reference():
-                    before = {n: p.detach().clone() for n, p in policy.named_parameters() if p.requires_grad}
-                for name, parameter in policy.named_parameters():
-                    if name in before:
-                        parameter.data.copy_(before[name])
     return told
 
 
 def in_a_process(name: str, *arguments: str) -> Any:
-    limits = zip(("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY"), LIMITS[name], strict=True)
     command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, env={**os.environ, **dict(limits)}, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, env={**os.environ, **LIMITS.get(name, {})}, stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -214,9 +144,7 @@ def main() -> None:
     if told.one:
         print(json.dumps(measure(told.one, told.prompts)))
         return
-    highest = INSTRUCTION_SETS.index(instruction_set())
-    possible = [name for name in reversed(LIMITS) if INSTRUCTION_SETS.index(name) <= highest]
-    print_tables(told.sets or possible, told.prompts, told.seeds)
+    print_tables(told.sets or possible_sets(), told.prompts, told.seeds)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,21 @@ it learns, how far it drifts and what a step takes. Ways:
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PrinterCallback
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.rounding import ADDMM_, MM, products
 
 from bapo.anchoring import AnchoredPreferences
 from bapo.evaluation import PreferenceReport, evaluate_preferences, held_out_logps
@@ -56,48 +59,32 @@ class EveryStep(BAPOTrainer):
 TRAINERS = {"stored": Stored, "first step": BAPOTrainer, "every step": EveryStep, "tiles": Stored}
 
 
-@contextmanager
-def tiled(rows: int) -> Iterator[None]:
+def tiled(rows: int) -> AbstractContextManager[None]:
     """Products of bf16 rows with a weight (a transposed matrix) are made for exactly so many rows at a time."""
-    mm, linear, addmm_ = torch.mm, F.linear, Tensor.addmm_
 
-    def in_tiles(product: Callable[..., Tensor], left: Tensor, out: Tensor) -> Tensor:
+    def in_tiles(left: Tensor, right: Tensor, onto: Tensor | None) -> Tensor:
+        if left.dtype != torch.bfloat16 or right.is_contiguous():
+            return MM(left, right) if onto is None else ADDMM_(onto, left, right)
+        out = left.new_empty(len(left), right.shape[1]) if onto is None else onto
+
+        def of(tile: Tensor, own_out: Tensor) -> None:
+            if onto is None:
+                MM(tile, right, out=own_out)
+            else:
+                ADDMM_(own_out, tile, right)
+
         whole = len(left) // rows * rows
         for at in range(0, whole, rows):
-            product(out[at : at + rows], left[at : at + rows])
+            of(left[at : at + rows], out[at : at + rows])
         if whole < len(left):
             rest = len(left) - whole
             padded, padded_out = left.new_zeros(rows, left.shape[1]), out.new_zeros(rows, out.shape[1])
             padded[:rest], padded_out[:rest] = left[whole:], out[whole:]
-            product(padded_out, padded)
+            of(padded, padded_out)
             out[whole:] = padded_out[:rest]
         return out
 
-    def is_forward(left: Tensor, right: Tensor) -> bool:
-        return left.dtype == torch.bfloat16 and not right.is_contiguous()
-
-    def tiled_mm(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
-        if not is_forward(left, right):
-            return mm(left, right, out=out)
-        out = left.new_empty(len(left), right.shape[1]) if out is None else out
-        return in_tiles(lambda o, x: mm(x, right, out=o), left, out)
-
-    def tiled_addmm_(self: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Tensor:
-        if factors or not is_forward(left, right):
-            return addmm_(self, left, right, **factors)
-        return in_tiles(lambda o, x: addmm_(o, x, right), left, self)
-
-    def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if x.dtype != torch.bfloat16:
-            return linear(x, weight, bias)
-        product = tiled_mm(x.reshape(-1, x.shape[-1]), weight.mT).view(*x.shape[:-1], len(weight))
-        return product if bias is None else product + bias
-
-    torch.mm, F.linear, Tensor.addmm_ = tiled_mm, tiled_linear, tiled_addmm_
-    try:
-        yield
-    finally:
-        torch.mm, F.linear, Tensor.addmm_ = mm, linear, addmm_
+    return products(in_tiles)
 
 
 def within(way: str, tile: int) -> Any:

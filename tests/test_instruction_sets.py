@@ -11,34 +11,11 @@ from typing import Any
 
 import pytest
 
-from bapo.models import instruction_set
-from bapo.models.machine import INSTRUCTION_SETS
+from tests.processors import LIMITS, possible_sets
 
-LIMITS = {
-    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
-    "avx512": {
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-        "ATEN_CPU_CAPABILITY": "avx512",
-    },
-    "avx512_bf16": {
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-        "ATEN_CPU_CAPABILITY": "avx512",
-    },
-    "amx": {},
-}
 ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.slow
-
-
-def possible() -> list[str]:
-    """From the highest down; on a processor of another kind than x86 only what it is."""
-    own = instruction_set()
-    if own not in INSTRUCTION_SETS:
-        return [own]
-    return [name for name in reversed(LIMITS) if INSTRUCTION_SETS.index(name) <= INSTRUCTION_SETS.index(own)]
 
 
 class ThreeSteps:
@@ -63,7 +40,7 @@ class ThreeSteps:
 def test_three_steps_with_each_instruction_set_of_the_processor(tmp_path: Path) -> None:
     """The store is the first one's, so that all others check themselves against numbers of another arithmetic."""
     runs: dict[str, dict[str, Any]] = {"float32": {}, "bf16": {}}
-    for name in possible():
+    for name in possible_sets():
         started = {precision: ThreeSteps(name, precision, tmp_path) for precision in runs}
         for precision, steps in started.items():
             run = runs[precision][name] = steps.run()

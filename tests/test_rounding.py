@@ -32,11 +32,13 @@ def test_the_main_job_starts_at_its_reference_and_goes_on_from_its_checkpoint(tm
     arguments = ["personalize", "mine.jsonl", "--steps", "3", *FEW, *BF16]
     bapo(*arguments, "-o", "out", cwd=tmp_path, environment=BY_ROWS)
     run = json.loads((tmp_path / "out/bapo/run.json").read_text())
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["made_on"]["processor"] == run["made_on"]["processor"]
     first = run["log"][0]
     assert first["loss"] == pytest.approx(0.6931472, abs=1e-6)
     assert first["anchor/active"] == first["logratios/base"] == first["rewards/margins"] == 0
-    assert run["noise_floor"]["mean"] > 0.005  # these products do round by rows
-    assert {"processor", "instruction_set", "device", "threads", "packages"} == set(run["machine"])
+    assert run["made_on"]["noise_floor"]["mean"] > 0.005  # these products do round by rows
+    assert {"processor", "instruction_set", "device", "threads", "packages", "noise_floor"} == set(run["made_on"])
 
 
 def test_an_adapter_that_is_zero_has_a_drift_and_a_margin_of_exactly_0(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from bapo.errors import BapoError
 from bapo.evaluation import BenchmarkPlan, Examinee, asking
-from bapo.models import ChatFormat, LoadedModel
+from bapo.models import ChatFormat, LoadedModel, machine
 from tests.evaluation.questions import write_questions
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -50,6 +52,15 @@ def test_nothing_is_asked_twice(
     assert calls == [6 * 4, 3 * 4], "a larger sample asks only what is new"
     assert set(few.answers) <= set(more.answers)
     assert (len(few.answers), few.questions) == (6, 20)
+
+
+def test_answers_say_where_they_were_made(model: LoadedModel, folder: Path, tmp_path: Path) -> None:
+    Examinee(model, folder=tmp_path).ask("arc_challenge", BenchmarkPlan(limit=2, data_folder=folder))
+    (path,) = tmp_path.glob("*/*/*.parquet")
+    made_on = json.loads(pq.read_schema(path).metadata[b"made_on"])
+    floor = made_on.pop("noise_floor")
+    assert made_on == machine()
+    assert 0 < floor["mean"] < floor["limit"]
 
 
 def test_how_it_is_asked_and_what_the_questions_are_belong_to_the_key(

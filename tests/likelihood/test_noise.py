@@ -113,6 +113,8 @@ def test_rounding_alone_raises_an_alarm_at_most_once_in_a_thousand(embedded: Res
         layouts = embedded.layouts(batch)
         stored = torch.cat([embedded.row([TokenGroup(group.prompt, (r,))]) for group in batch for r in group.responses])
     assert gap_of(layouts["row"], stored) > 0
+    limit, floor = (found := noise_floor(layouts, float32=False)).limit, found.mean
+    assert floor < limit < 1.5 * floor, "so that it can tell something"
     generator = torch.Generator().manual_seed(0)
     alarms = 0
     for _ in range(1000):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 
 from bapo.anchoring import AnchoredPreferences, AnchorStore, GenerationSettings, anchor
 from bapo.errors import BapoError
-from bapo.likelihood import ResponseScorer, scoring
+from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat, LoadedModel, add_lora, model_fingerprint
 from bapo.preferences import Pair, group_pairs
-from bapo.training.reference import check_step_0, untrained
+from bapo.training.reference import check_step_0, reference_pass
+from tests.faults import a_step_later, another_checkpoint, dropout_left_on, off_by_one, one_percent
 from tests.rounding import rounding_by_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -43,71 +44,8 @@ def anchored(policy: Any, precision: str, folder: Path) -> AnchoredPreferences:
     return anchor(group_pairs("test", PAIRS), model, store, generation=GenerationSettings(5))
 
 
-def check(policy: Any, data: AnchoredPreferences, as_reference: Any, end_ids: tuple[int, ...] = (2,)) -> None:
-    check_step_0(policy, ResponseScorer(policy), data, end_ids, as_reference)
-
-
-# ---- what goes wrong, each as something that happens to the policy after it was anchored ---------------------------
-
-
-@contextmanager
-def one_percent(policy: Any) -> Iterator[None]:
-    """An error of one percent in the output of one layer."""
-    layers = policy.get_base_model().model.layers
-    hook = layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * 1.01)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@contextmanager
-def off_by_one(policy: Any) -> Iterator[None]:
-    """The positions of responses against their prompt's."""
-    original = scoring.lay_out
-
-    def shifted(*arguments: Any) -> Any:
-        layout = original(*arguments)
-        positions = layout.position_ids.clone()
-        for place in layout.places:
-            positions[0, place] += 1
-        return replace(layout, position_ids=positions)
-
-    scoring.lay_out = shifted
-    try:
-        yield
-    finally:
-        scoring.lay_out = original
-
-
-@contextmanager
-def dropout_left_on(policy: Any) -> Iterator[None]:
-    original = scoring.evaluating
-    scoring.evaluating = lambda model: nullcontext()
-    policy.train()
-    try:
-        yield
-    finally:
-        scoring.evaluating = original
-        policy.eval()
-
-
-@contextmanager
-def a_step_later(policy: Any) -> Iterator[None]:
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    logps = ResponseScorer(policy)([scoring.TokenGroup((5, 6, 7), ((8, 9, 10),))])
-    logps.tokens.sum().backward()
-    torch.optim.AdamW(trained, lr=2e-4).step()
-    yield
-
-
-@contextmanager
-def another_checkpoint(policy: Any) -> Iterator[None]:
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora" not in name and parameter.dim() > 1:
-                parameter.add_(0.01 * parameter.std() * torch.randn_like(parameter))
-    yield
+def check(policy: Any, data: AnchoredPreferences, reference: Any, end_ids: tuple[int, ...] = (2,)) -> None:
+    check_step_0(policy, ResponseScorer(policy), data, end_ids, reference)
 
 
 FAULTS = [one_percent, off_by_one, dropout_left_on, a_step_later, another_checkpoint]
@@ -122,11 +60,11 @@ def test_of_twenty_adapters(fault: Callable[..., Any], precision: str, rounds_by
         for seed in SEEDS:
             policy = policy_of(seed, precision)
             data = anchored(policy, precision, tmp_path / str(seed))
-            as_reference = untrained(policy)
+            reference = reference_pass(policy)
             with fault(policy) if fault is not nullcontext else nullcontext():
                 forged = replace(data, reference=model_fingerprint(policy))
                 try:
-                    check(policy, forged, as_reference)
+                    check(policy, forged, reference)
                 except BapoError as error:
                     told += "policy and reference differ by" in str(error) and "rounding explains" in str(error)
     if fault is nullcontext:
@@ -140,32 +78,32 @@ def test_other_weights_are_told_by_their_key(fault: Callable[..., Any], tmp_path
     policy = policy_of(0, "bf16")
     data = anchored(policy, "bf16", tmp_path)
     with fault(policy), pytest.raises(BapoError, match="the weights, the configuration or the precision are not those"):
-        check(policy, data, untrained(policy))
+        check(policy, data, reference_pass(policy))
 
 
 def test_other_end_tokens_are_refused(tmp_path: Path) -> None:
     policy = policy_of(0, "float32")
     data = anchored(policy, "float32", tmp_path)
     with pytest.raises(BapoError, match=r"end with the tokens \[2\], and those of this one end with \[3, 2\]"):
-        check(policy, data, untrained(policy), end_ids=(3, 2))
+        check(policy, data, reference_pass(policy), end_ids=(3, 2))
 
 
 @pytest.mark.parametrize("precision", DTYPES)
 def test_data_without_a_probe_are_told_by_their_sums(precision: str, tmp_path: Path) -> None:
     policy = policy_of(0, precision)
     data = replace(anchored(policy, precision, tmp_path), probe=None, end_ids=())
-    check(policy, data, untrained(policy))
+    check(policy, data, reference_pass(policy))
     with off_by_one(policy), pytest.raises(BapoError, match="nats per response"):
         check(policy, data, None)
 
 
 def test_an_adapter_that_is_trained_further_can_be_put_back() -> None:
     policy = policy_of(0, "float32")
-    scorer, group = ResponseScorer(policy), [scoring.TokenGroup((5, 6, 7), ((8, 9, 10),))]
-    before, as_reference = scorer.row(group), untrained(policy)
+    scorer, group = ResponseScorer(policy), [TokenGroup((5, 6, 7), ((8, 9, 10),))]
+    before, reference = scorer.row(group), reference_pass(policy)
     with a_step_later(policy):
         after = scorer.row(group)
-        with as_reference():
+        with reference():
             assert torch.equal(scorer.row(group), before)
         assert torch.equal(scorer.row(group), after)
         assert not torch.equal(after, before)
@@ -173,5 +111,5 @@ def test_an_adapter_that_is_trained_further_can_be_put_back() -> None:
 
 def test_a_fresh_adapter_is_switched_off_and_whole_models_keep_what_was_stored() -> None:
     policy = add_lora(tiny_model("llama"), rank=4)
-    assert untrained(policy) == policy.disable_adapter
-    assert untrained(copy.deepcopy(policy.get_base_model())) is None
+    assert reference_pass(policy) == policy.disable_adapter
+    assert reference_pass(copy.deepcopy(policy.get_base_model())) is None

@@ -1,8 +1,8 @@
 """The anchored data set: base responses generated once and reference log-probs scored once, on disk."""
 
-from bapo.anchoring.anchored import AnchoredGroup, AnchoredPreferences, BaseResponse, OnProgress, anchor
+from bapo.anchoring.anchored import AnchoredGroup, AnchoredPreferences, BaseResponse, OnProgress, anchor, few_tokens
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
-from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
+from bapo.anchoring.probe import Probe, ProbedTokens
 from bapo.anchoring.store import AnchorStore
 from bapo.anchoring.tokens import LengthPolicy, encode_prompt
 
@@ -19,7 +19,7 @@ __all__ = [
     "Response",
     "anchor",
     "encode_prompt",
-    "first_tokens",
+    "few_tokens",
     "generate_batch",
     "plan_batches",
 ]

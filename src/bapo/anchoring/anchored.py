@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
-from bapo.anchoring.probe import Probe
+from bapo.anchoring.probe import FLOAT32_TOKENS, Probe, first_tokens
 from bapo.anchoring.store import AnchorStore, Score, group_key
 from bapo.anchoring.tokens import LengthPolicy, Tokenized, TokenizedGroup, tokenize
 from bapo.errors import BapoError
@@ -131,6 +131,11 @@ def anchor(
         end_ids=model.chat.end_ids,
         probe=probe,
     )
+
+
+def few_tokens(data: AnchoredPreferences) -> tuple[TokenGroup, ...]:
+    """The first responses, as many as float32 takes to tell a fault."""
+    return first_tokens([group.tokens for group in data.groups], FLOAT32_TOKENS)
 
 
 def _probe(

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, noise_floor
-from bapo.models import machine
 
 OWN_TOKENS, FLOAT32_TOKENS = 1024, 256
 """Input tokens that are scored in the model's precision, where many are needed to tell a fault from rounding, and in
@@ -36,12 +35,10 @@ class Probe:
     Attributes:
         own: in the model's precision; None where that is float32.
         float32: computed in float32 with the model's weights; None where the model cannot be computed so.
-        machine: where they were scored, as `bapo.models.machine` tells it.
     """
 
     own: ProbedTokens | None
     float32: ProbedTokens | None
-    machine: Mapping[str, Any]
 
     @classmethod
     def of(cls, scorer: ResponseScorer, groups: Sequence[TokenGroup]) -> Probe:
@@ -50,25 +47,18 @@ class Probe:
         return cls(
             None if scorer.is_float32 else ProbedTokens.of(scorer, own, float32=False),
             ProbedTokens.of(scorer, few, float32=True) if scorer.has_float32 else None,
-            machine(scorer.causal_lm.device),
         )
-
-    @property
-    def floor(self) -> NoiseFloor | None:
-        """In the model's precision."""
-        probed = self.own or self.float32
-        return probed.floor if probed else None
 
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
         parts = {"own": self.own, "float32": self.float32}
-        return {name: None if own is None else asdict(own) for name, own in parts.items()} | {"machine": self.machine}
+        return {name: None if own is None else asdict(own) for name, own in parts.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Probe:
         """From the store."""
         own, exact = (None if content[name] is None else _from_dict(content[name]) for name in ("own", "float32"))
-        return cls(own, exact, content["machine"])
+        return cls(own, exact)
 
 
 def first_tokens(groups: Sequence[TokenGroup], most: int) -> tuple[TokenGroup, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,9 @@ class AnswerStore:
         model: fingerprint of the model and of how it is asked.
         task: fingerprint of the task.
         name: of the task, for people who look into the folder.
-        made_on: what is written beside the answers of where they were made.
     """
 
-    def __init__(
-        self, folder: Path, model: str, task: str, name: str, made_on: Callable[[], Mapping[str, Any]] = dict
-    ) -> None:
-        self._made_on = made_on
+    def __init__(self, folder: Path, model: str, task: str, name: str) -> None:
         self.folder = folder / model[:16] / f"{name}-{task[:16]}"
 
     def read(self) -> dict[int, Answer]:
@@ -89,8 +85,8 @@ class AnswerStore:
                 )
         return found
 
-    def add(self, answers: Sequence[Answer]) -> None:
-        """Keep more answers."""
+    def add(self, answers: Sequence[Answer], made_on: Mapping[str, Any]) -> None:
+        """Keep more answers, and beside them where they were made."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -100,7 +96,7 @@ class AnswerStore:
         path = self.folder / f"{min(own.document for own in answers):06d}-{os.getpid()}-{len(answers)}.parquet"
         staging = path.with_suffix(".part")
         table = pa.Table.from_pylist([asdict(own) for own in answers], schema=_schema())
-        pq.write_table(table.replace_schema_metadata({"made_on": json.dumps(self._made_on())}), staging)
+        pq.write_table(table.replace_schema_metadata({"made_on": json.dumps(made_on)}), staging)
         staging.replace(path)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bapo.evaluation.answers import Answer, AnswerStore, BenchmarkAnswers, in_or
 from bapo.evaluation.benchmarks import BENCHMARKS, Asked, LoadedTask, load_tasks, sample_documents
 from bapo.evaluation.harness import BapoLM
 from bapo.likelihood import SCORING_VERSION
-from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
+from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_fingerprint
 
 KEPT_TOGETHER = 256
 """Questions of one task that are asked, and kept, at once."""
@@ -111,20 +111,20 @@ class Examinee:
         return BenchmarkAnswers(benchmark, in_order(answers), sum(len(task.task.eval_docs) for task in tasks))
 
     def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> list[Answer]:
-        store = AnswerStore(self.folder, self.fingerprint, _with_data(task), task.name, self._made_on)
+        store = AnswerStore(self.folder, self.fingerprint, _with_data(task), task.name)
         known = store.read()
         missing = [number for number in documents if number not in known]
         tell(len(documents) - len(missing))
         for start in range(0, len(missing), KEPT_TOGETHER):
             piece = list(self._answers(task, missing[start : start + KEPT_TOGETHER]))
-            store.add(piece)
+            store.add(piece, self._made_on)
             known |= {own.document: own for own in piece}
             tell(sum(number in known for number in documents))
         return [known[number] for number in documents]
 
+    @cached_property
     def _made_on(self) -> dict[str, Any]:
-        floor = self.lm.scorer.noise_floor(self.lm.scorer.probe())
-        return {**machine(self.model.model.device), "noise_floor": floor.to_dict()}
+        return self.lm.scorer.made_on()
 
     def _answers(self, task: LoadedTask, documents: Sequence[int]) -> Iterator[Answer]:
         own = task.task

@@ -10,10 +10,9 @@ by no more than layouts of the same model do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,10 +44,6 @@ class NoiseFloor:
     largest: float
     tokens: int
     limit: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """For records."""
-        return asdict(self)
 
 
 def noise_floor(passes: Mapping[str, Tensor], *, float32: bool, seed: int = 0) -> NoiseFloor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from bapo.likelihood.head import LogitRule, response_logps
 from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out
 from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor, nudged
 from bapo.likelihood.strands import MOST_STRANDS, cut, in_strands, strands_for
-from bapo.models import GradientRows, in_float32, noting
+from bapo.models import GradientRows, in_float32, machine, noting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +169,10 @@ class ResponseScorer:
     def noise_floor(self, groups: Sequence[TokenGroup]) -> NoiseFloor:
         """What rounding alone moves these tokens' log-probs by, in the model's precision on its device."""
         return noise_floor(self.layouts(groups), float32=self.is_float32)
+
+    def made_on(self, groups: Sequence[TokenGroup] | None = None) -> dict[str, Any]:
+        """For records: the machine, and the model's noise floor on it, by these groups or a few made-up ones."""
+        return {**machine(self.causal_lm.device), "noise_floor": asdict(self.noise_floor(groups or self.probe()))}
 
     @torch.no_grad()
     def row(self, groups: Sequence[TokenGroup], most_strands: int = MOST_STRANDS) -> Tensor:

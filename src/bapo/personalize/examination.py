@@ -168,7 +168,6 @@ def examine(
         BapoError: an adapter was trained on another model, or what `Examinee.ask` and the stages raise.
     """
     from bapo.likelihood import ResponseScorer
-    from bapo.models import machine
 
     if plan is not None:  # what cannot be read should be known before anything costly is done
         from bapo.evaluation.benchmarks import load_tasks
@@ -188,8 +187,7 @@ def examine(
     for own in contestants:
         model = base if own.adapter is None else stages.load(recipe, adapter=own.adapter)
         found.append(_examine(own, model, plan, held_out, reference, on_progress))
-    scorer = ResponseScorer(base.model)
-    made_on = {**machine(base.model.device), "noise_floor": scorer.noise_floor(scorer.probe()).to_dict()}
+    made_on = ResponseScorer(base.model).made_on()
     return Examination(found[0], tuple(found[1:]), budget, least_accuracy, made_on)
 
 

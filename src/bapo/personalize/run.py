@@ -67,7 +67,9 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     Raises:
         BapoError: anything that the user can mend.
     """
+    from bapo.anchoring import few_tokens
     from bapo.evaluation import held_out_logps
+    from bapo.likelihood import ResponseScorer
 
     stages.check(recipe)
     split = stages.read(recipe)
@@ -78,7 +80,7 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     asked = [group.tokens.prompt for group in anchored.held_out.groups[: recipe.answers.prompts]]
     reference = held_out_logps(model.model, anchored.held_out)
     answers = {"base": stages.answer(model, asked, recipe.answers.max_new_tokens)}
-    made_on = stages.made_on(model, anchored.train)
+    made_on = ResponseScorer(model.model).made_on(few_tokens(anchored.train))
     del model
     objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
     runs = tuple(stages.train(recipe, name, anchored.train, folder / name, on_progress) for name in objectives)

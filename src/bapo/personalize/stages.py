@@ -175,7 +175,8 @@ def train(
             )
     if done.is_file():
         return read_run(folder)
-    from bapo.models import machine, resolve_precision
+    from bapo.anchoring import few_tokens
+    from bapo.models import resolve_precision
 
     _write_json(started, {"identity": identity})
     trainer = _trainer(recipe, settings, anchored, folder, on_progress)
@@ -192,8 +193,7 @@ def train(
                 "reference": anchored.reference,
                 "precision": resolve_precision(recipe.model.precision),
                 "pairs": anchored.pair_count,
-                "machine": machine(trainer.args.device),
-                "noise_floor": trainer.noise_floor().to_dict(),
+                "made_on": trainer.scorer.made_on(few_tokens(anchored)),
                 "log": log,
             },
         )
@@ -236,14 +236,6 @@ def evaluate(
         on_progress=lambda done, total: on_progress(stage, done, total, ""),
     )
     return found
-
-
-def made_on(model: LoadedModel, anchored: AnchoredPreferences) -> dict[str, Any]:
-    """What rounding depends on here, and how much it moves the model's log-probs by."""
-    from bapo.models import machine
-
-    floor = anchored.probe.floor if anchored.probe else None
-    return {**machine(model.model.device), "noise_floor": floor.to_dict() if floor else None}
 
 
 def answer(

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bapo.anchoring import AnchoredPreferences, ProbedTokens, first_tokens
-from bapo.anchoring.probe import FLOAT32_TOKENS
+from bapo.anchoring import AnchoredPreferences, ProbedTokens, few_tokens
 from bapo.errors import BapoError
 from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, gap_of, noise_floor
 from bapo.models import model_fingerprint, nonzero_adapters
 
-Untrained = Callable[[], AbstractContextManager[None]]
-"""Makes the policy the reference, inside: the same weights without what is trained."""
+ReferencePass = Callable[[], AbstractContextManager[None]]
+"""What is scored inside is scored under the reference: the policy's weights without what is trained."""
 
 
-def untrained(policy: Any) -> Untrained | None:
+def reference_pass(policy: Any) -> ReferencePass | None:
     """How a policy becomes its own reference: a fresh adapter is switched off, one that is trained further is put back.
 
     None where all weights are trained: then the reference is what was stored of it.
@@ -27,7 +26,7 @@ def untrained(policy: Any) -> Untrained | None:
     if not hasattr(policy, "disable_adapter"):
         return None
     if not nonzero_adapters(policy):
-        switched_off: Untrained = policy.disable_adapter
+        switched_off: ReferencePass = policy.disable_adapter
         return switched_off
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in trained]
@@ -51,7 +50,7 @@ def check_step_0(
     scorer: ResponseScorer,
     data: AnchoredPreferences,
     end_ids: Sequence[int],
-    as_reference: Untrained | None,
+    reference: ReferencePass | None,
 ) -> None:
     """Before the first step the policy must be the model that the data were anchored to, and give its numbers.
 
@@ -64,7 +63,7 @@ def check_step_0(
         scorer: of the policy.
         data: what it will be trained on.
         end_ids: the token ids that end its responses.
-        as_reference: see `untrained`.
+        reference: see `reference_pass`.
 
     Raises:
         BapoError: they differ by more than rounding explains.
@@ -83,11 +82,10 @@ def check_step_0(
     own, exact = (probe.own, probe.float32) if probe else (None, None)
     if scorer.has_float32:  # first, because it takes few tokens and shows most
         if exact is None:
-            groups = first_tokens([group.tokens for group in data.groups], FLOAT32_TOKENS)
-            exact = ProbedTokens.of(scorer, groups, float32=True)
+            exact = ProbedTokens.of(scorer, few_tokens(data), float32=True)
         _check(scorer.float32(exact.groups), exact, "float32")
-        if as_reference is not None:
-            with as_reference():
+        if reference is not None:
+            with reference():
                 _check(scorer.float32(exact.groups), exact, "float32")
     if probe is None:
         _check_sums(scorer, data)

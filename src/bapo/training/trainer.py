@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 
-from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor, first_tokens
-from bapo.anchoring.probe import FLOAT32_TOKENS
+from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor
 from bapo.errors import BapoError
 from bapo.likelihood import (
     MOST_STRANDS,
-    NoiseFloor,
     ResponseLogps,
     ResponseScorer,
     TokenGroup,
@@ -42,7 +40,7 @@ from bapo.training.checkpoints import last_complete, mark_complete
 from bapo.training.config import BAPOConfig
 from bapo.training.datasets import preferences_from_dataset
 from bapo.training.metrics import MetricSums, Throughput, add_base_metrics, add_pair_metrics
-from bapo.training.reference import check_step_0, untrained
+from bapo.training.reference import check_step_0, reference_pass
 
 _BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
@@ -136,7 +134,7 @@ class BAPOTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is a sum over pairs divided by the pairs of the whole step
         self.scorer = ResponseScorer(policy)
-        self._as_reference = untrained(policy) if self._reference.model is policy else None
+        self._reference_pass = reference_pass(policy) if self._reference.model is policy else None
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -218,9 +216,9 @@ class BAPOTrainer(Trainer):
         So rounding, which goes by the layout, cancels in log-ratios as long as nothing has been trained: in the first
         step, whose hinges would start active at random otherwise; and in every evaluation.
         """
-        if self._as_reference is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._reference_pass is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return batch
-        with torch.no_grad(), evaluating(self.model), self._as_reference():
+        with torch.no_grad(), evaluating(self.model), self._reference_pass():
             return batch.with_references(self.scorer(batch.groups, most_strands=self._most_strands))
 
     def training_step(
@@ -321,13 +319,7 @@ class BAPOTrainer(Trainer):
     def _check_step_0(self) -> None:
         """Before the first step the policy must give the reference's numbers."""
         chat = self._reference.chat
-        check_step_0(self.model, self.scorer, self.train_dataset.preferences, chat.end_ids, self._as_reference)
-
-    def noise_floor(self) -> NoiseFloor:
-        """What rounding alone moves a log-prob of the training data by, in the model as it is now."""
-        return self.scorer.noise_floor(
-            first_tokens([g.tokens for g in self.train_dataset.preferences.groups], FLOAT32_TOKENS)
-        )
+        check_step_0(self.model, self.scorer, self.train_dataset.preferences, chat.end_ids, self._reference_pass)
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
