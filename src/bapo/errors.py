@@ -1,10 +1,39 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and the door through which foreign errors become it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class BapoError(Exception):
     """Something the user can mend, in one sentence: what is wrong, where, and what to do.
 
-    The command line prints the message alone, without a traceback, and exits with code 2.
+    The command line prints the message alone, without a traceback, and exits with code 2 (``BAPO_DEBUG=1`` shows the
+    traceback, with the error that it came from).
     """
+
+
+@contextmanager
+def foreign(failed: str, todo: str) -> Iterator[None]:
+    """Code of other libraries, which may raise anything: what it raises becomes a sentence.
+
+    Args:
+        failed: what failed and where, e.g. ``The tokenizer of mine/model could not be read``.
+        todo: what to do, e.g. ``download the model again``.
+
+    Raises:
+        BapoError: ``failed (the error's first line): todo.``; an error that is one already stays as it is.
+    """
+    try:
+        yield
+    except BapoError:
+        raise
+    except Exception as error:
+        raise BapoError(f"{failed} ({first_line(error)}): {todo}.") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, its first line; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().removesuffix(".") if lines else type(error).__name__

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from bapo.anchoring.generate import GenerationSettings, Response
 from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError
+from bapo.files import write_json
 from bapo.likelihood import SCORING_VERSION, TokenIds
 from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
 
@@ -185,10 +186,7 @@ class AnchorStore:
 
     def add_probe(self, probe: Probe) -> None:
         """Keep it."""
-        path = self.folder / _PROBE
-        staging = path.with_suffix(".part")
-        staging.write_text(json.dumps(probe.to_dict()) + "\n")
-        staging.replace(path)
+        write_json(self.folder / _PROBE, probe.to_dict())
 
     def _base_journal(self, settings: GenerationSettings) -> Journal:
         mark = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
@@ -218,10 +216,8 @@ class AnchorStore:
                     )
             return
         if self.folder.exists() and any(
-            p.name != ".lock" and not p.name.startswith(".manifest") for p in self.folder.iterdir()
+            p.name != ".lock" and not p.name.startswith(f".{_MANIFEST}.") for p in self.folder.iterdir()
         ):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        staging = self.folder / f".manifest-{os.getpid()}"
-        staging.write_text(json.dumps({**self.identity, **about}, indent=2) + "\n")
-        staging.replace(path)
+        write_json(path, {**self.identity, **about})

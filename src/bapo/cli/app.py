@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -37,6 +38,8 @@ def main() -> None:
     try:
         app()
     except BapoError as error:
+        if os.environ.get("BAPO_DEBUG"):
+            traceback.print_exc()
         print(f"bapo: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

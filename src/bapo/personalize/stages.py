@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError
+from bapo.files import write_json
 from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.preferences import Preferences, Split, read_preferences, read_split
 
@@ -178,13 +179,13 @@ def train(
     from bapo.anchoring import few_tokens
     from bapo.models import resolve_precision
 
-    _write_json(started, {"identity": identity})
+    write_json(started, {"identity": identity})
     trainer = _trainer(recipe, settings, anchored, folder, on_progress)
     trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
         trainer.save_model(str(folder))
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        _write_json(
+        write_json(
             done,
             {
                 "identity": identity,
@@ -347,9 +348,3 @@ def _identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPrefe
     groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
     content = json.dumps([told, recipe.model.adapter, anchored.reference, groups])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    staging = path.with_name(f".{path.name}.part")
-    staging.write_text(json.dumps(content, indent=1, default=str) + "\n")
-    staging.replace(path)
