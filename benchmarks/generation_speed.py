@@ -23,7 +23,6 @@ import torch
 from transformers import GenerationConfig
 
 from bapo.anchoring import GenerationSettings, generate_batch, plan_batches
-from bapo.anchoring.tokens import encode_prompt
 from bapo.likelihood import TokenIds
 from bapo.models import LoadedModel, load_model
 from bapo.preferences import read_preferences
@@ -86,7 +85,7 @@ def main() -> None:
     source = "dsp:literature" if os.environ.get("BAPO_DATA") else "starter:concise"
     loaded = load_model("smollm2")
     groups = read_preferences(source).groups[: arguments.prompts]
-    prompts = [encode_prompt(group.prompt, loaded.chat) for group in groups]
+    prompts = [loaded.chat.prompt_ids(group.prompt) for group in groups]
     settings = GenerationSettings(max_new_tokens=arguments.max_new_tokens)
     sides: dict[str, Callable[[], Responses]] = {
         f"plain, batch {size}": lambda size=size: plain(loaded, prompts, settings, size) for size in arguments.batches

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and the door through which foreign errors become it."""
+"""The exception and the warning that a user is meant to read, and the door through which foreign errors become it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class BapoError(Exception):
     The command line prints the message alone, without a traceback, and exits with code 2 (``BAPO_DEBUG=1`` shows the
     traceback, with the error that it came from).
     """
+
+
+class BapoWarning(UserWarning):
+    """Something that is not wrong but that the user should know, in one sentence."""
 
 
 @contextmanager

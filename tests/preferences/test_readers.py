@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 
 from bapo.errors import BapoError
-from bapo.preferences import STARTER_TYPES, Message, known_names, pairs_from_dataset, read_preferences
+from bapo.preferences import STARTER_TYPES, Message, group_pairs, known_names, pairs_from_dataset, read_preferences
 from bapo.preferences.dsp import DOMAINS
 from bapo.preferences.psoups import PREFERENCE_PROMPTS, strip_preference_prompt
 
@@ -76,8 +76,9 @@ def test_trl_formats(name: str) -> None:
     record, prompt = FORMATS[name]
     (pair,) = pairs_from_dataset([record], "data")
     assert pair.prompt == prompt
-    assert pair.rejected == "No."
-    assert pair.chosen in ("Because.", "Because of it.")
+    white = " " if name == "implicit" else ""  # goes with the responses, so that prompt and response are the text
+    assert pair.rejected == f"{white}No."
+    assert pair.chosen in ("Because.", " Because of it.")
 
 
 @pytest.mark.parametrize("name", ["implicit", "conversational-implicit"])
@@ -87,8 +88,7 @@ def test_implicit_prompts_agree_with_trls_reading(name: str) -> None:
     theirs = data_utils.extract_prompt(record)
     (ours,) = pairs_from_dataset([record], "data")
     if name == "implicit":
-        assert ours.prompt == theirs["prompt"].strip()
-        assert (ours.chosen, ours.rejected) == (theirs["chosen"].strip(), theirs["rejected"].strip())
+        assert (ours.prompt, ours.chosen, ours.rejected) == (theirs["prompt"], theirs["chosen"], theirs["rejected"])
     else:
         assert [(m.role, m.content) for m in ours.prompt] == [(m["role"], m["content"]) for m in theirs["prompt"]]
         assert ours.chosen == theirs["chosen"][0]["content"]
@@ -229,3 +229,95 @@ def test_real_psoups_loses_its_preference_prompt(code: str, data_folder: Path) -
     found = read_preferences(f"psoups:{code}", data_folder=data_folder, chat=False)
     assert found.pair_count > 60
     assert not any("Generate a response" in str(group.prompt) for group in found.groups)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("\n\nHuman: Hi\n\nAssistant: Yes.", "\n\nHuman: Hi\n\nAssistant: No.", "\n\nHuman: Hi\n\nAssistant:"),
+        ("Q: 2+2\nA:\nfour", "Q: 2+2\nA:\nfive", "Q: 2+2\nA:"),
+        ("def f(x):\n    return x", "def f(x):\n    pass", "def f(x):"),
+        ("a  b", "a  c", "a"),
+    ],
+)
+def test_an_implicit_prompt_and_its_responses_are_the_text_letter_by_letter(chosen, rejected, prompt) -> None:
+    (pair,) = pairs_from_dataset([{"chosen": chosen, "rejected": rejected}], "data")
+    assert pair.prompt == prompt
+    assert (pair.prompt + pair.chosen, pair.prompt + pair.rejected) == (chosen, rejected)
+
+
+YES, NO = [turn("assistant", "yes")], [turn("assistant", "no")]
+SCHEMAS = [{"type": "function", "function": {"name": "clock", "parameters": None}}]
+PARTS = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]
+MET = {
+    "whole conversations, prompt in text": ({"prompt": "Why?", "chosen": [*ASK, *YES], "rejected": [*ASK, *NO]}, ASK),
+    "whole conversations behind turns": ({"prompt": ASK, "chosen": [*ASK, *YES], "rejected": [*ASK, *NO]}, ASK),
+    "a turn as a response": ({"prompt": ASK, "chosen": YES[0], "rejected": NO[0]}, ASK),
+    "a system column": ({"system": "Be kind.", "prompt": "Why?", "chosen": "yes", "rejected": "no"}, ASK),
+    "an empty system column": ({"system": " ", "prompt": ASK, "chosen": "yes", "rejected": "no"}, ASK),
+    "from and value": (
+        {
+            "conversations": [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "Why?"}],
+            "chosen": {"from": "gpt", "value": "yes"},
+            "rejected": {"from": "gpt", "value": "no"},
+        },
+        ASK,
+    ),
+    "content in parts": ({"prompt": [ASK[0], {"role": "user", "content": PARTS}], "chosen": YES, "rejected": NO}, ASK),
+    "fields that Arrow filled with nulls": (
+        {"prompt": [{**own, "tool_calls": None, "name": None} for own in ASK], "chosen": YES, "rejected": NO},
+        ASK,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MET)
+def test_forms_that_are_met_hold_the_same_comparison(name: str) -> None:
+    record, asked = MET[name]
+    (pair,) = pairs_from_dataset([record], "data")
+    assert pair.prompt == tuple(Message(own["role"], own["content"]) for own in asked)
+    assert (pair.chosen, pair.rejected) == ("yes", "no")
+
+
+def test_nothing_of_a_turn_is_dropped() -> None:
+    call = {"type": "function", "function": {"name": "clock", "arguments": {"zone": None, "city": "Paris"}}}
+    record = {
+        "prompt": [
+            *ASK,
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "9"},
+        ],
+        "chosen": [{"role": "assistant", "content": "Nine.", "reasoning_content": "It says 9."}],
+        "rejected": [{"role": "assistant", "content": "Nine.", "reasoning_content": "A guess."}],
+        "tools": json.dumps(SCHEMAS),
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    preferences = group_pairs("data", pairs_from_dataset([record], "data"))
+    (group,) = preferences.groups  # responses that differ in nothing but their reasoning are two
+    tools, template, *turns = group.prompt
+    assert (tools.role, json.loads(tools.content)) == ("tools", [{"type": "function", "function": {"name": "clock"}}])
+    assert (template.role, json.loads(template.content)) == ("template", {"enable_thinking": False})
+    assert [own.role for own in turns] == ["system", "user", "assistant", "tool"]
+    assert json.loads(turns[2].more)["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
+    assert [json.loads(own.more) for own in group.responses] == [
+        {"reasoning_content": "It says 9."},
+        {"reasoning_content": "A guess."},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"chosen": [*ASK, *YES, turn("user", "more"), *YES]}, "must each be one assistant turn"),
+        ({"images": ["a.png"]}, "row 1 has 'images', and only text"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image", "image": "a"}]}]}, "a part of type 'image'"),
+        ({"prompt": [turn("ipython", "9")]}, "unknown role 'ipython'"),
+        ({"prompt": [turn("system", "Be kind.")]}, "needs a user turn"),
+        ({"tools": {"name": "clock"}}, "'tools' must be a list"),
+        ({"system": ["Be kind."]}, "'system' must be text"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(changed: dict[str, object], sentence: str) -> None:
+    record = {"prompt": ASK, "chosen": YES, "rejected": NO, **changed}
+    with pytest.raises(BapoError, match=sentence):
+        list(pairs_from_dataset([record], "data"))

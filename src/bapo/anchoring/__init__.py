@@ -4,7 +4,7 @@ from bapo.anchoring.anchored import AnchoredGroup, AnchoredPreferences, BaseResp
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
 from bapo.anchoring.probe import Probe, ProbedTokens
 from bapo.anchoring.store import AnchorStore
-from bapo.anchoring.tokens import LengthPolicy, encode_prompt
+from bapo.anchoring.tokens import LengthPolicy
 
 __all__ = [
     "AnchorStore",
@@ -18,7 +18,6 @@ __all__ = [
     "ProbedTokens",
     "Response",
     "anchor",
-    "encode_prompt",
     "few_tokens",
     "generate_batch",
     "plan_batches",

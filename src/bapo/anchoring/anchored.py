@@ -179,8 +179,7 @@ def _generate_missing(
 def _given_bases(
     group: TokenizedGroup, texts: Sequence[str] | None, model: LoadedModel, lengths: LengthPolicy
 ) -> tuple[Response, ...]:
-    chat = not isinstance(group.source.prompt, str)
-    ids = [model.chat.response_ids(text, chat=chat) for text in texts or ()]
+    ids = [model.chat.response_ids(text, group.source.prompt) for text in texts or ()]
     most = lengths.max_response_tokens
     return tuple(Response(own[:most], len(own) <= most) for own in ids)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-from bapo.likelihood import TokenGroup, TokenIds
+from bapo.likelihood import TokenGroup
 from bapo.models import ChatFormat
-from bapo.preferences import Preferences, Prompt, PromptGroup
+from bapo.preferences import Preferences, PromptGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,6 @@ class Tokenized:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def encode_prompt(prompt: Prompt, chat: ChatFormat) -> TokenIds:
-    """Token ids of a prompt, plain or chat."""
-    return chat.prompt_ids(prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt])
-
-
 def tokenize(preferences: Preferences, chat: ChatFormat, policy: LengthPolicy) -> Tokenized:
     """Tokenize all groups under a length policy.
 
@@ -66,7 +61,7 @@ def tokenize(preferences: Preferences, chat: ChatFormat, policy: LengthPolicy) -
 def _tokenize_group(
     group: PromptGroup, chat: ChatFormat, policy: LengthPolicy, counts: Counter[str]
 ) -> TokenizedGroup | None:
-    prompt = encode_prompt(group.prompt, chat)
+    prompt = chat.prompt_ids(group.prompt, counts)
     room = policy.max_response_tokens
     if policy.max_tokens is not None:
         room = min(room, policy.max_tokens - len(prompt))
@@ -75,7 +70,7 @@ def _tokenize_group(
         return None
     responses = []
     for response in group.responses:
-        ids = chat.response_ids(response, chat=not isinstance(group.prompt, str))
+        ids = chat.response_ids(response, group.prompt, counts)
         if len(ids) > room:
             counts["responses cut: too long"] += 1
         responses.append(ids[:room])

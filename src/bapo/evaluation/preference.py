@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from bapo.anchoring import AnchoredGroup, AnchoredPreferences, encode_prompt
+from bapo.anchoring import AnchoredGroup, AnchoredPreferences
 from bapo.errors import BapoError
 from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat
-from bapo.preferences import Message, Prompt
+from bapo.preferences import Message, Prompt, turns_of
 
 _GROUPS_AT_ONCE = 16
 
@@ -154,7 +154,7 @@ def prompted(held_out: AnchoredPreferences, chat: ChatFormat, system: str) -> An
         BapoError: a prompt is plain text, which has no turns.
     """
     groups = [
-        replace(own, tokens=replace(own.tokens, prompt=encode_prompt(_with_system(own.source.prompt, system), chat)))
+        replace(own, tokens=replace(own.tokens, prompt=chat.prompt_ids(_with_system(own.source.prompt, system))))
         for own in held_out.groups
     ]
     return replace(held_out, groups=tuple(groups))
@@ -163,9 +163,11 @@ def prompted(held_out: AnchoredPreferences, chat: ChatFormat, system: str) -> An
 def _with_system(prompt: Prompt, system: str) -> Prompt:
     if isinstance(prompt, str):
         raise BapoError("A plain-text prompt has no system turn: leave out --plain, or --prompt-only.")
-    own = next((turn.content for turn in prompt[:1] if turn.role == "system"), None)
+    turns = turns_of(prompt)
+    beside = prompt[: len(prompt) - len(turns)]
+    own = next((turn.content for turn in turns[:1] if turn.role == "system"), None)
     text = system if own is None else f"{system}\n\n{own}"
-    return (Message("system", text), *(prompt if own is None else prompt[1:]))
+    return (*beside, Message("system", text), *(turns if own is None else turns[1:]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,18 @@
 
 from bapo.preferences.grouping import ReadingPolicy, group_pairs
 from bapo.preferences.hub import pairs_from_dataset
-from bapo.preferences.record import Message, Pair, Preferences, Prompt, PromptGroup, as_chat, prompt_text
+from bapo.preferences.record import (
+    Message,
+    Pair,
+    Preferences,
+    Prompt,
+    PromptGroup,
+    Response,
+    as_chat,
+    prompt_text,
+    response_text,
+    turns_of,
+)
 from bapo.preferences.source import known_names, preference_in_words, read_preferences
 from bapo.preferences.splits import Split, paper_split, read_split, split_by_prompt
 from bapo.preferences.starter import STARTER_TYPES
@@ -16,6 +27,7 @@ __all__ = [
     "Prompt",
     "PromptGroup",
     "ReadingPolicy",
+    "Response",
     "Split",
     "Summary",
     "as_chat",
@@ -27,6 +39,8 @@ __all__ = [
     "prompt_text",
     "read_preferences",
     "read_split",
+    "response_text",
     "split_by_prompt",
     "summarize",
+    "turns_of",
 ]

@@ -1,20 +1,33 @@
-"""One comparison from one record, in each of TRL's preference formats."""
+"""One comparison from one record, in each of TRL's preference formats and the forms of them that are met."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.preferences.record import Message, Pair, Prompt
+from bapo.preferences.record import ROLES, TEMPLATE, TOOLS, Message, Pair, Prompt, Response, turns_of
+
+_PROMPTS = ("prompt", "conversations", "question")
+"""Names of the column that holds the prompt, the first of those that are there."""
+
+_NOT_TEXT = ("images", "image", "videos", "video", "audio", "audios")
+"""Columns that hold a part of the prompt that is no text."""
+
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "observation": "tool"}
+"""Other names of roles."""
 
 
 def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
     """Read ``chosen``, ``rejected`` and perhaps ``prompt``.
 
-    Standard: all are strings. Conversational: prompt is a list of turns, chosen and rejected are lists whose last turn
-    is the response. Without a prompt it is what chosen and rejected begin with in common: whole turns, or text up to
-    the last white space.
+    Standard: all are strings. Conversational: prompt is a list of turns, chosen and rejected are a turn, or lists whose
+    last turn is the response and which may begin with the prompt. Without a prompt it is what chosen and rejected begin
+    with in common: whole turns, or text up to the last white space, which goes with the responses.
+
+    Beside them a record may hold ``system``, a text that becomes the first turn; ``tools``, the schemas that the
+    template shows; and ``chat_template_kwargs``. Turns keep all that they hold (tool_calls, reasoning_content, ...).
 
     Args:
         record: the record.
@@ -31,47 +44,96 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
                 f"{where} has no {key!r} (found: {', '.join(map(str, record)) or 'nothing'}): "
                 "each comparison needs prompt, chosen and rejected."
             )
-    chosen, rejected, prompt = record["chosen"], record["rejected"], record.get("prompt")
+    for key in _NOT_TEXT:
+        if record.get(key):
+            raise BapoError(f"{where} has {key!r}, and only text can be scored: leave such comparisons out.")
+    chosen, rejected = record["chosen"], record["rejected"]
+    prompt = next((record[key] for key in _PROMPTS if record.get(key) is not None), None)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        return _standard(prompt, chosen, rejected, where)
-    if _is_turns(chosen) and _is_turns(rejected):
-        return _conversational(prompt, _turns(chosen, where), _turns(rejected, where), where)
-    raise BapoError(f"{where}: chosen and rejected must both be text, or both be lists of turns with role and content.")
+        pair = _standard(prompt, chosen, rejected, where)
+    elif not isinstance(chosen, str) and not isinstance(rejected, str):
+        pair = _conversational(prompt, _turns(chosen, where), _turns(rejected, where), where)
+    else:
+        raise BapoError(
+            f"{where}: chosen and rejected must both be text, or both be lists of turns with role and content."
+        )
+    return _with_columns(pair, record, where)
 
 
 def _standard(prompt: Any, chosen: str, rejected: str, where: str) -> Pair:
     if prompt is None:
         common = chosen[: _common_length(chosen, rejected)]
         cut = max(common.rfind(" "), common.rfind("\n")) + 1 if len(common) < min(len(chosen), len(rejected)) else 0
-        if not common[:cut].strip():
+        prompt = common[:cut].rstrip()
+        if not prompt:
             raise BapoError(f"{where} has no 'prompt', and chosen and rejected begin with nothing in common to be one.")
-        return Pair(chosen[:cut].rstrip(), chosen[cut:], rejected[cut:])
-    if _is_turns(prompt):
+        return Pair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+    if not isinstance(prompt, str):
         return Pair(_ask(_turns(prompt, where), where), chosen, rejected)
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not prompt.strip():
         raise BapoError(f"{where}: 'prompt' must be text that is not empty, or a list of turns.")
     return Pair(prompt, chosen, rejected)
 
 
 def _conversational(prompt: Any, chosen: list[Message], rejected: list[Message], where: str) -> Pair:
+    common = _common_length(chosen, rejected)
     if prompt is None:
-        at = _common_length(chosen, rejected)
-        asked, chosen, rejected = chosen[:at], chosen[at:], rejected[at:]
-        if not chosen and not rejected and asked:  # equal to the end: the last turn is the response of both
-            asked, chosen, rejected = asked[:-1], asked[-1:], asked[-1:]
+        at = min(common, len(chosen) - 1, len(rejected) - 1)  # equal to the end: the last turn is the response of both
+        asked = chosen[:at]
     elif isinstance(prompt, str):
-        asked = [Message("user", prompt)]
+        at = _turns_up_to(prompt, chosen[:common])
+        asked = chosen[:at] or [Message("user", prompt)]
     else:
         asked = _turns(prompt, where)
+        at = len(asked) if chosen[: len(asked)] == rejected[: len(asked)] == asked else 0
+    chosen, rejected = chosen[at:], rejected[at:]
     if len(chosen) != 1 or len(rejected) != 1 or {chosen[0].role, rejected[0].role} != {"assistant"}:
-        raise BapoError(f"{where}: behind the prompt, chosen and rejected must each be one assistant turn.")
-    return Pair(_ask(asked, where), chosen[0].content, rejected[0].content)
+        raise BapoError(
+            f"{where}: behind the prompt, chosen and rejected must each be one assistant turn: "
+            "put the turns before it into the prompt, and leave out those behind it."
+        )
+    return Pair(_ask(asked, where), _response(chosen[0]), _response(rejected[0]))
+
+
+def _turns_up_to(prompt: str, turns: Sequence[Message]) -> int:
+    """How many of the turns lead to the one that says the prompt; 0 where none does."""
+    said = [at for at, turn in enumerate(turns, start=1) if turn.role == "user" and turn.content == prompt]
+    return said[-1] if said else 0
+
+
+def _response(turn: Message) -> Response:
+    return turn if turn.more else turn.content
+
+
+def _with_columns(pair: Pair, record: Mapping[str, Any], where: str) -> Pair:
+    """The pair with what the record holds for the chat template beside turns."""
+    prompt = pair.prompt
+    system = record.get("system")
+    if system is not None and not isinstance(system, str):
+        raise BapoError(f"{where}: 'system' must be text.")
+    handed: list[Message] = []
+    for key, role, kind in (("tools", TOOLS, list), ("chat_template_kwargs", TEMPLATE, dict)):
+        value = _without_none(_parsed(record.get(key)))
+        if value and not isinstance(value, kind):
+            raise BapoError(f"{where}: {key!r} must be {'a list of schemas' if kind is list else 'an object'}.")
+        if value:
+            handed.append(Message(role, json.dumps(value, ensure_ascii=False)))
+    if not (system and system.strip()) and not handed:
+        return pair
+    turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    if system and system.strip() and turns[0].role != "system":
+        turns = (Message("system", system), *turns)
+    return Pair((*handed, *turns), pair.chosen, pair.rejected)
 
 
 def _ask(turns: Sequence[Message], where: str) -> Prompt:
-    if not turns or turns[-1].role != "user" or not turns[-1].content.strip():
+    if not turns or not any(turn.role in ("user", "tool") for turn in turns):
+        raise BapoError(f"{where}: a chat prompt needs a user turn.")
+    if turns[-1].role not in ("user", "tool", "assistant") or not (turns[-1].content.strip() or turns[-1].more):
         raise BapoError(f"{where}: a chat prompt must end with a user turn that is not empty.")
-    return tuple(turns)
+    if turns[-1].role == "assistant" and turns[-1].more:
+        raise BapoError(f"{where}: an assistant turn that the response goes on with can hold nothing but text.")
+    return turns_of(tuple(turns))
 
 
 def _common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
@@ -79,18 +141,56 @@ def _common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _is_turns(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+def _turns(value: Any, where: str) -> list[Message]:
+    """Turns, or the one turn, of a record."""
+    turns = [value] if isinstance(value, Mapping) else value
+    if not isinstance(turns, Iterable) or isinstance(turns, str | bytes):
+        raise BapoError(f"{where}: turns must be a list of objects with role and content.")
+    return [_turn(turn, where) for turn in turns]
 
 
-def _turns(value: Sequence[Any], where: str) -> list[Message]:
-    turns = []
-    for turn in value:
-        if (
-            not isinstance(turn, Mapping)
-            or not isinstance(turn.get("role"), str)
-            or not isinstance(turn.get("content"), str)
-        ):
-            raise BapoError(f"{where}: every turn needs a role and a content that are text.")
-        turns.append(Message(turn["role"], turn["content"]))
-    return turns
+def _turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise BapoError(f"{where}: every turn needs a role and a content that are text.")
+    told = {key: _without_none(own) for key, own in turn.items() if own is not None}
+    role, content = told.pop("role", told.pop("from", None)), told.pop("content", told.pop("value", None))
+    if isinstance(told.get("tool_calls"), str):
+        told["tool_calls"] = _parsed(told["tool_calls"])
+    more = {key: own for key, own in told.items() if own not in ("", [], {})}
+    if content is None and more:
+        content = ""
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(_text_of(part, where) for part in content)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise BapoError(f"{where}: every turn needs a role and a content that are text.")
+    role = _ROLES.get(role, role)
+    if role not in ROLES:
+        raise BapoError(f"{where}: unknown role {role!r} in a turn: use one of {', '.join(ROLES)}.")
+    return Message(role, content, json.dumps(more, ensure_ascii=False, default=str) if more else "")
+
+
+def _text_of(part: Any, where: str) -> str:
+    """A part of a content that is given in parts."""
+    if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise BapoError(f"{where}: a content has a part of type {kind!r}, and only text can be scored.")
+
+
+def _parsed(value: Any) -> Any:
+    """A column that may hold JSON as text."""
+    if not isinstance(value, str) or not value.strip():
+        return value or None
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _without_none(value: Any) -> Any:
+    """What Arrow fills up with nulls, without them."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(own) for key, own in value.items() if own is not None}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_without_none(own) for own in value]
+    return value

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bapo.preferences.record import Pair, Preferences, Prompt, PromptGroup, prompt_text
+from bapo.preferences.record import Pair, Preferences, Prompt, PromptGroup, Response, prompt_text, response_text
 
 EQUAL, EMPTY, DUPLICATE, CONTRADICTION, TOO_LONG = (
     "equal responses",
@@ -40,9 +40,9 @@ def group_pairs(name: str, pairs: Iterable[Pair], policy: ReadingPolicy | None =
     Every comparison is either a pair of the result or counted as dropped.
     """
     policy = policy or ReadingPolicy()
-    responses: dict[Prompt, dict[str, int]] = {}
+    responses: dict[Prompt, dict[Response, int]] = {}
     kept: dict[Prompt, list[tuple[int, int]]] = {}
-    seen: set[tuple[Prompt, str, str]] = set()
+    seen: set[tuple[Prompt, Response, Response]] = set()
     dropped: Counter[str] = Counter()
     rows = 0
     for pair in pairs:
@@ -60,10 +60,11 @@ def group_pairs(name: str, pairs: Iterable[Pair], policy: ReadingPolicy | None =
     return Preferences(name, groups, rows, dict(dropped))
 
 
-def _why_not(pair: Pair, seen: set[tuple[Prompt, str, str]], policy: ReadingPolicy) -> str | None:
-    if not pair.chosen.strip() or not pair.rejected.strip():
+def _why_not(pair: Pair, seen: set[tuple[Prompt, Response, Response]], policy: ReadingPolicy) -> str | None:
+    chosen, rejected = (response_text(response).strip() for response in (pair.chosen, pair.rejected))
+    if not chosen or not rejected:
         return EMPTY
-    if pair.chosen.strip() == pair.rejected.strip():
+    if chosen == rejected:
         return EQUAL
     if policy.max_prompt_chars is not None and len(prompt_text(pair.prompt)) > policy.max_prompt_chars:
         return TOO_LONG

@@ -10,23 +10,40 @@ from typing import TypeAlias
 
 from bapo.errors import BapoError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+TOOLS, TEMPLATE = "tools", "template"
+"""Roles of what a chat prompt may begin with and that is no turn, each as JSON: the schemas of the tools that the
+assistant may call, and arguments of the chat template."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat. ``role`` is system, user or assistant."""
+    """One turn of a chat.
+
+    Attributes:
+        role: system, developer, user, assistant or tool; or `TOOLS` or `TEMPLATE`.
+        content: what is said.
+        more: what else the turn holds (tool_calls, reasoning_content, name, ...) as a JSON object; empty for nothing.
+
+    Raises:
+        BapoError: another role.
+    """
 
     role: str
     content: str
+    more: str = ""
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
+        if self.role not in (*ROLES, TOOLS, TEMPLATE):
             raise BapoError(f"Unknown role {self.role!r} in a chat prompt: use one of {', '.join(ROLES)}.")
 
 
 Prompt: TypeAlias = str | tuple[Message, ...]
 """Plain text, or the turns of a chat up to the response."""
+
+Response: TypeAlias = str | Message
+"""Text, or an assistant turn that holds more than text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +51,8 @@ class Pair:
     """One comparison as it was read."""
 
     prompt: Prompt
-    chosen: str
-    rejected: str
+    chosen: Response
+    rejected: Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +69,7 @@ class PromptGroup:
     """
 
     prompt: Prompt
-    responses: tuple[str, ...]
+    responses: tuple[Response, ...]
     pairs: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
@@ -96,10 +113,23 @@ def as_chat(prompt: Prompt) -> tuple[Message, ...]:
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
+def turns_of(prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns of a chat prompt, without what is handed to the template beside them."""
+    return tuple(turn for turn in prompt if turn.role not in (TOOLS, TEMPLATE))
+
+
 def prompt_text(prompt: Prompt) -> str:
     """The prompt for people: plain text, or its turns one below the other (a single user turn without its role)."""
     if isinstance(prompt, str):
         return prompt
-    if len(prompt) == 1:
-        return prompt[0].content
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in prompt)
+    turns = turns_of(prompt)
+    if len(turns) == 1:
+        return response_text(turns[0])
+    return "\n".join(f"{turn.role}: {response_text(turn)}" for turn in turns)
+
+
+def response_text(response: Response) -> str:
+    """The response for people: its text, and what else it holds as JSON."""
+    if isinstance(response, str):
+        return response
+    return "\n".join(part for part in (response.content, response.more) if part)

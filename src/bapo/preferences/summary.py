@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bapo.preferences.record import Preferences, prompt_text
+from bapo.preferences.record import Preferences, prompt_text, response_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,16 @@ def summarize(preferences: Preferences, examples: int = 3) -> Summary:
         pairs=len(pairs),
         pairs_per_prompt=dict(sorted(Counter(len(group.pairs) for group in groups).items())),
         prompt_words=Spread.of([len(prompt_text(group.prompt).split()) for group in groups]),
-        chosen_words=Spread.of([len(group.responses[chosen].split()) for group, chosen, _ in pairs]),
-        rejected_words=Spread.of([len(group.responses[rejected].split()) for group, _, rejected in pairs]),
+        chosen_words=Spread.of([len(response_text(group.responses[chosen]).split()) for group, chosen, _ in pairs]),
+        rejected_words=Spread.of(
+            [len(response_text(group.responses[rejected]).split()) for group, _, rejected in pairs]
+        ),
         dropped=dict(preferences.dropped),
         examples=tuple(
             Example(
                 prompt_text(groups[i].prompt),
-                groups[i].responses[groups[i].pairs[0][0]],
-                groups[i].responses[groups[i].pairs[-1][1]],
+                response_text(groups[i].responses[groups[i].pairs[0][0]]),
+                response_text(groups[i].responses[groups[i].pairs[-1][1]]),
             )
             for i in shown
         ),

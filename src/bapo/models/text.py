@@ -1,0 +1,92 @@
+"""Text to token ids where a tokenizer treats the beginning of a text, or some words in it, in its own way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+_HELD = 0x100000
+"""First of the characters that stand for held words: private use, plane 16."""
+
+_BEFORE = ("\n", "=", "x", "\u2042")
+"""Texts before which another one is put to stand in the middle; the first one that does not grow together with it."""
+
+
+class HeldWords:
+    """Words of a text that are text though a tokenizer would read them as control tokens.
+
+    While a template goes through the text, each is one character that no template looks for.
+
+    Args:
+        words: the control tokens in words.
+        before: words that were put aside before, of a text that this one goes on with.
+    """
+
+    def __init__(self, words: Iterable[str], before: Iterable[str] = ()) -> None:
+        longest_first = sorted(words, key=len, reverse=True)
+        self._pattern = re.compile("|".join([*map(re.escape, longest_first), f"[{chr(_HELD)}-\U0010fffd]"]))
+        self.words: list[str] = list(before)
+
+    def hold(self, text: str) -> str:
+        """The text with a character in place of each word."""
+
+        def put_aside(match: re.Match[str]) -> str:
+            self.words.append(match[0])
+            return chr(_HELD + len(self.words) - 1)
+
+        return self._pattern.sub(put_aside, text)
+
+    def pieces(self, text: str) -> list[str]:
+        """The text as plain pieces and, at odd places, held words."""
+        parts = re.split(f"([{chr(_HELD)}-\U0010fffd])", text)
+        return [self.words[ord(part) - _HELD] if at % 2 else part for at, part in enumerate(parts)]
+
+    def restore(self, text: str) -> str:
+        """The text with its words."""
+        return "".join(self.pieces(text))
+
+
+class TextEncoder:
+    """Token ids of texts that stand at the beginning, behind another text, or in the middle.
+
+    SentencePiece tokenizers put a space before every text that they are given, and byte-level ones join letters across
+    a boundary. So text that stands behind other text is encoded behind it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def plain(self, text: str) -> tuple[int, ...]:
+        """Ids of a text at the beginning, with nothing added; control tokens in words are control tokens."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def started(self, text: str) -> tuple[int, ...]:
+        """The same with what the tokenizer puts before a text (BOS), once, and without what it puts behind (EOS)."""
+        own = self.plain(text)
+        marked = tuple(self.tokenizer(text)["input_ids"])
+        front = next((n for n in range(len(marked) - len(own) + 1) if marked[n : n + len(own)] == own), None)
+        if front is None:
+            return marked
+        return own if own[:front] == marked[:front] else (*marked[:front], *own)
+
+    def middle(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that stands behind other text."""
+        if not text:
+            return ()
+        for before in _BEFORE:
+            head, whole = self.plain(before), self.plain(before + text)
+            if whole[: len(head)] == head:
+                return whole[len(head) :]
+        return self.plain(text)
+
+    def chat(self, text: str, held: HeldWords, *, behind: bool = False) -> tuple[int, ...]:
+        """Ids of a rendered chat, or of what stands behind one: control tokens are such, held words are text.
+
+        A held word is encoded in two parts, neither of which is a control token.
+        """
+        first, *others = held.pieces(text)
+        ids = self.middle(first) if behind else self.plain(first)
+        for at, piece in enumerate(others):
+            ids += self.middle(piece) if at % 2 else self.middle(piece[:1]) + self.middle(piece[1:])
+        return ids
