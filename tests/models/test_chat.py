@@ -11,7 +11,7 @@ from tokenizers import AddedToken, processors
 
 from bapo.errors import BapoError, BapoWarning
 from bapo.models import ChatFormat
-from bapo.models.chat import CONTROL_TOKENS, LEFT_OUT, NOT_THE_TEMPLATES
+from bapo.models.chat import CHANGED, CONTROL_TOKENS, LEFT_OUT, NOT_THE_TEMPLATES
 from tests.templates import (
     TOKENIZERS,
     Verdict,
@@ -202,6 +202,13 @@ def test_a_turn_that_the_template_leaves_out_is_refused() -> None:
     )
     with pytest.raises(BapoError, match="leaves out what a turn of the role tool says"):
         chat.prompt_ids([*QUESTION, {"role": "assistant", "content": "?"}, {"role": "tool", "content": "18 C"}])
+
+
+def test_a_template_may_change_words_and_that_is_counted() -> None:
+    chat = ChatFormat(tiny_tokenizer(CHATML.replace("m.content", "m.content.replace('/no_think', '')")))
+    counts = Counter[str]()
+    chat.prompt_ids([{"role": "system", "content": "/no_think Be brief."}, *QUESTION], counts)
+    assert counts == {CHANGED: 1}
 
 
 TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]

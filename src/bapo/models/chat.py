@@ -17,8 +17,9 @@ from bapo.models.text import HeldWords, TextEncoder
 
 _PROBE = "\u2042probe\u2042"  # stands for a text whose surroundings in the template are looked for
 
-CONTROL_TOKENS, NOT_THE_TEMPLATES, LEFT_OUT = (
+CONTROL_TOKENS, CHANGED, NOT_THE_TEMPLATES, LEFT_OUT = (
     "texts hold control tokens of the chat in words: encoded as text",
+    "prompts in which the template changes words",
     "responses are not what the template writes: scored as the model would generate them",
     "responses hold reasoning that the template leaves out",
 )
@@ -52,6 +53,7 @@ class _Opened(NamedTuple):
         text: the rendering.
         held: the words in it that are text.
         ids: its token ids.
+        changed: whether the template shows some turn in other words.
     """
 
     turns: list[dict[str, Any]]
@@ -59,6 +61,7 @@ class _Opened(NamedTuple):
     text: str
     held: HeldWords
     ids: tuple[int, ...]
+    changed: bool
 
 
 class ChatFormat:
@@ -112,7 +115,7 @@ class ChatFormat:
 
         Args:
             prompt: plain text; or turns, of which a last one of the assistant is gone on with.
-            counts: where it is counted that a text holds control tokens in words.
+            counts: where it is counted that a text holds control tokens in words, or that the template changes words.
 
         Raises:
             BapoError: the prompt has turns and the tokenizer no chat template, or the template refuses them or leaves
@@ -121,8 +124,8 @@ class ChatFormat:
         if isinstance(prompt, str):
             return self._texts.started(prompt)
         opened = self._opened(prompt)
-        if counts is not None and opened.held.words:
-            counts[CONTROL_TOKENS] += 1
+        if counts is not None:
+            counts.update([CONTROL_TOKENS] * bool(opened.held.words) + [CHANGED] * opened.changed)
         return opened.ids
 
     def response_ids(
@@ -180,8 +183,8 @@ class ChatFormat:
         kept = [_with_strings(turn, held.hold) for turn in turns]
         goes_on = turns[-1]["role"] == "assistant"
         text = self._render(kept, settings, add_generation_prompt=not goes_on, continue_last=goes_on)
-        self._check_all_is_shown(turns, settings, held.restore(text))
-        opened = _Opened(kept, settings, text, held, self._texts.chat(text, held))
+        changed = self._changed(turns, settings, held.restore(text))
+        opened = _Opened(kept, settings, text, held, self._texts.chat(text, held), changed)
         self._last = (prompt, opened)
         return opened
 
@@ -316,20 +319,26 @@ class ChatFormat:
             self._shown[role] = _PROBE in text
         return self._shown[role]
 
-    def _check_all_is_shown(self, turns: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], text: str) -> None:
-        """A turn that the template leaves out would be lost without a word (but the assistant's earlier reasoning)."""
-        shown = _squeezed(text)
-        for turn in turns:
+    def _changed(self, turns: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], text: str) -> bool:
+        """Whether the template shows a turn in other words; of the assistant's earlier turns it may show less.
+
+        Raises:
+            BapoError: it shows nothing of a turn.
+        """
+        shown, changed = _squeezed(text), False
+        for at, turn in enumerate(turns):
+            self._check_calls(turn, text)
             said = str(turn.get("content") or "")
-            if turn["role"] != "assistant" and not any(
-                _squeezed(own) in shown
-                for own in (said, json.dumps(said)[1:-1], json.dumps(said, ensure_ascii=False)[1:-1])
-            ):
+            in_json = (json.dumps(said, ensure_ascii=ascii)[1:-1] for ascii in (True, False))
+            if turn["role"] == "assistant" or any(_squeezed(own) in shown for own in (said, *in_json)):
+                continue
+            probed = [*turns[:at], {**turn, "content": _PROBE}, *turns[at + 1 :]]
+            if _PROBE not in self._render(probed, settings):
                 raise BapoError(
                     f"The model's chat template leaves out what a turn of the role {turn['role']} says "
                     f"({said[:60]!r}): leave such prompts out, or use a model whose template shows them."
                 )
-            self._check_calls(turn, text)
+            changed = True
         for tool in settings.get("tools", ()):
             name = str(tool.get("function", tool).get("name", "")) if isinstance(tool, Mapping) else ""
             if name not in text:
@@ -337,6 +346,7 @@ class ChatFormat:
                     f"The model's chat template does not show the tool {name!r} of the column 'tools': "
                     "leave that column out, or use a model that calls tools."
                 )
+        return changed
 
     def _check_calls(self, turn: Mapping[str, Any], text: str) -> None:
         for call in turn.get("tool_calls") or ():
