@@ -47,7 +47,7 @@ def _spoil(folder: Path, line: int, **changes: object) -> Path:
 )
 def test_a_row_that_does_not_fit_is_named_by_its_line(changes: dict, expected: str, tmp_path: Path) -> None:
     folder = _spoil(write_questions(tmp_path), 17, **changes)
-    with pytest.raises(BapoError, match=r"arc_challenge\.jsonl, line 17") as caught:
+    with pytest.raises(BapoError, match=r"arc_challenge\.jsonl line 17") as caught:
         hub_rows("arc_challenge", "test", folder)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -69,7 +69,7 @@ def test_what_is_no_json_or_no_object_or_not_there_is_said(tmp_path: Path) -> No
     path = folder / FILES["piqa"]["validation"]
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], '{"question": ', *lines[4:]]))
-    with pytest.raises(BapoError, match="line 4 is not JSON"):
+    with pytest.raises(BapoError, match="line 4 is not valid JSON"):
         hub_rows("piqa", "validation", folder)
     path.write_text("[1, 2]\n")
     with pytest.raises(BapoError, match="line 1 is not an object"):
