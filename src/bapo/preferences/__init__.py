@@ -1,6 +1,6 @@
 """Preferences: prompts, their responses, and who prefers which. Knows nothing of models."""
 
-from bapo.preferences.grouping import ReadingPolicy, group_pairs
+from bapo.preferences.grouping import ReadingPolicy, doubtful, group_pairs
 from bapo.preferences.hub import pairs_from_dataset
 from bapo.preferences.record import Message, Pair, Preferences, Prompt, PromptGroup, as_chat, prompt_text
 from bapo.preferences.source import known_names, preference_in_words, read_preferences
@@ -19,6 +19,7 @@ __all__ = [
     "Split",
     "Summary",
     "as_chat",
+    "doubtful",
     "group_pairs",
     "known_names",
     "pairs_from_dataset",
