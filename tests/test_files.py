@@ -164,7 +164,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(BapoError, match="cannot be made .a file is in its way.: name another"):
+        with pytest.raises(BapoError, match=r"cannot be made .a file is in its way.: name another"):
             files.make_folder(path)
     with pytest.raises(BapoError, match=r"could not be written"):
         files.write_json(tmp_path / "file/below/a.json", 1)
@@ -176,21 +176,24 @@ def hold(path: Path, held: object, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def test_a_lock_is_waited_for_and_that_of_a_killed_process_is_free(tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("fork")
-    for kill in (False, True):
-        held, waited = spawn.Event(), []
-        other = spawn.Process(target=hold, args=(tmp_path / ".lock", held, 60 if kill else 1.0))
-        other.start()
-        assert held.wait(60)
-        start = time.monotonic()
-        if kill:
-            other.kill()
-            other.join()
-        with files.locked(tmp_path / ".lock", lambda: waited.append(1)):
-            assert waited == ([] if kill else [1])
-            assert kill or time.monotonic() - start > 0.5
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_lock_is_waited_for_and_that_of_a_killed_process_is_free(kill: bool, tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    held, waited = fork.Event(), []
+    other = fork.Process(target=hold, args=(tmp_path / ".lock", held, 60 if kill else 1.0))
+    other.start()
+    assert held.wait(60)
+    start = time.monotonic()
+    if kill:
+        other.kill()
         other.join()
+    with files.locked(tmp_path / ".lock", lambda: waited.append(1)):
+        assert waited == ([] if kill else [1])
+        assert kill or time.monotonic() - start > 0.5
+    other.join()
+
+
+def test_what_cannot_be_locked_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BapoError, match="cannot be locked"), files.locked(tmp_path / "no" / "\0"):
         pass
 

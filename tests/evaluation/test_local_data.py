@@ -41,6 +41,7 @@ def _spoil(folder: Path, line: int, **changes: object) -> Path:
         ({"answer": -1}, "index from 0 to 3"),
         ({"answer": "B"}, "answer is 'B'"),
         ({"answer": True}, "answer is True"),
+        ({"question": 3}, "must be text"),
         ({"choices": ["one"]}, "at least two texts"),
         ({"choices": [str(i) for i in range(9)]}, "9 choices"),
     ],
@@ -89,3 +90,11 @@ def test_the_folder_is_the_flag_or_the_variable_or_none(tmp_path: Path, monkeypa
     assert local_folder(None) == tmp_path
     with pytest.raises(BapoError, match="no data folder"):
         local_folder(tmp_path / "nowhere")
+
+
+def test_a_dialogue_without_a_turn_is_named(tmp_path: Path) -> None:
+    path = write_questions(tmp_path) / FILES["hhh"]["test"]
+    row = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"prompt": " \n"}) + "\n")
+    with pytest.raises(BapoError, match="line 2: the prompt is empty"):
+        hub_rows("hhh", "test", tmp_path)

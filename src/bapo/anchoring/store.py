@@ -72,8 +72,7 @@ class AnchorStore:
         """The model's store in the user's cache folder."""
         parts = (model_fingerprint(model.model), tokenizer_fingerprint(model.tokenizer), model.chat.end_ids)
         identity = f"{parts}{SCORING_VERSION}{FORMAT}"
-        cache = make_folder(cache_folder(), "set BAPO_CACHE to a folder that can be written")
-        return cls(cache / "anchors" / hashlib.sha256(identity.encode()).hexdigest()[:16], model)
+        return cls(cache_folder() / "anchors" / hashlib.sha256(identity.encode()).hexdigest()[:16], model)
 
     @contextmanager
     def writing(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
