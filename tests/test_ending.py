@@ -14,6 +14,7 @@ import pytest
 
 from tests.command import LIMIT_S, bapo
 from tests.test_cli import own_preferences
+from tests.tiny import tiny_model, tiny_tokenizer
 
 BAPO = [sys.executable, "-m", "bapo"]
 STOPPED = "bapo: stopped; the same command goes on from here."
@@ -169,11 +170,12 @@ def test_a_cache_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     assert "cannot be made" in done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_ctrl_c_in_training_is_a_sentence_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """While strands, which are threads, compute."""
     own_preferences(tmp_path, lines=12)
-    command = [*BAPO, "train", "mine.jsonl", "--steps", "6", "--held-out", "2", "-o", "run", "--anchors", "anchors"]
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    command = [*BAPO, "train", "mine.jsonl", "-m", "model", "--steps", "60", "--held-out", "2", "-o", "run"]
     command += ["--set", "anchoring.max_new_tokens=4", "--set", "training.save_steps=1", "--set", "training.strands=2"]
     with started(*command, cwd=tmp_path) as running:
         deadline = time.monotonic() + LIMIT_S
@@ -186,4 +188,4 @@ def test_ctrl_c_in_training_is_a_sentence_and_the_same_command_goes_on(tmp_path:
     assert err.strip().splitlines()[-1] == STOPPED
     assert "Traceback" not in err
     bapo(*command[3:], cwd=tmp_path)
-    assert json.loads((tmp_path / "run/run.json").read_text())["steps"] == 6
+    assert json.loads((tmp_path / "run/run.json").read_text())["steps"] == 60

@@ -13,6 +13,7 @@ import pytest
 
 from tests.command import LIMIT_S, Command, bapo
 from tests.test_cli import own_preferences
+from tests.tiny import tiny_model, tiny_tokenizer
 
 KILLS = 10
 
@@ -81,34 +82,45 @@ def test_training_killed_at_random_moments_ends_with_the_same_adapter(tmp_path: 
     kill_often(arguments, tmp_path, whole, expected, adapter)
 
 
-TO_THE_MIDDLE = ["train", "mine.jsonl", "--steps", "3", "--held-out", "2", "--set", "training.batch_pairs=2"]
-TO_THE_MIDDLE += ["--set", "training.schedule=constant", "--set", "training.save_steps=1"]
-TO_THE_MIDDLE += ["--anchors", "anchors", "--set", "anchoring.max_new_tokens=8"]
-"""A run that ends inside its first epoch, of eight steps, with a learning rate that another step would show."""
+TO_THE_MIDDLE = ["train", "mine.jsonl", "-m", "model", "--precision", "float32", "--held-out", "2", "--steps", "43"]
+TO_THE_MIDDLE += ["--set", "training.batch_pairs=2", "--set", "training.schedule=constant"]
+TO_THE_MIDDLE += ["--set", "training.save_steps=1", "--anchors", "anchors", "--set", "anchoring.max_new_tokens=8"]
+"""A run that ends inside an epoch, of eight steps, with a learning rate that another step would show."""
 
 
-def test_a_run_killed_behind_its_last_checkpoint_ends_with_the_same_adapter(tmp_path: Path) -> None:
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> dict[str, bytes]:
+    """The adapter of that run, with a tiny model; all it takes is there for another."""
     own_preferences(tmp_path, lines=18)
-    run([*TO_THE_MIDDLE, "-o", "uninterrupted"], tmp_path)
-    expected = content(tmp_path / "uninterrupted", "*.safetensors")
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    run([*TO_THE_MIDDLE, "-o", "undisturbed"], tmp_path)
+    return content(tmp_path / "undisturbed", "*.safetensors")
+
+
+def test_a_run_killed_behind_its_last_checkpoint_ends_with_the_same_adapter(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
     struck = 0
-    for attempt in range(5):
+    for attempt in range(10):
         folder = tmp_path / f"killed-{attempt}"
         with Command([*TO_THE_MIDDLE, "-o", folder.name], tmp_path) as command:
-            while not (folder / "checkpoints/checkpoint-3/complete").exists() and not command.wait(0.001):
+            while not (folder / "checkpoints/checkpoint-43/complete").exists() and not command.wait(0.001):
                 pass
             command.kill()
         struck += not (folder / "run.json").exists()
         run([*TO_THE_MIDDLE, "-o", folder.name], tmp_path)
-        assert content(folder, "*.safetensors") == expected
-    assert struck, "the kills come too late to strike"
+        assert content(folder, "*.safetensors") == undisturbed
+        if struck == 2:
+            return
+    pytest.fail("the kills come too late to strike")
 
 
-def test_the_same_command_twice_at_once_ends_with_the_same_adapter(tmp_path: Path) -> None:
-    own_preferences(tmp_path, lines=18)
-    run([*TO_THE_MIDDLE, "-o", "alone"], tmp_path)
-    expected = content(tmp_path / "alone", "*.safetensors")
-    for attempt in range(2):
+def test_the_same_command_twice_at_once_ends_with_the_same_adapter(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    waited = 0
+    for attempt in range(3):
         folder = f"twice-{attempt}"
         with (
             Command([*TO_THE_MIDDLE, "-o", folder], tmp_path) as first,
@@ -118,19 +130,20 @@ def test_the_same_command_twice_at_once_ends_with_the_same_adapter(tmp_path: Pat
             assert second.wait()
             said = [own.done() for own in (first, second)]
         assert [own.returncode for own in said] == [0, 0], said
-        assert sum(f"waiting for another process that trains into {folder}" in own.stderr for own in said) == 1
-        assert content(tmp_path / folder, "*.safetensors") == expected
+        waited += sum(f"waiting for another process that trains into {folder}" in own.stderr for own in said)
+        assert content(tmp_path / folder, "*.safetensors") == undisturbed
+    assert waited
 
 
-def test_a_finished_run_whose_files_are_gone_or_damaged_does_not_count_as_finished(tmp_path: Path) -> None:
-    own_preferences(tmp_path, lines=18)
-    arguments = [*TO_THE_MIDDLE, "-o", "out"]
-    run(arguments, tmp_path)
-    adapter, record = tmp_path / "out/adapter_model.safetensors", tmp_path / "out/run.json"
+def test_a_finished_run_whose_files_are_gone_or_damaged_does_not_count_as_finished(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    arguments = [*TO_THE_MIDDLE, "-o", "undisturbed"]
+    adapter, record = (tmp_path / "undisturbed" / name for name in ("adapter_model.safetensors", "run.json"))
     weights, told = adapter.read_bytes(), record.read_text()
     for path, damaged in (
         (adapter, weights[:-1] + bytes([weights[-1] ^ 1])),
-        (record, told.replace('"steps": 3', '"steps": 4')),
+        (record, told.replace('"pairs": 16', '"pairs": 17')),
     ):
         before = path.read_bytes()
         path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
@@ -152,12 +165,10 @@ def test_a_folder_deleted_while_it_is_written_is_no_success(tmp_path: Path) -> N
     assert done.stderr.strip().splitlines()[-1].startswith("bapo: ")
 
 
-def test_a_full_disk_in_training_is_a_sentence_and_costs_nothing(tmp_path: Path) -> None:
-    """Files may grow to what the anchored data need and no further, so that the first checkpoint does not fit."""
-    own_preferences(tmp_path, lines=18)
-    run([*TO_THE_MIDDLE, "-o", "alone"], tmp_path)
+def test_a_full_disk_in_training_is_a_sentence_and_costs_nothing(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """No file may grow to the size of a checkpoint's; the system then refuses to write, as a full disk does."""
     limited = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY)); "
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)); "
         "from bapo.cli import main; main()"
     )
     command = [sys.executable, "-c", limited, *TO_THE_MIDDLE, "-o", "out"]
@@ -166,4 +177,4 @@ def test_a_full_disk_in_training_is_a_sentence_and_costs_nothing(tmp_path: Path)
     assert "could not be written" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     run([*TO_THE_MIDDLE, "-o", "out"], tmp_path)
-    assert content(tmp_path / "out", "*.safetensors") == content(tmp_path / "alone", "*.safetensors")
+    assert content(tmp_path / "out", "*.safetensors") == undisturbed

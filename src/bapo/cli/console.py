@@ -86,7 +86,7 @@ class _Lines:
         self.printed[stage] = tenth
         seconds = self.clock() - start
         left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total and seconds > 0 else ""
-        err.print(f"{stage}: {done}/{total} after {seconds:.0f} s{left}{f' ({note})' if note else ''}")
+        err.print(f"{stage}: {done}/{total} after {seconds:.0f} s{left}{f' ({note})' if note else ''}", soft_wrap=True)
 
 
 def print_json(content: Any) -> None:
