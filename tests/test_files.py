@@ -63,6 +63,8 @@ def test_lines_of_json_end_at_line_feeds_only() -> None:
     assert [value for _, value in files.json_lines(text, "x")] == values
     with pytest.raises(BapoError, match="x line 3 is not valid JSON"):
         list(files.json_lines('1\n\n{"a":\n', "x"))
+    with pytest.raises(BapoError, match=r"x line 1 is not valid JSON \(the key 'a' repeats\)"):
+        list(files.json_lines('[{"b": 1, "a": 2, "c": {}, "a": 2}]', "x"))
     with pytest.raises(BapoError, match="nested too deeply"):
         files.parse_json("[" * 100_000, "x")
 

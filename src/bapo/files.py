@@ -87,14 +87,22 @@ def parse_json(text: str, where: str) -> Any:
     """A JSON value; halves of surrogate pairs in it become `UNREADABLE`.
 
     Raises:
-        BapoError: it is not valid; names the place.
+        BapoError: it is not valid, or a key repeats, of which `json` silently takes the last; names the place.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
         raise BapoError(f"{where} is not valid JSON ({reason}): mend or remove it.") from error
     return readable(value) if _ESCAPED_SURROGATE.search(text) else value
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in found if names.count(name) > 1)!r} repeats")
+    return found
 
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
