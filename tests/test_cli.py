@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from bapo.cli import app as cli_app
 from bapo.models import resolve_precision
 from bapo.personalize import read_recipe, shipped_recipes
 from tests.command import bapo
@@ -62,27 +61,16 @@ def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     assert "usage: " in bapo(command, "--help", cwd=tmp_path).stdout.lower()
 
 
-def test_an_error_of_ours_is_no_gate_that_failed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """1 is what a gate says of a model."""
-
-    def breaks() -> None:
-        raise RuntimeError("of ours")
-
-    monkeypatch.setattr(cli_app, "app", breaks)
-    with pytest.raises(SystemExit) as ended:
-        cli_app.main()
-    assert ended.value.code == 2
-    assert "RuntimeError: of ours" in capsys.readouterr().err
-
-
 def test_data_shows_what_was_read(tmp_path: Path) -> None:
     text = bapo("data", "starter:concise", cwd=tmp_path).stdout
     assert "48 prompts" in text
     assert "240 pairs" in text
     summary = json.loads(bapo("data", str(own_preferences(tmp_path)), "--json", cwd=tmp_path).stdout)
     assert summary["prompts"] == summary["pairs"] == 20
+    assert summary["doubtful"] == {}
+    rows = [{"prompt": "p", "chosen": own, "rejected": other} for own, other in ("AB", "BA")]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "kept 2 of 2 though doubtful: contradicts another pair" in bapo("data", "both.jsonl", cwd=tmp_path).stdout
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PromptTuningConfig
 
+from bapo.files import write_record
 from bapo.models import add_lora, load_model, resolve_precision
 from tests import command
 from tests.command import Command
@@ -185,6 +186,15 @@ def test_prompts_that_an_adapter_was_trained_on_are_not_its_held_out_ones(place:
     done = bapo(place, "evaluate", "split", "-p", "mine.jsonl", code=2)
     assert "trained on another split" in done.stderr
     assert "preferences.seed=7" in done.stderr
+
+
+def test_a_damaged_record_of_how_an_adapter_was_trained_is_said(place: Path) -> None:
+    run = adapter(place / "damaged", 0.1)
+    model = {"name": "smollm2", "precision": "nf4", "adapter": None}
+    write_record(run / "run.json", {"recipe": {"model": model}, "reference": "0" * 64})
+    (run / "run.json").write_text((run / "run.json").read_text().replace("nf4", "nf5"))
+    done = bapo(place, "evaluate", "damaged", "--benchmarks", "piqa", code=2)
+    assert "run.json is damaged" in done.stderr
 
 
 def test_a_killed_evaluation_resumes(place: Path) -> None:

@@ -1,15 +1,19 @@
-"""Stages killed with SIGKILL at ten random moments and run again must end as if they had never been killed."""
+"""Stages killed with SIGKILL and run again, or run twice at once, must end as if they had run once and undisturbed."""
 
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.command import LIMIT_S, Command
+from tests.command import LIMIT_S, Command, bapo
 from tests.test_cli import own_preferences
+from tests.tiny import tiny_model, tiny_tokenizer
 
 KILLS = 10
 
@@ -76,3 +80,101 @@ def test_training_killed_at_random_moments_ends_with_the_same_adapter(tmp_path: 
     assert len(expected) == 1
     assert content(tmp_path / "first", adapter) == expected
     kill_often(arguments, tmp_path, whole, expected, adapter)
+
+
+TO_THE_MIDDLE = ["train", "mine.jsonl", "-m", "model", "--precision", "float32", "--held-out", "2", "--steps", "43"]
+TO_THE_MIDDLE += ["--set", "training.batch_pairs=2", "--set", "training.schedule=constant"]
+TO_THE_MIDDLE += ["--set", "training.save_steps=1", "--anchors", "anchors", "--set", "anchoring.max_new_tokens=8"]
+"""A run that ends inside an epoch, of eight steps, with a learning rate that another step would show."""
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> dict[str, bytes]:
+    """The adapter of that run, with a tiny model; all it takes is there for another."""
+    own_preferences(tmp_path, lines=18)
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    run([*TO_THE_MIDDLE, "-o", "undisturbed"], tmp_path)
+    return content(tmp_path / "undisturbed", "*.safetensors")
+
+
+def test_a_run_killed_behind_its_last_checkpoint_ends_with_the_same_adapter(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    struck = 0
+    for attempt in range(10):
+        folder = tmp_path / f"killed-{attempt}"
+        with Command([*TO_THE_MIDDLE, "-o", folder.name], tmp_path) as command:
+            while not (folder / "checkpoints/checkpoint-43/complete").exists() and not command.wait(0.001):
+                pass
+            command.kill()
+        struck += not (folder / "run.json").exists()
+        run([*TO_THE_MIDDLE, "-o", folder.name], tmp_path)
+        assert content(folder, "*.safetensors") == undisturbed
+        if struck == 2:
+            return
+    pytest.fail("the kills come too late to strike")
+
+
+def test_the_same_command_twice_at_once_ends_with_the_same_adapter(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    waited = 0
+    for attempt in range(3):
+        folder = f"twice-{attempt}"
+        with (
+            Command([*TO_THE_MIDDLE, "-o", folder], tmp_path) as first,
+            Command([*TO_THE_MIDDLE, "-o", folder], tmp_path) as second,
+        ):
+            assert first.wait()
+            assert second.wait()
+            said = [own.done() for own in (first, second)]
+        assert [own.returncode for own in said] == [0, 0], said
+        waited += sum(f"waiting for another process that trains into {folder}" in own.stderr for own in said)
+        assert content(tmp_path / folder, "*.safetensors") == undisturbed
+    assert waited
+
+
+def test_a_finished_run_whose_files_are_gone_or_damaged_does_not_count_as_finished(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    arguments = [*TO_THE_MIDDLE, "-o", "undisturbed"]
+    adapter, record = (tmp_path / "undisturbed" / name for name in ("adapter_model.safetensors", "run.json"))
+    weights, told = adapter.read_bytes(), record.read_text()
+    for path, damaged in (
+        (adapter, weights[:-1] + bytes([weights[-1] ^ 1])),
+        (record, told.replace('"pairs": 16', '"pairs": 17')),
+    ):
+        before = path.read_bytes()
+        path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+        assert "delete the folder" in bapo(*arguments, cwd=tmp_path, code=2).stderr
+        path.write_bytes(before)
+    adapter.unlink()
+    assert "adapter_model.safetensors cannot be read" in bapo(*arguments, cwd=tmp_path, code=2).stderr
+
+
+def test_a_folder_deleted_while_it_is_written_is_no_success(tmp_path: Path) -> None:
+    own_preferences(tmp_path, lines=32)
+    with Command(["anchor", "mine.jsonl", "--max-new-tokens", "12", "-o", "anchors"], tmp_path) as command:
+        while not list(tmp_path.glob("anchors/base-*.jsonl")) and not command.wait(0.001):
+            pass
+        shutil.rmtree(tmp_path / "anchors", ignore_errors=True)
+        assert command.wait()
+        done = command.done()
+    assert done.returncode == 2, done
+    assert done.stderr.strip().splitlines()[-1].startswith("bapo: ")
+
+
+def test_a_full_disk_in_training_is_a_sentence_and_costs_nothing(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """No file may grow to the size of a checkpoint's; the system then refuses to write, as a full disk does."""
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)); "
+        "from bapo.cli import main; main()"
+    )
+    command = [sys.executable, "-c", limited, *TO_THE_MIDDLE, "-o", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 2
+    assert "could not be written" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    run([*TO_THE_MIDDLE, "-o", "out"], tmp_path)
+    assert content(tmp_path / "out", "*.safetensors") == undisturbed

@@ -55,12 +55,42 @@ def test_overrides_win_and_empty_ones_do_not() -> None:
         ("training:\n  dropout: 1.5", "'training.dropout' in .* is 1.5"),
         ("training: [", "not valid YAML"),
         ("- a\n- b", "must hold sections"),
+        ("training:\n  rank: 4\n  rank: 8", r"not valid YAML \(the key 'rank' repeats, line 2\)"),
+        ("training: {steps: 1}\ncompare: []\ntraining: {}", "the key 'training' repeats"),
+        ("training:\n  epochs: .inf", "'training.epochs' in .* is inf"),
+        ("training:\n  learning_rate: .nan", "'training.learning_rate' in .* is nan"),
+        ("training:\n  objective_settings: {penalty: .inf}", "'training.objective_settings.penalty'"),
+        ("training:\n  rank: 4000000000", "'training.rank' in .* is 4000000000"),
+        ("anchoring:\n  responses: 18446744073709551616", "'anchoring.responses'"),
+        ("training:\n  seed: -1", "'training.seed' in .* is -1"),
+        ("training:\n  steps: =", "not valid YAML"),
+        ("training:\n  steps: !!float x", "not valid YAML"),
+        ("training: '" + " " * 100_000 + "'", "'training' in .* is ' +... +', which does not fit"),
+        ("a: " + "[" * 10_000, "not valid YAML"),
+        ("? [a]\n: b", "not valid YAML"),
+        ("{1: 2}", "which does not fit"),
     ],
 )
 def test_a_bad_recipe_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(BapoError, match=sentence):
+    with pytest.raises(BapoError, match=sentence) as caught:
+        read_recipe(str(path))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", ["=", "!!timestamp x", "[", "!!python/object:os.system x", "{a: 1, a: 2}"])
+def test_a_setting_that_is_no_yaml_is_one_sentence(value: str) -> None:
+    with pytest.raises(BapoError, match=r"value of --set training.steps is not valid YAML"):
+        recipe_from(None, [f"training.steps={value}"])
+
+
+def test_a_recipe_in_another_encoding_is_read_where_it_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("preferences:\n  source: né.jsonl\n".encode("utf-16"))
+    assert read_recipe(str(path)).preferences.source == "né.jsonl"
+    path.write_bytes("preferences:\n  source: né.jsonl\n".encode("latin-1"))
+    with pytest.raises(BapoError, match=r"not UTF-8 text .line 2"):
         read_recipe(str(path))
 
 

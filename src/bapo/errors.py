@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST_SENTENCE, LONGEST_REASON = 700, 200
+"""Characters of a sentence, and of what another library says in one: a damaged file can hold values of any length."""
+
 
 class BapoError(Exception):
     """Something the user can mend, in one sentence: what is wrong, where, and what to do.
 
     The command line prints the message alone, without a traceback, and exits with code 2 (``BAPO_DEBUG=1`` shows the
-    traceback, with the error that it came from).
+    traceback, with the error that it came from). The sentence is one line; a very long one is cut in its middle, since
+    what went wrong stands at its beginning and what to do at its end.
     """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(_cut_middle(" ".join(sentence.split()), LONGEST_SENTENCE))
 
 
 class BapoWarning(UserWarning):
@@ -40,4 +47,10 @@ def foreign(failed: str, todo: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """What an error says, its first line; its type where it says nothing."""
     lines = str(error).strip().splitlines()
-    return lines[0].strip().removesuffix(".") if lines else type(error).__name__
+    return _cut_middle(lines[0].strip().removesuffix("."), LONGEST_REASON) if lines else type(error).__name__
+
+
+def _cut_middle(text: str, longest: int) -> str:
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest * 2 // 3]} ... {text[-longest // 3 :]}"

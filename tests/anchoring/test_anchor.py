@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -106,6 +109,59 @@ def test_a_torn_last_line_is_made_again_with_the_same_bytes(tmp_path: Path, torn
         path.write_bytes(path.read_bytes()[:-torn])
     anchor(preferences(20), model, AnchorStore(tmp_path / "a", model), generation=SHORT)
     assert journals(tmp_path / "a") == expected
+
+
+@pytest.mark.parametrize("file", ["base-*.jsonl", "logps.jsonl", "probe.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (r"\d(?=\d*[,\]}\n])", lambda found: str((int(found[0]) + 1) % 10)),  # the last digit of some number
+        (r"\d+(?=[,\]}\n])", lambda found: f'"{found[0]}"'),
+        (r"\d+(?=[,\]}\n])", lambda found: "null"),
+        (r"\A", lambda found: "["),
+        (r"(?s)\A.*", lambda found: "3\n"),
+    ],
+    ids=["digit", "text for a number", "null", "bracket", "other content"],
+)
+def test_what_is_damaged_in_a_store_becomes_no_other_number(
+    file: str, damage: tuple[str, Callable[[re.Match[str]], str]], tmp_path: Path
+) -> None:
+    model = loaded()
+    anchor(preferences(), model, AnchorStore(tmp_path / "a", model), generation=SHORT)
+    (path,) = (tmp_path / "a").glob(file)
+    pattern, change = damage
+    damaged = re.sub(pattern, change, path.read_text(), count=1)
+    assert damaged != path.read_text()
+    path.write_text(damaged)
+    with pytest.raises(BapoError, match=rf"{path.name} is damaged.*delete"):
+        anchor(preferences(), model, AnchorStore(tmp_path / "a", model), generation=SHORT)
+
+
+@pytest.mark.parametrize("stage", ["base responses", "reference log-probs"])
+@pytest.mark.parametrize("when", ["before the first", "behind the last"])
+@pytest.mark.parametrize("what", ["the folder", "a journal", "the manifest"])
+def test_a_folder_deleted_while_it_is_written_is_no_success(stage: str, when: str, what: str, tmp_path: Path) -> None:
+    model = loaded()
+    folder = tmp_path / "a"
+
+    def delete(own: str, done: int, total: int) -> None:
+        if (own, done) != (stage, 0 if when == "before the first" else total):
+            return
+        if what == "the folder":
+            shutil.rmtree(folder)
+        elif what == "a journal":
+            next(folder.glob("base-*.jsonl"), folder / "manifest.json").unlink()
+        else:
+            (folder / "manifest.json").unlink()
+
+    with pytest.raises(BapoError, match=r"deleted|could not be written"):
+        anchor(preferences(), model, AnchorStore(folder, model), generation=SHORT, on_progress=delete)
+
+
+def test_a_file_where_the_folder_should_be_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BapoError, match="cannot be made"):
+        AnchorStore(tmp_path / "file", loaded())
 
 
 def test_another_model_is_refused_and_a_trained_adapter_is_another_model(tmp_path: Path) -> None:

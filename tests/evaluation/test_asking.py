@@ -11,6 +11,7 @@ import pytest
 
 from bapo.errors import BapoError
 from bapo.evaluation import BenchmarkPlan, Examinee, asking
+from bapo.evaluation.answers import Answer, AnswerStore
 from bapo.models import ChatFormat, LoadedModel, machine
 from tests.evaluation.questions import write_questions
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -136,6 +137,21 @@ def test_a_file_of_answers_that_is_broken_is_named(model: LoadedModel, folder: P
     path.write_bytes(b"nothing")
     with pytest.raises(BapoError, match="delete that file"):
         Examinee(model, folder=tmp_path).ask("piqa", plan)
+
+
+def test_every_damaged_letter_of_kept_answers_is_noticed(tmp_path: Path) -> None:
+    answers = [Answer("piqa", i, "", "q", ("a", "b"), (-1.5 - i, -2.0), 0, 1.0, None) for i in range(3)]
+    store = AnswerStore(tmp_path, "m" * 16, "t" * 16, "piqa")
+    store.add(answers, {})
+    assert list(store.read().values()) == answers
+    (path,) = tmp_path.rglob("*.parquet")
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(BapoError, match="damaged: delete that file, and they are asked again"):
+            store.read()
+    path.rename(path.with_name("000000-1-3.parquet"))
+    assert store.read() == {}, "what no checksum stands for is asked again"
 
 
 def test_a_model_without_chat_template_is_not_asked_in_chat(folder: Path, tmp_path: Path) -> None:

@@ -41,13 +41,14 @@ def _spoil(folder: Path, line: int, **changes: object) -> Path:
         ({"answer": -1}, "index from 0 to 3"),
         ({"answer": "B"}, "answer is 'B'"),
         ({"answer": True}, "answer is True"),
+        ({"question": 3}, "must be text"),
         ({"choices": ["one"]}, "at least two texts"),
         ({"choices": [str(i) for i in range(9)]}, "9 choices"),
     ],
 )
 def test_a_row_that_does_not_fit_is_named_by_its_line(changes: dict, expected: str, tmp_path: Path) -> None:
     folder = _spoil(write_questions(tmp_path), 17, **changes)
-    with pytest.raises(BapoError, match=r"arc_challenge\.jsonl, line 17") as caught:
+    with pytest.raises(BapoError, match=r"arc_challenge\.jsonl line 17") as caught:
         hub_rows("arc_challenge", "test", folder)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -69,7 +70,7 @@ def test_what_is_no_json_or_no_object_or_not_there_is_said(tmp_path: Path) -> No
     path = folder / FILES["piqa"]["validation"]
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], '{"question": ', *lines[4:]]))
-    with pytest.raises(BapoError, match="line 4 is not JSON"):
+    with pytest.raises(BapoError, match="line 4 is not valid JSON"):
         hub_rows("piqa", "validation", folder)
     path.write_text("[1, 2]\n")
     with pytest.raises(BapoError, match="line 1 is not an object"):
@@ -89,3 +90,11 @@ def test_the_folder_is_the_flag_or_the_variable_or_none(tmp_path: Path, monkeypa
     assert local_folder(None) == tmp_path
     with pytest.raises(BapoError, match="no data folder"):
         local_folder(tmp_path / "nowhere")
+
+
+def test_a_dialogue_without_a_turn_is_named(tmp_path: Path) -> None:
+    path = write_questions(tmp_path) / FILES["hhh"]["test"]
+    row = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"prompt": " \n"}) + "\n")
+    with pytest.raises(BapoError, match="line 2: the prompt is empty"):
+        hub_rows("hhh", "test", tmp_path)

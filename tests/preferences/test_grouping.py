@@ -13,6 +13,7 @@ from bapo.preferences import (
     Pair,
     PromptGroup,
     ReadingPolicy,
+    doubtful,
     group_pairs,
     paper_split,
     read_split,
@@ -131,3 +132,27 @@ def test_a_summary_counts_what_is_there() -> None:
     assert (found.chosen_words.min, found.chosen_words.max) == (1, 3)
     assert [example.prompt for example in found.examples] == ["one two", "x"]
     json.dumps(found.to_dict())
+
+
+def test_pairs_that_are_kept_and_worth_a_look_are_counted() -> None:
+    pairs = [
+        *(Pair("p1", *own) for own in (("A", "B"), ("B", "A"), ("A", "C"))),
+        *(Pair(prompt, "A", "B") for prompt in ("p2", "p2 ", "p2\n", "p2")),
+        Pair("p3", "A\r\nx", "A\nx"),
+        Pair("p4", "\ufffd", "b"),
+        Pair("p5", "a", "b"),
+    ]
+    found = group_pairs("own", pairs)
+    assert dict(found.dropped) == {"duplicate pair": 1}
+    assert doubtful(found) == {
+        "contradicts another pair": 2,
+        "repeats an earlier pair but for white space": 2,
+        "responses differ in white space only": 1,
+        "holds a letter that could not be read (U+FFFD)": 1,
+    }
+    assert doubtful(group_pairs("own", pairs[-1:])) == {}
+
+
+def test_an_empty_prompt_is_dropped_and_counted() -> None:
+    found = group_pairs("own", [Pair(" \n", "a", "b"), Pair("q", "a", "b")])
+    assert (found.pair_count, dict(found.dropped)) == (1, {"empty prompt": 1})

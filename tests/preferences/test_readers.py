@@ -9,10 +9,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from bapo.errors import BapoError
-from bapo.preferences import STARTER_TYPES, Message, group_pairs, known_names, pairs_from_dataset, read_preferences
+from bapo.preferences import (
+    STARTER_TYPES,
+    Message,
+    Preferences,
+    doubtful,
+    group_pairs,
+    known_names,
+    pairs_from_dataset,
+    read_preferences,
+)
 from bapo.preferences.dsp import DOMAINS
 from bapo.preferences.psoups import PREFERENCE_PROMPTS, strip_preference_prompt
 
@@ -321,3 +330,107 @@ def test_what_cannot_be_scored_is_named(changed: dict[str, object], sentence: st
     record = {"prompt": ASK, "chosen": YES, "rejected": NO, **changed}
     with pytest.raises(BapoError, match=sentence):
         list(pairs_from_dataset([record], "data"))
+
+
+def read(path: Path, content: str | bytes) -> Preferences:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_preferences(str(path))
+
+
+def test_what_else_unicode_calls_a_line_end_stays_in_a_response(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{i}", "chosen": f"a{end}b", "rejected": "no"} for i, end in enumerate("\u2028\u2029\x85")]
+    found = read(tmp_path / "a.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert [group.responses[0] for group in found.groups] == [row["chosen"] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_files_that_say_their_encoding_are_read(encoding: str, kind: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "chosen": "né 漢", "rejected": "no"}]
+    text = written(tmp_path, kind, rows).read_text()
+    (group,) = read(tmp_path / f"b.{kind}", text.encode(encoding)).groups
+    assert group.responses == ("né 漢", "no")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_of_any_delimiter_and_with_fields_of_any_length(delimiter: str, tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    head = delimiter.join(("prompt", "chosen", "rejected"))
+    long = "word " * 30_000
+    text = "\r\n".join(
+        [head, f'"q;,\t"{delimiter}{long}{delimiter}no', "", f'"a\r\nb"{delimiter}"x ""y"""{delimiter}no']
+    )
+    found = read(tmp_path / "a.csv", text)
+    assert [(g.prompt, g.responses) for g in found.groups] == [
+        (user("q;,\t"), (long, "no")),
+        (user("a\r\nb"), ('x "y"', "no")),
+    ]
+    assert csv.field_size_limit() == before
+
+
+HEAD = "prompt,chosen,rejected\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", HEAD + "q,yes, really,no\n", "line 2 has 4 fields and the header 3: put quotation marks"),
+        ("a.csv", HEAD + "q,yes\n", "line 2 has 2 fields and the header 3"),
+        ("a.csv", HEAD + 'q,"yes,no\nr,yes,no\n', r"not valid CSV at line 3.*quotation mark"),
+        ("a.csv", HEAD + 'q,"yes" and,no\n', "not valid CSV at line 2"),
+        ("a.csv", "prompt,chosen,chosen,rejected\nq,a,b,c\n", "several columns 'chosen'"),
+        ("a.csv", HEAD + "q,ye\0s,no\n", "NUL character .line 2"),
+        ("a.csv", (HEAD + "q,caf\u00e9,no\n").encode("cp1252"), "not UTF-8 text .line 2"),
+        ("a.jsonl", '{"prompt": "a", "chosen": "\u00e9"}'.encode("latin-1"), "not UTF-8 text .line 1"),
+        ("a.jsonl", "[" * 100_000, "nested too deeply"),
+        ("a.jsonl", '{"prompt": NaN, "chosen": "a", "rejected": "b"}', "line 1: 'prompt' must be text"),
+        ("a.json", '[{"prompt": "a", "chosen": null, "rejected": "b"}]', "item 1 has no 'chosen'"),
+        ("a.json", "{}", "line 1 has no 'chosen'"),
+        ("a.csv", "", "it is empty"),
+        ("a.csv", HEAD, "it is empty"),
+        ("a.json", "[]", "it is empty"),
+        ("a.jsonl", "\n\n", "it is empty"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(name: str, content: str | bytes, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(BapoError, match=sentence):
+        read(tmp_path / name, content)
+
+
+def test_half_a_surrogate_pair_is_replaced_and_counted(tmp_path: Path) -> None:
+    row = r'{"prompt": "q1", "chosen": "cut \ud83d", "rejected": "no"}'
+    found = read(tmp_path / "a.jsonl", row + "\n" + json.dumps(ROWS[0]))
+    assert found.groups[0].responses == ("cut \ufffd", "no")
+    assert doubtful(found) == {"holds a letter that could not be read (U+FFFD)": 1}
+    (pair,) = pairs_from_dataset([{"prompt": "q", "chosen": "a\udc00", "rejected": "b"}], "data")
+    assert pair.chosen == "a\ufffd"
+
+
+def test_damaged_parquet_and_arrow_are_one_sentence(tmp_path: Path) -> None:
+    """Whatever byte is damaged: an error of another kind, or the end of the process, would fail here."""
+    parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    for path, source in (
+        (tmp_path / "a.parquet", tmp_path / "a.parquet"),
+        (next((tmp_path / "saved").glob("*.arrow")), tmp_path / "saved"),
+    ):
+        whole, refused = path.read_bytes(), 0
+        for at in range(0, len(whole), 37):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x80]) + whole[at + 1 :])
+            try:
+                read_preferences(str(source))
+            except BapoError:
+                refused += 1
+        assert refused
+
+
+def test_of_several_saved_splits_train_is_read(tmp_path: Path) -> None:
+    splits = DatasetDict({"test": Dataset.from_list(ROWS[:1]), "train": Dataset.from_list(ROWS[1:])})
+    splits.save_to_disk(tmp_path / "saved")
+    assert [g.prompt for g in read_preferences(str(tmp_path / "saved")).groups] == [user("ask 1"), user("ask 2")]
+    DatasetDict({"test": splits["test"], "dev": splits["train"]}).save_to_disk(tmp_path / "others")
+    with pytest.raises(BapoError, match=r"several splits \(test, dev\) and no train"):
+        read_preferences(str(tmp_path / "others"))
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(BapoError, match="holds no data set"):
+        read_preferences(str(tmp_path / "nothing"))

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bapo import BAPOConfig, BAPOTrainer
 from bapo.errors import BapoError
 from bapo.likelihood.strands import cut
 from bapo.objectives import PAIR_LOSSES
+from bapo.training.checkpoints import last_complete
 from tests.likelihood.test_scoring import relative_gap
 from tests.rounding import rounding_by_rows
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
@@ -270,6 +272,67 @@ def StopAfter(step: int) -> Any:
             control.should_training_stop = state.global_step >= step
 
     return Stop()
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch"), [({"max_steps": 3}, 4), ({"num_train_epochs": 1.5, "max_steps": -1}, 4), ({"max_steps": 3}, 2)]
+)
+def test_a_finished_run_that_goes_on_takes_no_further_step(steps: dict[str, float], batch: int, tmp_path: Path) -> None:
+    """Killed behind its last checkpoint. Its steps end inside an epoch (of 2 or 4), with a learning rate above 0."""
+    settings = {
+        **steps,
+        "per_device_train_batch_size": batch,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    first = make(tmp_path, **settings)
+    expected = trained(first)
+    again = make(tmp_path, **settings)
+    found = trained(again, resume_from_checkpoint=True)
+    assert again.state.global_step == first.state.global_step == 3
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert [entry["step"] for entry in again.state.log_history if "loss" in entry] == [1, 2, 3]
+    longer = make(tmp_path, **{**settings, "max_steps": 4})
+    trained(longer, resume_from_checkpoint=True)
+    assert longer.state.global_step == 4, "who asks for more gets more"
+
+
+def test_a_checkpoint_with_a_file_cut_short_or_missing_does_not_count(tmp_path: Path) -> None:
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    trained(make(tmp_path, **settings))
+    one, two, three = (tmp_path / f"out/checkpoint-{step}" for step in (1, 2, 3))
+    assert last_complete(tmp_path / "out") == three
+    with (three / "optimizer.pt").open("r+b") as file:
+        file.truncate(100)
+    assert last_complete(tmp_path / "out") == two
+    assert not three.exists()
+    (two / "adapter_model.safetensors").unlink()
+    assert last_complete(tmp_path / "out") == one
+
+
+def test_what_is_dropped_cut_or_doubtful_is_one_warning_with_counts(tmp_path: Path) -> None:
+    rows = [
+        *({"prompt": f"ask {i}", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(3)),
+        {"prompt": "long " * 40, "chosen": " a", "rejected": " b"},
+        {"prompt": "equal", "chosen": " a", "rejected": " a"},
+        {"prompt": "cut", "chosen": " a" * 40, "rejected": " b"},
+        {"prompt": "both ways", "chosen": " a", "rejected": " b"},
+        {"prompt": "both ways", "chosen": " b", "rejected": " a"},
+    ]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer = make(tmp_path, rows, max_prompt_tokens=60, max_response_tokens=30)
+    (sentence,) = [str(own.message) for own in said if "comparisons" in str(own.message)]
+    assert trainer.train_dataset.preferences.pair_count == 6
+    assert sentence == (
+        "the training data, 8 comparisons: dropped or cut: 1 equal responses, 1 pairs dropped: prompt too long, "
+        "1 responses cut: too long; kept though doubtful: 2 contradicts another pair."
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        make(tmp_path / "whole")
+    assert not [own for own in said if "comparisons" in str(own.message)]
 
 
 @pytest.mark.parametrize("objective", PAIR_LOSSES)

@@ -9,57 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from bapo.anchoring.generate import GenerationSettings, Response
 from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError
-from bapo.files import write_json
+from bapo.files import Journal, locked, make_folder, read_record, write_record
 from bapo.likelihood import SCORING_VERSION, TokenIds
 from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
 
+FORMAT = 3
+"""Of the files in a store."""
+
 _MANIFEST, _PROBE = "manifest.json", "probe.json"
-
-
-class Journal:
-    """An append-only file of JSON lines. A line is written whole or, after a kill, not at all.
-
-    Raises:
-        BapoError: a line in the middle is damaged.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> Iterator[list[dict[str, Any]]]:
-        """All batches of records; a torn last line is cut off."""
-        if not self.path.exists():
-            return
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise BapoError(
-                    f"{self.path} is damaged at line {number}: delete that line, and it is made again."
-                ) from error
-
-    def append(self, batch: list[dict[str, Any]]) -> None:
-        """Write one batch as one line and wait until it is on the disk."""
-        with self.path.open("ab") as file:
-            file.write(json.dumps(batch, separators=(",", ":")).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +55,7 @@ class AnchorStore:
     def __init__(self, folder: Path, model: LoadedModel) -> None:
         self.folder = folder
         self.identity = {
-            "format": 2,
+            "format": FORMAT,
             "model": model_fingerprint(model.model),
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "end_ids": list(model.chat.end_ids),
@@ -99,12 +65,13 @@ class AnchorStore:
         self._check_or_create(about)
         self._scores: dict[str, Score] | None = None
         self._bases: dict[str, dict[str, tuple[Response, ...]]] = {}
+        self._journals: dict[str, Journal] = {}
 
     @classmethod
     def in_cache(cls, model: LoadedModel) -> AnchorStore:
         """The model's store in the user's cache folder."""
         parts = (model_fingerprint(model.model), tokenizer_fingerprint(model.tokenizer), model.chat.end_ids)
-        identity = f"{parts}{SCORING_VERSION}"
+        identity = f"{parts}{SCORING_VERSION}{FORMAT}"
         return cls(cache_folder() / "anchors" / hashlib.sha256(identity.encode()).hexdigest()[:16], model)
 
     @contextmanager
@@ -113,27 +80,30 @@ class AnchorStore:
 
         Args:
             on_wait: called once where another process holds the store.
+
+        Raises:
+            BapoError: the folder cannot be locked, or was changed or deleted meanwhile.
         """
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if on_wait is not None:
-                on_wait()
-            lock.acquire()
-        try:
-            self._scores, self._bases = None, {}
+        with locked(self.folder / ".lock", on_wait):
+            self._scores, self._bases, self._journals = None, {}, {}
             yield
-        finally:
-            lock.release()
+            self._check_written()
+
+    def _check_written(self) -> None:
+        """What was kept is there: nobody deleted the folder, or wrote into it in spite of the lock."""
+        for journal in self._journals.values():
+            journal.check()
+        if not (self.folder / _MANIFEST).is_file():
+            raise BapoError(f"{self.folder} was deleted while anchored data were written: start the command again.")
 
     def bases(self, settings: GenerationSettings) -> dict[str, tuple[Response, ...]]:
         """Base responses by prompt key, for one way of generating."""
-        name = self._base_journal(settings).path.name
+        journal = self._base_journal(settings)
+        name = journal.path.name
         if name not in self._bases:
             self._bases[name] = {
                 record["prompt"]: tuple(Response(tuple(r["ids"]), r["ended"]) for r in record["responses"])
-                for batch in self._base_journal(settings).read()
+                for batch in journal.read()
                 for record in batch
             }
         return self._bases[name]
@@ -152,11 +122,11 @@ class AnchorStore:
     def scores(self) -> dict[str, Score]:
         """Reference log-probs by the key of prompt and response."""
         if self._scores is None:
-            self._scores = {}
-            for batch in self._score_journal().read():
-                for record in batch:
-                    tokens = record.get("tokens")
-                    self._scores[record["key"]] = Score(record["logp"], None if tokens is None else tuple(tokens))
+            self._scores = {
+                record["key"]: Score(record["logp"], tuple(record["tokens"]) if "tokens" in record else None)
+                for batch in self._score_journal().read()
+                for record in batch
+            }
         return self._scores
 
     def add_scores(self, batch: dict[str, Score]) -> None:
@@ -179,29 +149,26 @@ class AnchorStore:
         path = self.folder / _PROBE
         if not path.is_file():
             return None
-        try:
-            return Probe.from_dict(json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError) as error:
-            raise BapoError(f"{path} is damaged: delete that file, and it is made again.") from error
+        return Probe.from_dict(read_record(path, "delete that file, and it is made again"))
 
     def add_probe(self, probe: Probe) -> None:
         """Keep it."""
-        write_json(self.folder / _PROBE, probe.to_dict())
+        write_record(self.folder / _PROBE, probe.to_dict())
 
     def _base_journal(self, settings: GenerationSettings) -> Journal:
         mark = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
-        return Journal(self.folder / f"base-{mark}.jsonl")
+        return self._journal(f"base-{mark}.jsonl")
 
     def _score_journal(self) -> Journal:
-        return Journal(self.folder / "logps.jsonl")
+        return self._journal("logps.jsonl")
+
+    def _journal(self, name: str) -> Journal:
+        return self._journals.setdefault(name, Journal(self.folder / name))
 
     def _check_or_create(self, about: dict[str, Any]) -> None:
         path = self.folder / _MANIFEST
         if path.is_file():
-            try:
-                found = json.loads(path.read_text())
-            except ValueError as error:
-                raise BapoError(f"{path} is damaged: delete the folder, and it is made again.") from error
+            found = read_record(path, "delete the folder, and it is made again, or name another one")
             for part, meaning in (
                 ("model", f"of another model ({found.get('model_name', 'unknown')}, {found.get('precision', '?')})"),
                 ("tokenizer", "made with another tokenizer or chat template"),
@@ -215,9 +182,7 @@ class AnchorStore:
                         f"({about['precision']}): name another folder with --anchors, or leave it out."
                     )
             return
-        if self.folder.exists() and any(
-            p.name != ".lock" and not p.name.startswith(f".{_MANIFEST}.") for p in self.folder.iterdir()
-        ):
+        inside = make_folder(self.folder).iterdir()
+        if any(p.name != ".lock" and not p.name.startswith(f".{_MANIFEST}.") for p in inside):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**self.identity, **about})
+        write_record(path, {**self.identity, **about})

@@ -1,5 +1,5 @@
 """The command line: one thin file per command."""
 
-from bapo.cli.app import main
+from bapo.cli.ending import main
 
 __all__ = ["main"]

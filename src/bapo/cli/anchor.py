@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bapo.cli import options
+from bapo.files import make_folder
 
 
 def anchor(
@@ -56,13 +57,16 @@ def anchor(
     with live_progress(quiet=as_json) as on_progress:
         from bapo.anchoring import AnchorStore
         from bapo.personalize import stages
+        from bapo.preferences import doubtful
 
+        if output:
+            make_folder(output)
         preferences = stages.read_all(told)
         loaded = stages.load(told)
         anchored = stages.anchor_preferences(told, preferences, loaded, on_progress)
         folder = output or AnchorStore.in_cache(loaded).folder
     bases = [base for group in anchored.groups for base in group.bases]
-    content = {
+    content: dict[str, Any] = {
         "folder": str(folder),
         "prompts": len(anchored.groups),
         "pairs": anchored.pair_count,
@@ -70,6 +74,7 @@ def anchor(
         "ended_by_themselves": sum(base.ended for base in bases),
         "mean_base_tokens": sum(len(base.ids) for base in bases) / len(bases),
         "counts": {**preferences.dropped, **anchored.counts},
+        "doubtful": doubtful(preferences),
     }
     if as_json:
         print_json(content)
@@ -77,7 +82,6 @@ def anchor(
     out.print(
         f"{content['prompts']} prompts, {content['pairs']} pairs, {content['base_responses']} base responses "
         f"({content['ended_by_themselves']} ended by themselves, {content['mean_base_tokens']:.0f} tokens on average)",
-        highlight=False,
     )
-    print_counts({**preferences.dropped, **anchored.counts})
-    out.print(f"anchored data in {folder}", highlight=False, soft_wrap=True)
+    print_counts(content["counts"], content["doubtful"])
+    out.print(f"anchored data in {folder}", soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 WIDTH_IN_FILES = 160
 
-out = Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
-err = Console(stderr=True)
+# What is printed holds users' names and texts, in which brackets are brackets.
+out = Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES, markup=False, emoji=False, highlight=False)
+err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
@@ -45,13 +46,13 @@ def _bars() -> Iterator[OnProgress]:
     )
 
     progress = Progress(
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=err,
     )
     tasks: dict[str, Any] = {}
@@ -85,14 +86,19 @@ class _Lines:
         self.printed[stage] = tenth
         seconds = self.clock() - start
         left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total and seconds > 0 else ""
-        err.print(f"{stage}: {done}/{total} after {seconds:.0f} s{left}{f' ({note})' if note else ''}", highlight=False)
+        err.print(f"{stage}: {done}/{total} after {seconds:.0f} s{left}{f' ({note})' if note else ''}", soft_wrap=True)
 
 
 def print_json(content: Any) -> None:
-    """One JSON object on standard output; what is not a number becomes null."""
+    """One JSON object on standard output, ASCII where it cannot print a letter; what is not a number becomes null."""
     import json
 
-    print(json.dumps(_plain(content), ensure_ascii=False))
+    text = json.dumps(_plain(content), ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(_plain(content))
+    print(text)
 
 
 def _plain(value: Any) -> Any:
@@ -129,7 +135,7 @@ def print_answers(prompt: str, answers: dict[str, str]) -> None:
     out.print(
         Columns(
             [
-                Panel(Text(text or "(nothing)"), title=name, title_align="left", width=width)
+                Panel(Text(text or "(nothing)"), title=Text(name), title_align="left", width=width)
                 for name, text in answers.items()
             ],
             padding=0,
@@ -137,11 +143,12 @@ def print_answers(prompt: str, answers: dict[str, str]) -> None:
     )
 
 
-def print_counts(counts: dict[str, int]) -> None:
-    """What was dropped or cut, by reason, where anything was."""
-    for reason, count in counts.items():
-        if count:
-            out.print(f"  {count:,} {reason}", highlight=False)
+def print_counts(counts: Mapping[str, int], doubtful: Mapping[str, int]) -> None:
+    """What was dropped or cut, and what was kept though doubtful, by reason, where anything was."""
+    for kind, by_reason in (("dropped or cut", counts), ("kept though doubtful", doubtful)):
+        for reason, count in by_reason.items():
+            if count:
+                out.print(f"  {kind}: {count:,} {reason}", soft_wrap=True)
 
 
 def quieten_libraries() -> None:

@@ -38,13 +38,14 @@ def _show(summary: dict[str, Any]) -> None:
     out.print(
         f"{summary['name']}: {summary['prompts']:,} prompts, {summary['responses']:,} distinct responses, "
         f"{summary['pairs']:,} pairs (from {summary['rows']:,} comparisons read)",
-        highlight=False,
         soft_wrap=True,
     )
     for reason, count in summary["dropped"].items():
-        out.print(f"  dropped {count:,} of {summary['rows']:,}: {reason}", highlight=False)
+        out.print(f"  dropped {count:,} of {summary['rows']:,}: {reason}")
+    for reason, count in summary["doubtful"].items():
+        out.print(f"  kept {count:,} of {summary['rows']:,} though doubtful: {reason}")
     spread = ", ".join(f"{prompts:,} prompts with {pairs}" for pairs, prompts in summary["pairs_per_prompt"].items())
-    out.print(f"pairs per prompt: {spread}", highlight=False, soft_wrap=True)
+    out.print(f"pairs per prompt: {spread}", soft_wrap=True)
     columns = ("min", "p10", "median", "p90", "max")
     rows = [
         (what, *(str(summary[f"{what}_words"][column]) for column in columns))

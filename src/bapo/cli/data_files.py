@@ -29,4 +29,4 @@ def data_files(
             written += write_files(name, hub_documents(name), output)
         on_progress("writing", len(names), len(names), "")
     for path in written:
-        out.print(str(path), highlight=False, soft_wrap=True)
+        out.print(str(path), soft_wrap=True)

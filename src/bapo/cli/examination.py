@@ -18,27 +18,25 @@ def print_examination(
 
     _print_preferences(found, source)
     for name, accuracy in found.learned().items():
-        out.print(learned_in_words(name, accuracy, found.least_accuracy or 0), highlight=False, soft_wrap=True)
+        out.print(learned_in_words(name, accuracy, found.least_accuracy or 0), soft_wrap=True)
     if plan is None:
         return
     if plan.limit is not None:
         out.print(
             f"\nSamples of at most {plan.limit} questions a benchmark (MMLU: at least 57), seed {plan.seed}.",
-            highlight=False,
         )
     if not found.others:
         _print_accuracies(found.against)
     for own in found.others:
         _print_changes(found, own)
     for name, score in found.forgetting().items():
-        out.print(forgetting_in_words(name, score, found.budget), highlight=False, soft_wrap=True)
+        out.print(forgetting_in_words(name, score, found.budget), soft_wrap=True)
     if len(found.trained()) > 1:
         from bapo.evaluation import spread
 
         out.print(
             f"Spread of the {len(found.trained())} adapters' forgetting scores (standard deviation): "
             f"{spread(found.trained()):.1f} points.",
-            highlight=False,
         )
     for own in found.others if items else ():
         _print_items(found, own, items or "lost")
@@ -62,7 +60,6 @@ def _print_preferences(found: Examination, source: str) -> None:
             out.print(
                 f"{other.name} against {found.against.name}: reward accuracy {interval(change.reward_accuracy, 1, 1)} "
                 f"points, margin {interval(change.margin, 1, 1)} nats, drift {interval(change.drift, 1, 1)} nats.",
-                highlight=False,
                 soft_wrap=True,
             )
 
@@ -93,7 +90,7 @@ def _print_items(found: Examination, own: Examined, which: Literal["lost", "gain
 
     for name, change in found.changes(own).items():
         places = change.lost if which == "lost" else change.gained
-        out.print(f"\n{len(places)} questions of {name} that {own.name} {which}:", style="bold", highlight=False)
+        out.print(f"\n{len(places)} questions of {name} that {own.name} {which}:", style="bold")
         before, after = found.against.benchmarks[name], own.benchmarks[name]
         for at in places:
             text = item_in_words(before.answers[at], after.answers[at], (found.against.name, own.name))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bapo.cli import options
+from bapo.files import readable
 
 
 def generate(
@@ -33,6 +34,7 @@ def generate(
         from bapo.personalize import stages
 
         stages.check(told, adapter or [])
+        prompts, system = readable(prompts), readable(system)
         turns = [{"role": "system", "content": system}] if system else []
         answers: dict[str, list[str]] = {}
         names: list[str | None] = [None, *(adapter or [])]

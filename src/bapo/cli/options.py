@@ -56,9 +56,8 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
 
     Keyword names are recipe keys with ``__`` for the dot; values of None and False are left to the recipe.
     """
-    import yaml
-
     from bapo.personalize import read_recipe
+    from bapo.personalize.recipe import read_yaml
 
     overrides = {
         key.replace("__", "."): value for key, value in values.items() if value is not None and value is not False
@@ -67,5 +66,5 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
         key, equals, text = setting.partition("=")
         if not equals:
             raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {setting!r}.")
-        overrides[key.strip()] = yaml.safe_load(text)
+        overrides[key.strip()] = read_yaml(text, f"The value of --set {key.strip()}")
     return read_recipe(name, overrides)

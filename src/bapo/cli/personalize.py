@@ -89,12 +89,11 @@ def _show(result: Personalization) -> None:
     out.print(
         "Reward accuracy and margin say how well the preference was learned. Drift says how much likelier the model's "
         "own earlier answers became: below 0 they were forgotten.",
-        highlight=False,
     )
-    print_counts(result.counts)
+    print_counts(result.counts, result.doubtful)
     for asked in result.answers:
         print_answers(asked.prompt, asked.answers)
     out.print()
     for run in result.runs:
-        out.print(f"{run.name:<6} adapter   {run.folder}", highlight=False, soft_wrap=True)
-    out.print(f"report           {result.folder / 'report.json'}", highlight=False, soft_wrap=True)
+        out.print(f"{run.name:<6} adapter   {run.folder}", soft_wrap=True)
+    out.print(f"report           {result.folder / 'report.json'}", soft_wrap=True)

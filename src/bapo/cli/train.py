@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bapo.cli import options
+from bapo.files import make_folder
 
 
 def train(
@@ -33,7 +34,7 @@ def train(
     as_json: options.AsJson = False,
 ) -> None:
     """Train one adapter. Anchors first what is not anchored yet; killed, the same command resumes."""
-    from bapo.cli.console import live_progress, out, print_json
+    from bapo.cli.console import live_progress, out, print_counts, print_json
 
     told = options.recipe_from(
         recipe,
@@ -58,17 +59,29 @@ def train(
     )
     with live_progress(quiet=as_json) as on_progress:
         from bapo.personalize import stages
+        from bapo.preferences import doubtful
 
         stages.check(told)
-        anchored = stages.anchor_split(told, stages.read(told), stages.load(told), on_progress)
-        run = stages.train(told, told.training.objective, anchored.train, output, on_progress)
+        make_folder(output)
+        split = stages.read(told)
+        anchored = stages.anchor_split(told, split, stages.load(told), on_progress).train
+        run = stages.train(told, told.training.objective, anchored, output, on_progress)
+    counts, doubts = {**split.train.dropped, **anchored.counts}, doubtful(split.train)
     if as_json:
-        print_json({"adapter": str(run.folder), "objective": run.name, "log": list(run.log)})
+        print_json(
+            {
+                "adapter": str(run.folder),
+                "objective": run.name,
+                "counts": counts,
+                "doubtful": doubts,
+                "log": list(run.log),
+            }
+        )
         return
     last = run.log[-1]
     out.print(
         f"{run.name}: {int(last['step'])} steps, last loss {last['loss']:.3f}, "
         f"{sum(e['pairs_per_second'] for e in run.log) / len(run.log):.2f} pairs/s",
-        highlight=False,
     )
-    out.print(f"adapter in {run.folder}", highlight=False, soft_wrap=True)
+    print_counts(counts, doubts)
+    out.print(f"adapter in {run.folder}", soft_wrap=True)

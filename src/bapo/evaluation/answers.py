@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
+from bapo.files import checksum, make_folder, read_bytes, write_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Answer:
 class AnswerStore:
     """The answers of one model to one task: a folder of Parquet files, each written whole or not at all.
 
+    A file's name ends with the checksum of its content, so a damaged one is known before it is read.
+
     Args:
         folder: where the stores of all models and tasks lie.
         model: fingerprint of the model and of how it is asked.
@@ -70,15 +73,20 @@ class AnswerStore:
         self.folder = folder / model[:16] / f"{name}-{task[:16]}"
 
     def read(self) -> dict[int, Answer]:
-        """All answers kept so far, by document."""
+        """All answers kept so far, by document.
+
+        Raises:
+            BapoError: a file is damaged.
+        """
         import pyarrow.parquet as pq
 
         found: dict[int, Answer] = {}
-        for path in sorted(self.folder.glob("*.parquet")):
-            try:
-                rows = pq.read_table(path).to_pylist()
-            except (OSError, ValueError) as error:
-                raise BapoError(f"The kept answers in {path} cannot be read ({error}): delete that file.") from error
+        for path in sorted(self.folder.glob("answers-*.parquet")):
+            content = read_bytes(path)
+            if path.stem != _name_of(content):
+                raise BapoError(f"The kept answers in {path} are damaged: delete that file, and they are asked again.")
+            with foreign(f"The kept answers in {path} cannot be read", "delete that file, and they are asked again"):
+                rows = pq.read_table(io.BytesIO(content)).to_pylist()
             for row in rows:
                 found[row["document"]] = Answer(
                     **{**row, "choices": tuple(row["choices"]), "logps": tuple(row["logps"])}
@@ -86,18 +94,25 @@ class AnswerStore:
         return found
 
     def add(self, answers: Sequence[Answer], made_on: Mapping[str, Any]) -> None:
-        """Keep more answers, and beside them where they were made."""
+        """Keep more answers, and beside them where they were made.
+
+        Raises:
+            BapoError: they cannot be written.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         if not answers:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{min(own.document for own in answers):06d}-{os.getpid()}-{len(answers)}.parquet"
-        staging = path.with_suffix(".part")
         table = pa.Table.from_pylist([asdict(own) for own in answers], schema=_schema())
-        pq.write_table(table.replace_schema_metadata({"made_on": json.dumps(made_on)}), staging)
-        staging.replace(path)
+        content = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({"made_on": json.dumps(made_on)}), content)
+        name = _name_of(content.getvalue())
+        write_bytes(make_folder(self.folder) / f"{name}.parquet", content.getvalue())
+
+
+def _name_of(content: bytes) -> str:
+    return f"answers-{checksum(content)}"
 
 
 def _schema() -> Any:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
+from bapo.files import json_lines, make_folder, read_text, write_text
 
 Row = dict[str, Any]
 
@@ -117,22 +118,12 @@ def hub_rows(benchmark: str, split: str, folder: Path) -> tuple[Row, ...]:
 
 @cache
 def _read(benchmark: str, path: Path, changed: int) -> tuple[Row, ...]:
-    rows = tuple(_TO_HUB[benchmark](_checked(benchmark, row, where)) for where, row in _lines(path))
+    rows = tuple(
+        _TO_HUB[benchmark](_checked(benchmark, row, where)) for where, row in json_lines(read_text(path), path)
+    )
     if not rows:
         raise BapoError(f"{path} holds no questions.")
     return rows
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                yield where, json.loads(line)
-            except ValueError as error:
-                raise BapoError(f"{where} is not JSON ({error}): each line must be one object.") from None
 
 
 def _checked(benchmark: str, row: Any, where: str) -> Row:
@@ -143,8 +134,14 @@ def _checked(benchmark: str, row: Any, where: str) -> Row:
     missing = [key for key in keys if key not in row]
     if missing:
         raise BapoError(f"{where} lacks {' and '.join(missing)}: each line needs {', '.join(keys)}.")
+    if not all(isinstance(row[key], str) for key in keys if key not in ("choices", "answer")):
+        raise BapoError(f"{where}: all but choices and answer must be text.")
     if benchmark == "hhh":
+        if not row["prompt"].strip():
+            raise BapoError(f"{where}: the prompt is empty.")
         return row
+    if not isinstance(row.get("context", ""), str):
+        raise BapoError(f"{where}: the context must be text.")
     choices, answer = row["choices"], row["answer"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise BapoError(f"{where}: choices must be a list of at least two texts.")
@@ -167,12 +164,11 @@ def write_files(benchmark: str, documents: Mapping[str, Any], folder: Path) -> l
     written = []
     for split, name in FILES[benchmark].items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f".{path.name}.part")
-        with staging.open("w", encoding="utf-8") as file:
-            for number, row in enumerate(documents[split]):
-                content = {"id": f"{benchmark}-{split}-{number}", **_FROM_HUB[benchmark](row)}
-                file.write(json.dumps(content, ensure_ascii=False) + "\n")
-        staging.replace(path)
+        make_folder(path.parent)
+        lines = (
+            json.dumps({"id": f"{benchmark}-{split}-{number}", **_FROM_HUB[benchmark](row)}, ensure_ascii=False)
+            for number, row in enumerate(documents[split])
+        )
+        write_text(path, "".join(f"{line}\n" for line in lines))
         written.append(path)
     return written

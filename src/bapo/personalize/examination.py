@@ -20,6 +20,7 @@ from bapo.evaluation.preference import (
     held_out_logps,
     prompted,
 )
+from bapo.files import read_bytes, read_record
 from bapo.personalize import stages
 from bapo.personalize.recipe import Recipe
 
@@ -264,15 +265,21 @@ def _check_split(recipe: Recipe, contestants: Sequence[Contestant]) -> None:
 
 
 def _run_of(own: Contestant) -> dict[str, Any] | None:
-    """What is known of how an adapter of bapo's was trained; None of one that was made elsewhere."""
+    """What is known of how an adapter of bapo's was trained; None of one that was made elsewhere.
+
+    Raises:
+        BapoError: its record is damaged.
+    """
     path = Path(own.adapter or "") / "run.json"
     if own.adapter is None or not path.is_file():
         return None
     try:
-        run = json.loads(path.read_text())
+        run = json.loads(read_bytes(path))
         complete = "model" in run["recipe"] and "reference" in run
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+        complete = False
+    if complete and "checksum" in run:
+        return read_record(path, "train it again, or delete that file, and nothing is known of how it was trained")
     return run if complete else None
 
 

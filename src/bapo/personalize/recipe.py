@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
+from bapo.files import read_text
+
+MOST = 2**31 - 1
+"""What a count may be; what is larger does not fit the numbers that libraries count with."""
+
+Count = Annotated[int, Field(ge=1, le=MOST)]
+CountFromZero = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every library's generator takes."""
 
 
 class Section(BaseModel):
-    """A part of a recipe. An unknown key is an error."""
+    """A part of a recipe. An unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelSection(Section):
@@ -38,20 +48,20 @@ class PreferenceSection(Section):
     data_folder: str | None = Field(None, description="where psoups: and dsp: lie; BAPO_DATA by default")
     protocol: Literal["by-prompt", "paper"] = Field("by-prompt", description="how training and held-out data are split")
     plain: bool = Field(False, description="plain-text prompts stay plain instead of becoming a user turn")
-    held_out: int | None = Field(None, ge=1, description="prompts held out; a fifth, at most 100, by default")
-    seed: int = Field(0, description="seed of the split")
-    max_train_prompts: int | None = Field(None, ge=1, description="train on so many prompts only; all by default")
-    max_prompt_tokens: int = Field(1024, ge=1, description="a longer prompt is dropped and counted")
-    max_response_tokens: int = Field(1024, ge=1, description="a longer response is cut and counted")
+    held_out: Count | None = Field(None, description="prompts held out; a fifth, at most 100, by default")
+    seed: Seed = Field(0, description="seed of the split")
+    max_train_prompts: Count | None = Field(None, description="train on so many prompts only; all by default")
+    max_prompt_tokens: Count = Field(1024, description="a longer prompt is dropped and counted")
+    max_response_tokens: Count = Field(1024, description="a longer response is cut and counted")
 
 
 class AnchoringSection(Section):
     """How base responses are generated."""
 
-    max_new_tokens: int = Field(256, ge=1, description="longest base response, tokens")
+    max_new_tokens: Count = Field(256, description="longest base response, tokens")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    responses: int = Field(1, ge=1, description="base responses per prompt")
-    seed: int = Field(0, description="seed of the sampling")
+    responses: Count = Field(1, description="base responses per prompt")
+    seed: Seed = Field(0, description="seed of the sampling")
     folder: str | None = Field(None, description="folder of the anchored data; the user's cache folder by default")
 
 
@@ -65,36 +75,36 @@ class TrainingSection(Section):
     objective_settings: dict[str, float] = Field(default_factory=dict, description="e.g. penalty: 50 for dpop")
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
     schedule: str = Field("cosine", description="how the learning rate falls")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    warmup_steps: CountFromZero = Field(0, description="steps of linear warm-up")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 does not clip")
-    batch_pairs: int = Field(8, ge=1, description="pairs per optimizer step and process")
-    max_batch_tokens: int | None = Field(
-        None, ge=1, description="input tokens in memory at once; None is 2,048 on a CPU, else 4,096"
+    batch_pairs: Count = Field(8, description="pairs per optimizer step and process")
+    max_batch_tokens: Count | None = Field(
+        None, description="input tokens in memory at once; None is 2,048 on a CPU, else 4,096"
     )
-    strands: int | None = Field(
-        None, ge=1, description="parts of a pass side by side on a CPU; changes only which elements dropout draws"
+    strands: Count | None = Field(
+        None, description="parts of a pass side by side on a CPU; changes only which elements dropout draws"
     )
-    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step, each of batch_pairs pairs")
+    accumulate: Count = Field(1, description="micro-batches per optimizer step, each of batch_pairs pairs")
     epochs: float | None = Field(None, gt=0, description="passes over the pairs; enough for 40 steps by default")
-    steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
-    rank: int = Field(32, ge=1, description="LoRA rank")
-    alpha: int | None = Field(None, ge=1, description="LoRA alpha; None is twice the rank")
+    steps: Count | None = Field(None, description="optimizer steps; overrides epochs")
+    rank: Count = Field(32, description="LoRA rank")
+    alpha: Count | None = Field(None, description="LoRA alpha; None is twice the rank")
     dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")
     full: bool = Field(False, description="train all weights instead of an adapter")
     sampler: Literal["by-prompt", "by-pair"] = Field("by-prompt", description="what stays together in a batch")
-    seed: int = Field(0, description="seed of adapter, order and dropout")
+    seed: Seed = Field(0, description="seed of adapter, order and dropout")
     track_base: bool = Field(True, description="log the base responses' drift also without an anchor")
-    part_gradient_steps: int = Field(0, ge=0, description="log the gradient norms of the parts every so many steps")
+    part_gradient_steps: CountFromZero = Field(0, description="log the gradient norms of the parts every so many steps")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
-    save_steps: int = Field(20, ge=1, description="steps between checkpoints")
+    save_steps: Count = Field(20, description="steps between checkpoints")
     report_to: list[str] = Field(default_factory=list, description="trackers, e.g. tensorboard, wandb")
 
 
 class AnswerSection(Section):
     """The answers shown side by side at the end."""
 
-    prompts: int = Field(3, ge=0, description="held-out prompts that every model answers")
-    max_new_tokens: int = Field(160, ge=1, description="longest answer, tokens")
+    prompts: CountFromZero = Field(3, description="held-out prompts that every model answers")
+    max_new_tokens: Count = Field(160, description="longest answer, tokens")
 
 
 class Recipe(Section):
@@ -145,6 +155,31 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str,
     return keys
 
 
+def read_yaml(text: str, what: str) -> Any:
+    """The value of a YAML text; what it is, is for the sentence.
+
+    Raises:
+        BapoError: it is not valid, or a key repeats.
+    """
+    with foreign(f"{what} is not valid YAML", "mend it"):
+        try:
+            return yaml.load(text, _EachKeyOnce)
+        except yaml.MarkedYAMLError as error:
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise BapoError(f"{what} is not valid YAML ({error.problem}{line}): mend it.") from error
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Of two equal keys YAML's own loader silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} repeats", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _content(name: str) -> tuple[str, dict[str, Any]]:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
@@ -152,17 +187,14 @@ def _content(name: str) -> tuple[str, dict[str, Any]]:
             raise BapoError(
                 f"There is no recipe file {name}: check the path, or use one of {', '.join(shipped_recipes())}."
             )
-        text = path.read_text()
+        text = read_text(path)
     elif name in shipped_recipes():
-        text = (files("bapo.recipes") / f"{name}.yaml").read_text()
+        text = (files("bapo.recipes") / f"{name}.yaml").read_text("utf-8")
     else:
         raise BapoError(
             f"There is no recipe {name!r}: use one of {', '.join(shipped_recipes())}, or the path of a .yaml file."
         )
-    try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise BapoError(f"The recipe {name} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    content = read_yaml(text, f"The recipe {name}") or {}
     if not isinstance(content, dict):
         raise BapoError(f"The recipe {name} must hold sections such as 'training:', not a {type(content).__name__}.")
     return name, content
@@ -178,10 +210,14 @@ def _put(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
 def _sentence(where: str, error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, [*known_keys(), *Recipe.model_fields], n=1, cutoff=0.4)
         return f"Unknown key {key!r} in {where}" + (f": did you mean {near[0]!r}?" if near else ".")
-    return f"{key!r} in {where} is {problem['input']!r}, which does not fit: {problem['msg'].lower()}."
+    return f"{key!r} in {where} is {_short.repr(problem['input'])}, which does not fit: {problem['msg'].lower()}."

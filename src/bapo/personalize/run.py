@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bapo.files import make_folder, write_json
 from bapo.personalize import stages
 from bapo.personalize.recipe import Recipe
-from bapo.preferences import prompt_text
+from bapo.preferences import doubtful, prompt_text
 
 if TYPE_CHECKING:
     from bapo.evaluation import PreferenceReport
@@ -34,6 +34,7 @@ class Personalization:
         answers: prompts answered by the base model and every run.
         folder: where everything lies.
         counts: pairs dropped or cut on the way, by reason.
+        doubtful: training pairs that were kept and are worth a look, by what is the matter with them.
         made_on: processor, instruction set, device, threads, versions, and the base model's noise floor there.
     """
 
@@ -43,6 +44,7 @@ class Personalization:
     answers: tuple[SideBySide, ...]
     folder: Path
     counts: dict[str, int]
+    doubtful: dict[str, int]
     made_on: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,6 +56,7 @@ class Personalization:
             "held_out": {name: report.to_dict() for name, report in self.reports.items()},
             "answers": [{"prompt": a.prompt, **a.answers} for a in self.answers],
             "counts": self.counts,
+            "doubtful": self.doubtful,
             "made_on": self.made_on,
         }
 
@@ -72,6 +75,7 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     from bapo.likelihood import ResponseScorer
 
     stages.check(recipe)
+    make_folder(folder)
     split = stages.read(recipe)
     on_progress("loading the model", 0, 1, "")
     model = stages.load(recipe)
@@ -102,7 +106,8 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
         ),
         folder=folder,
         counts={**split.train.dropped, **anchored.train.counts},
+        doubtful=doubtful(split.train),
         made_on=made_on,
     )
-    (folder / "report.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+    write_json(folder / "report.json", result.to_dict())
     return result

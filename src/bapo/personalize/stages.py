@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bapo.errors import BapoError
-from bapo.files import write_json
+from bapo.errors import BapoError, foreign
+from bapo.files import checksum_of_file, locked, make_folder, read_record, write_record
 from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.preferences import Preferences, Split, read_preferences, read_split
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int, str], None]
 """Told the stage, how many are done, of how many, and a note to show beside it."""
 
-_DONE = "run.json"
+_STARTED, _DONE = "started.json", "run.json"
+_AGAIN = "delete the folder and train again, or name another with --output"
 
 ENOUGH_STEPS = 40
 """Optimizer steps that a run takes at least, where the recipe says neither epochs nor steps."""
@@ -161,58 +164,96 @@ def train(
     """Train one objective into a folder, going on where a killed run stopped; a finished run is read, not repeated.
 
     Raises:
-        BapoError: the folder holds a run with other settings.
+        BapoError: the folder holds a run with other settings, or cannot be written.
     """
     settings = recipe.training.model_copy(update={"objective": objective})
     if objective != recipe.training.objective:  # what is special to the recipe's own objective
         settings = settings.model_copy(update={"objective_settings": {}})
     identity = _identity(recipe, settings, anchored)
-    folder.mkdir(parents=True, exist_ok=True)
-    started, done = folder / "started.json", folder / _DONE
-    for path in (started, done):
-        if path.is_file() and json.loads(path.read_text())["identity"] != identity:
+    with _alone(make_folder(folder), f"training {objective}", on_progress):
+        _check_same_run(folder, identity)
+        if (folder / _DONE).is_file():
+            return read_run(folder)
+        write_record(folder / _STARTED, {"identity": identity})
+        trainer = _trainer(recipe, settings, anchored, folder, on_progress)
+        trainer.train(resume_from_checkpoint=True)
+        steps, asked = trainer.state.global_step, trainer.state.max_steps
+        if steps < asked:
+            raise BapoError(f"Training into {folder} ended after {steps} of {asked} steps: start the command again.")
+        _save(recipe, settings, anchored, trainer, folder, identity)
+        return read_run(folder)
+
+
+@contextmanager
+def _alone(folder: Path, stage: str, on_progress: OnProgress) -> Iterator[None]:
+    """Hold the folder of a run; the same command started twice waits here, and then finds the run finished.
+
+    Of the processes of one run the first holds it for all.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    note = f"waiting for another process that trains into {folder}"
+    with locked(folder / ".lock", lambda: on_progress(stage, 0, 1, note)):
+        yield
+
+
+def _check_same_run(folder: Path, identity: str) -> None:
+    for path in (folder / _STARTED, folder / _DONE):
+        if path.is_file() and read_record(path, _AGAIN)["identity"] != identity:
             raise BapoError(
                 f"{folder} holds a run with other settings or data: name another with --output, or delete it."
             )
-    if done.is_file():
-        return read_run(folder)
+
+
+def _save(
+    recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences, trainer: Any, folder: Path, identity: str
+) -> None:
+    """Write what was trained, and last the record by which the run counts as finished."""
     from bapo.anchoring import few_tokens
     from bapo.models import resolve_precision
 
-    write_json(started, {"identity": identity})
-    trainer = _trainer(recipe, settings, anchored, folder, on_progress)
-    trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
-        trainer.save_model(str(folder))
-        log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        write_json(
-            done,
+        with foreign(
+            f"What was trained could not be written to {folder}",
+            "see that there is room and that you may, and start again: it goes on from the last checkpoint",
+        ):
+            trainer.save_model(str(folder))
+        weights = {path.name: checksum_of_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        if not weights:
+            raise BapoError(f"Nothing that was trained lies in {folder} after it was written: start the command again.")
+        write_record(
+            folder / _DONE,
             {
                 "identity": identity,
-                "objective": objective,
+                "objective": settings.objective,
                 "recipe": recipe.model_copy(update={"training": settings}).model_dump(),
                 "reference": anchored.reference,
                 "precision": resolve_precision(recipe.model.precision),
                 "pairs": anchored.pair_count,
                 "made_on": trainer.scorer.made_on(few_tokens(anchored)),
-                "log": log,
+                "steps": trainer.state.global_step,
+                "weights": weights,
+                "log": [entry for entry in trainer.state.log_history if "loss" in entry],
             },
         )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    return read_run(folder)
 
 
 def read_run(folder: Path) -> Run:
     """A finished run.
 
     Raises:
-        BapoError: the folder holds none.
+        BapoError: the folder holds none, or its record or its weights are not what was written.
     """
     path = folder / _DONE
     if not path.is_file():
         raise BapoError(f"{folder} holds no finished run (no {_DONE}): train it first.")
-    content = json.loads(path.read_text())
+    content = read_record(path, _AGAIN)
+    for name, checksum in content["weights"].items():
+        if checksum_of_file(folder / name) != checksum:
+            raise BapoError(f"{folder / name} is not what was trained, but damaged or replaced: {_AGAIN}.")
     return Run(content["objective"], folder, tuple(content["log"]))
 
 

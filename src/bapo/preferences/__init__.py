@@ -1,6 +1,6 @@
 """Preferences: prompts, their responses, and who prefers which. Knows nothing of models."""
 
-from bapo.preferences.grouping import ReadingPolicy, group_pairs
+from bapo.preferences.grouping import ReadingPolicy, doubtful, group_pairs
 from bapo.preferences.hub import pairs_from_dataset
 from bapo.preferences.record import (
     Message,
@@ -31,6 +31,7 @@ __all__ = [
     "Split",
     "Summary",
     "as_chat",
+    "doubtful",
     "group_pairs",
     "known_names",
     "pairs_from_dataset",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
+from bapo.files import json_lines, parse_json, read_text
 from bapo.preferences.formats import pair_from_record
 from bapo.preferences.record import Pair
 
@@ -31,45 +34,62 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         BapoError: another kind of file, or a damaged one.
     """
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".json"):
-        yield from _json(path)
-    elif suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                yield f"{path.name} line {reader.line_num}", row
-    elif suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet as parquet
-
-        try:
-            rows = parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise BapoError(f"{path} could not be read as Parquet ({str(error).splitlines()[0]}).") from error
-        for number, row in enumerate(rows, start=1):
-            yield f"{path.name} row {number}", row
-    else:
+    readers = {".jsonl": _json, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix.lower() not in readers:
         raise BapoError(f"{path} is of no kind that holds comparisons: use {', '.join(SUFFIXES)}.")
+    return readers[path.suffix.lower()](path)
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BapoError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise BapoError(f"{path.name} is not valid JSON: {error}.") from error
-        for number, row in enumerate(rows, start=1):
-            yield f"{path.name} item {number}", row
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        yield from json_lines(text, path.name)
         return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise BapoError(f"{path.name} line {number} is not valid JSON: {error}.") from error
-            yield f"{path.name} line {number}", row
+    for number, row in enumerate(parse_json(text, path.name), start=1):
+        yield f"{path.name} item {number}", row
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows as objects; fields are separated by what makes most of the header: commas, semicolons or tabs."""
+    text = read_text(path)
+    first = re.split("[\r\n]", text, maxsplit=1)[0]
+    delimiter = max(",;\t", key=lambda own: first.count(own))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    while (row := _next_row(reader, path, longest=len(text))) is not None:
+        where = f"{path.name} line {reader.line_num}"
+        if not header:
+            header = row
+            if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
+                raise BapoError(f"{path.name} has several columns {repeated[0]!r}: leave one of them.")
+        elif row and len(row) != len(header):
+            raise BapoError(
+                f"{where} has {len(row)} fields and the header {len(header)}: put quotation marks around texts that "
+                f"contain {delimiter!r}."
+            )
+        elif row:
+            yield where, dict(zip(header, row, strict=True))
+
+
+def _next_row(reader: Any, path: Path, longest: int) -> list[str] | None:
+    """The next row, however long its fields are; the bound on these is the whole process's, so it is put back."""
+    before = csv.field_size_limit(longest)
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        raise BapoError(
+            f"{path.name} is not valid CSV at line {reader.line_num} ({error}): does a quotation mark lack its partner?"
+        ) from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow.parquet as parquet
+
+    with foreign(f"{path} could not be read as Parquet", "write it again, or download it again"):
+        table = parquet.read_table(path)
+        table.validate(full=True)  # a damaged one may end the process otherwise
+        rows = table.to_pylist()
+    for number, row in enumerate(rows, start=1):
+        yield f"{path.name} row {number}", row

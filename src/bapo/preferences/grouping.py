@@ -6,14 +6,22 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bapo.files import UNREADABLE
 from bapo.preferences.record import Pair, Preferences, Prompt, PromptGroup, Response, prompt_text, response_text
 
-EQUAL, EMPTY, DUPLICATE, CONTRADICTION, TOO_LONG = (
+EQUAL, EMPTY, NO_PROMPT, DUPLICATE, CONTRADICTION, TOO_LONG = (
     "equal responses",
     "empty response",
+    "empty prompt",
     "duplicate pair",
     "contradicts an earlier pair",
     "prompt too long",
+)
+CONTRADICTS, REPEATS, WHITE_SPACE, UNREAD = (
+    "contradicts another pair",
+    "repeats an earlier pair but for white space",
+    "responses differ in white space only",
+    "holds a letter that could not be read (U+FFFD)",
 )
 
 
@@ -21,7 +29,7 @@ EQUAL, EMPTY, DUPLICATE, CONTRADICTION, TOO_LONG = (
 class ReadingPolicy:
     """What happens to comparisons that teach nothing; each one dropped is counted by its reason.
 
-    Equal and empty responses are always dropped.
+    Equal and empty responses, and empty prompts, are always dropped.
 
     Attributes:
         drop_duplicates: keep the first of equal (prompt, chosen, rejected) only.
@@ -66,6 +74,8 @@ def _why_not(pair: Pair, seen: set[tuple[Prompt, Response, Response]], policy: R
         return EMPTY
     if chosen == rejected:
         return EQUAL
+    if not prompt_text(pair.prompt).strip():
+        return NO_PROMPT
     if policy.max_prompt_chars is not None and len(prompt_text(pair.prompt)) > policy.max_prompt_chars:
         return TOO_LONG
     if policy.drop_duplicates and (pair.prompt, pair.chosen, pair.rejected) in seen:
@@ -73,3 +83,25 @@ def _why_not(pair: Pair, seen: set[tuple[Prompt, Response, Response]], policy: R
     if policy.drop_contradictions and (pair.prompt, pair.rejected, pair.chosen) in seen:
         return CONTRADICTION
     return None
+
+
+def doubtful(preferences: Preferences) -> dict[str, int]:
+    """How many pairs are kept and yet worth a look, by what is the matter with them.
+
+    Pairs that contradict each other may be two people's honest opinions, so they stay; but they teach nothing together.
+    """
+    counts = dict.fromkeys((CONTRADICTS, REPEATS, WHITE_SPACE, UNREAD), 0)
+    exact, normal = set(), set()
+    for group in preferences.groups:
+        prompt, pairs = prompt_text(group.prompt), set(group.pairs)
+        responses = [response_text(response) for response in group.responses]
+        spaced = [" ".join(response.split()) for response in responses]
+        unread = [UNREADABLE in response or UNREADABLE in prompt for response in responses]
+        for chosen, rejected in group.pairs:
+            counts[CONTRADICTS] += (rejected, chosen) in pairs
+            counts[WHITE_SPACE] += spaced[chosen] == spaced[rejected]
+            counts[UNREAD] += unread[chosen] or unread[rejected]
+            exact.add((prompt, responses[chosen], responses[rejected]))
+            normal.add((" ".join(prompt.split()), spaced[chosen], spaced[rejected]))
+    counts[REPEATS] = len(exact) - len(normal)
+    return {reason: count for reason, count in counts.items() if count}

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
+from bapo.files import readable
 from bapo.preferences.formats import pair_from_record
 from bapo.preferences.record import Pair
 
@@ -14,7 +15,7 @@ from bapo.preferences.record import Pair
 def pairs_from_dataset(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Pair]:
     """Comparisons of any iterable of records in one of TRL's preference formats."""
     for number, row in enumerate(rows, start=1):
-        yield pair_from_record(row, f"{name} row {number}")
+        yield pair_from_record(readable(row), f"{name} row {number}")
 
 
 def read_hub(name: str) -> Iterator[Pair]:
@@ -23,34 +24,35 @@ def read_hub(name: str) -> Iterator[Pair]:
     Raises:
         BapoError: the data set or the split cannot be had.
     """
-    from datasets import load_dataset
-
     identifier, _, split = name.partition(":")
-    try:
-        rows = load_dataset(identifier, split=split or "train")
-    except Exception as error:  # the hub client raises many kinds; all of them mean the same to the user
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BapoError(
-            f"The data set {identifier} could not be read from the hub ({first}): check its name and split, "
-            "or download it and name the file."
-        ) from error
+    with foreign(
+        f"The data set {identifier} could not be read from the hub",
+        "check its name and split, or download it and name the file",
+    ):
+        from datasets import load_dataset
+
+        rows = list(load_dataset(identifier, split=split or "train"))
     yield from pairs_from_dataset(rows, name)
 
 
 def read_saved_dataset(folder: Path) -> Iterator[Pair]:
-    """Comparisons of a folder written by ``datasets.Dataset.save_to_disk``.
+    """Comparisons of a folder written by ``save_to_disk``: a data set, or the train split of several.
 
     Raises:
-        BapoError: the folder holds no data set, or several splits.
+        BapoError: the folder holds no data set, a damaged one, or several splits without ``train``.
     """
-    from datasets import Dataset, load_from_disk
+    with foreign(
+        f"The folder {folder} holds no data set saved with save_to_disk, or a damaged one", "name one, or a file"
+    ):
+        from datasets import Dataset, load_from_disk
 
-    try:
-        rows = load_from_disk(str(folder))
-    except (FileNotFoundError, ValueError) as error:
-        raise BapoError(f"The folder {folder} holds no data set saved with save_to_disk.") from error
-    if not isinstance(rows, Dataset):
+        saved = load_from_disk(str(folder))
+    if not isinstance(saved, Dataset) and "train" not in saved:
         raise BapoError(
-            f"The folder {folder} holds several splits ({', '.join(rows)}): name the folder of one of them."
+            f"The folder {folder} holds several splits ({', '.join(saved)}) and no train: name one of them."
         )
+    with foreign(f"The data set in {folder} could not be read", "save it again"):
+        own = saved if isinstance(saved, Dataset) else saved["train"]
+        own.data.validate(full=True)  # a damaged one may end the process otherwise
+        rows = list(own)
     yield from pairs_from_dataset(rows, folder.name)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bapo.preferences.grouping import doubtful
 from bapo.preferences.record import Preferences, prompt_text, response_text
 
 
@@ -39,7 +40,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts, lengths in words, what was dropped and why, and three examples spread over the data."""
+    """Counts, lengths in words, what was dropped and why, what is doubtful, and three examples spread over the data."""
 
     name: str
     rows: int
@@ -51,6 +52,7 @@ class Summary:
     chosen_words: Spread
     rejected_words: Spread
     dropped: dict[str, int]
+    doubtful: dict[str, int]
     examples: tuple[Example, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def summarize(preferences: Preferences, examples: int = 3) -> Summary:
             [len(response_text(group.responses[rejected]).split()) for group, _, rejected in pairs]
         ),
         dropped=dict(preferences.dropped),
+        doubtful=doubtful(preferences),
         examples=tuple(
             Example(
                 prompt_text(groups[i].prompt),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
 from bapo.likelihood import (
     MOST_STRANDS,
     ResponseLogps,
@@ -34,7 +37,7 @@ from bapo.models import (
     load_model,
 )
 from bapo.objectives import LossParts
-from bapo.preferences import Preferences
+from bapo.preferences import Preferences, doubtful
 from bapo.training.batches import Collator, PairBatch, PairDataset, PairSampler, PromptSampler
 from bapo.training.checkpoints import last_complete, mark_complete
 from bapo.training.config import BAPOConfig
@@ -150,9 +153,12 @@ class BAPOTrainer(Trainer):
                 if args.anchors
                 else AnchorStore.in_cache(self._reference)
             )
-        return anchor(
+        anchored = anchor(
             data, self._reference, self._store, generation=args.generation(), lengths=args.lengths(), bases=bases
         )
+        if args.local_process_index == 0:
+            _warn_of_what_is_lost(data, anchored)
+        return anchored
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         sampler = PromptSampler if self.args.sampler == "by-prompt" else PairSampler
@@ -225,6 +231,8 @@ class BAPOTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of every batch, one after the other."""
+        if 0 < self.state.max_steps <= self.state.global_step:
+            raise _Trained
         batches: tuple[PairBatch, ...] = inputs["batches"]
         loss = torch.zeros((), device=self.args.device)
         for batch in batches:
@@ -324,7 +332,10 @@ class BAPOTrainer(Trainer):
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; ``resume_from_checkpoint=True`` goes on from the last whole checkpoint, if there is one."""
+        """Train; ``resume_from_checkpoint=True`` goes on from the last whole checkpoint, if there is one.
+
+        From a checkpoint of the last step nothing is trained: the model is the checkpoint's.
+        """
         if resume_from_checkpoint is True:
             last = last_complete(Path(self.args.output_dir))
             resume_from_checkpoint = str(last) if last else None
@@ -333,12 +344,29 @@ class BAPOTrainer(Trainer):
         self._work.restart()
         if self.args.keep_freed_memory and self.args.device.type == "cpu":
             keep_freed_memory()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except _Trained:
+            return self._finish_trained()
+
+    def _finish_trained(self) -> TrainOutput:
+        """What the end of training does, without the step that it would take first."""
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+        return TrainOutput(self.state.global_step, 0.0, {})
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            mark_complete(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        with foreign(
+            f"The checkpoint {folder} could not be written",
+            "see that there is room and that you may, and start again: it goes on from the last whole checkpoint",
+        ):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes a part of it
+            if self.args.should_save:
+                mark_complete(folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the metrics of all micro-batches and processes since the last time."""
@@ -365,6 +393,14 @@ class BAPOTrainer(Trainer):
         return 6 * sum(batch.tokens for batch in inputs["batches"]) * sum(p.numel() for p in self.model.parameters())
 
 
+class _Trained(Exception):  # noqa: N818
+    """There is no step left to take.
+
+    `transformers` asks whether it is done behind each step only, and so takes one more where a run goes on from the
+    checkpoint of its last step, inside an epoch.
+    """
+
+
 def _loaded(model: Any, tokenizer: Any, args: BAPOConfig) -> LoadedModel:
     if isinstance(model, str):
         return load_model(model, **(args.model_init_kwargs or {}))
@@ -377,6 +413,19 @@ def _loaded(model: Any, tokenizer: Any, args: BAPOConfig) -> LoadedModel:
         precision = "nf4"
     name = model.config._name_or_path or type(model).__name__
     return LoadedModel(name, model, chat_format(model, tokenizer), precision)
+
+
+def _warn_of_what_is_lost(data: Preferences, anchored: AnchoredPreferences) -> None:
+    """One warning of all that was dropped, cut or is doubtful, with counts."""
+    lost = Counter(data.dropped) + Counter(anchored.counts)
+    kinds = {"dropped or cut": lost, "kept though doubtful": doubtful(data)}
+    said = [
+        f"{kind}: {', '.join(f'{count:,} {reason}' for reason, count in counts.items())}"
+        for kind, counts in kinds.items()
+        if counts
+    ]
+    if said:
+        warnings.warn(f"{data.name}, {data.rows:,} comparisons: {'; '.join(said)}.", stacklevel=2)
 
 
 def _map_datasets(function: Callable[[Any], Any], data: Any) -> Any:
