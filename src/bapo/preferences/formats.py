@@ -52,7 +52,7 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
     if isinstance(chosen, str) and isinstance(rejected, str):
         pair = _standard(prompt, chosen, rejected, where)
     elif not isinstance(chosen, str) and not isinstance(rejected, str):
-        pair = _conversational(prompt, _turns(chosen, where), _turns(rejected, where), where)
+        pair = _conversational(prompt, _turns(chosen, where, "chosen"), _turns(rejected, where, "rejected"), where)
     else:
         raise BapoError(
             f"{where}: chosen and rejected must both be text, or both be lists of turns with role and content."
@@ -69,7 +69,7 @@ def _standard(prompt: Any, chosen: str, rejected: str, where: str) -> Pair:
             raise BapoError(f"{where} has no 'prompt', and chosen and rejected begin with nothing in common to be one.")
         return Pair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
     if not isinstance(prompt, str):
-        return Pair(_ask(_turns(prompt, where), where), chosen, rejected)
+        return Pair(_ask(_turns(prompt, where, "prompt"), where), chosen, rejected)
     if not prompt.strip():
         raise BapoError(f"{where}: 'prompt' must be text that is not empty, or a list of turns.")
     return Pair(prompt, chosen, rejected)
@@ -84,7 +84,7 @@ def _conversational(prompt: Any, chosen: list[Message], rejected: list[Message],
         at = _turns_up_to(prompt, chosen[:common])
         asked = chosen[:at] or [Message("user", prompt)]
     else:
-        asked = _turns(prompt, where)
+        asked = _turns(prompt, where, "prompt")
         at = len(asked) if chosen[: len(asked)] == rejected[: len(asked)] == asked else 0
     chosen, rejected = chosen[at:], rejected[at:]
     if len(chosen) != 1 or len(rejected) != 1 or {chosen[0].role, rejected[0].role} != {"assistant"}:
@@ -141,11 +141,11 @@ def _common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _turns(value: Any, where: str) -> list[Message]:
+def _turns(value: Any, where: str, key: str) -> list[Message]:
     """Turns, or the one turn, of a record."""
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, Iterable) or isinstance(turns, str | bytes):
-        raise BapoError(f"{where}: turns must be a list of objects with role and content.")
+        raise BapoError(f"{where}: {key!r} must be text that is not empty, or a list of turns with role and content.")
     return [_turn(turn, where) for turn in turns]
 
 
