@@ -153,6 +153,13 @@ def test_pairs_that_are_kept_and_worth_a_look_are_counted() -> None:
     assert doubtful(group_pairs("own", pairs[-1:])) == {}
 
 
+def test_both_sides_of_a_split_are_the_whole() -> None:
+    found = group_pairs("own", [Pair(f"p{i}", *own) for i in range(6) for own in (("a", "b"), ("b", "a"))])
+    split = split_by_prompt(found, held_out=2)
+    assert set(split.whole.groups) == set(found.groups)
+    assert doubtful(split.whole) == doubtful(found) == {"contradicts another pair": 12}
+
+
 def test_an_empty_prompt_is_dropped_and_counted() -> None:
     found = group_pairs("own", [Pair(" \n", "a", "b"), Pair("q", "a", "b")])
     assert (found.pair_count, dict(found.dropped)) == (1, {"empty prompt": 1})

@@ -66,7 +66,7 @@ def train(
         split = stages.read(told)
         anchored = stages.anchor_split(told, split, stages.load(told), on_progress).train
         run = stages.train(told, told.training.objective, anchored, output, on_progress)
-    counts, doubts = {**split.train.dropped, **anchored.counts}, doubtful(split.train)
+    counts, doubts = {**split.train.dropped, **anchored.counts}, doubtful(split.whole)
     if as_json:
         print_json(
             {

@@ -34,7 +34,7 @@ class Personalization:
         answers: prompts answered by the base model and every run.
         folder: where everything lies.
         counts: pairs dropped or cut on the way, by reason.
-        doubtful: training pairs that were kept and are worth a look, by what is the matter with them.
+        doubtful: pairs that were kept and are worth a look, by what is the matter with them.
         made_on: processor, instruction set, device, threads, versions, and the base model's noise floor there.
     """
 
@@ -106,7 +106,7 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
         ),
         folder=folder,
         counts={**split.train.dropped, **anchored.train.counts},
-        doubtful=doubtful(split.train),
+        doubtful=doubtful(split.whole),
         made_on=made_on,
     )
     write_json(folder / "report.json", result.to_dict())

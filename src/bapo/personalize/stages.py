@@ -145,8 +145,7 @@ def anchor_preferences(
 
 def anchor_split(recipe: Recipe, split: Split, model: LoadedModel, on_progress: OnProgress = silent) -> Anchored:
     """Anchor both sides of a split in one go, so that prompts are batched together."""
-    both = Preferences(split.train.name, split.train.groups + split.held_out.groups, 0, {})
-    together = anchor_preferences(recipe, both, model, on_progress)
+    together = anchor_preferences(recipe, split.whole, model, on_progress)
     del together  # kept on disk; reading each side from there is instant
     return Anchored(
         anchor_preferences(recipe, split.train, model),

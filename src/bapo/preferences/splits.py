@@ -31,6 +31,13 @@ class Split:
     held_out: Preferences
 
     @property
+    def whole(self) -> Preferences:
+        """Both sides as one."""
+        return Preferences(
+            self.train.name, self.train.groups + self.held_out.groups, self.train.rows, self.train.dropped
+        )
+
+    @property
     def leak(self) -> int:
         """Held-out prompts that are trained on too; 0 but under the paper's protocol."""
         known = {group.prompt for group in self.train.groups}
