@@ -70,6 +70,7 @@ def anchor(
         "ended_by_themselves": sum(base.ended for base in bases),
         "mean_base_tokens": sum(len(base.ids) for base in bases) / len(bases),
         "counts": {**preferences.dropped, **anchored.counts},
+        "today": anchored.today.isoformat() if anchored.today else None,
     }
     if as_json:
         print_json(content)
@@ -80,4 +81,6 @@ def anchor(
         highlight=False,
     )
     print_counts({**preferences.dropped, **anchored.counts})
+    if anchored.today:
+        out.print(f"the chat template writes the date, which is {anchored.today:%d %b %Y} here", highlight=False)
     out.print(f"anchored data in {folder}", highlight=False, soft_wrap=True)

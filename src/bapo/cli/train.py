@@ -33,7 +33,7 @@ def train(
     as_json: options.AsJson = False,
 ) -> None:
     """Train one adapter. Anchors first what is not anchored yet; killed, the same command resumes."""
-    from bapo.cli.console import live_progress, out, print_json
+    from bapo.cli.console import live_progress, out, print_counts, print_json
 
     told = options.recipe_from(
         recipe,
@@ -60,10 +60,13 @@ def train(
         from bapo.personalize import stages
 
         stages.check(told)
-        anchored = stages.anchor_split(told, stages.read(told), stages.load(told), on_progress)
+        today = stages.day_of(output)
+        split = stages.read(told)
+        anchored = stages.anchor_split(told, split, stages.load(told), on_progress, today=today)
         run = stages.train(told, told.training.objective, anchored.train, output, on_progress)
+    counts = {**split.train.dropped, **anchored.train.counts}
     if as_json:
-        print_json({"adapter": str(run.folder), "objective": run.name, "log": list(run.log)})
+        print_json({"adapter": str(run.folder), "objective": run.name, "counts": counts, "log": list(run.log)})
         return
     last = run.log[-1]
     out.print(
@@ -71,4 +74,5 @@ def train(
         f"{sum(e['pairs_per_second'] for e in run.log) / len(run.log):.2f} pairs/s",
         highlight=False,
     )
+    print_counts(counts)
     out.print(f"adapter in {run.folder}", highlight=False, soft_wrap=True)

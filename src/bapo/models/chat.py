@@ -7,11 +7,14 @@ the model itself would have to generate: the text and the token that ends the tu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
 
 from bapo.errors import BapoError
+from bapo.models.template_date import at_moment, writes_date
 
 _PROBE = "\u2042probe\u2042"  # stands for a text whose surroundings in the template are looked for
 
@@ -30,6 +33,7 @@ class ChatFormat:
         has_system: whether the template shows a system turn. Where it does not, the system text goes in front of the
             first user turn.
         end_ids: token ids that end a response.
+        today: what a template that writes the date takes for now; the moment of making if nobody says otherwise.
     """
 
     def __init__(self, tokenizer: Any, end_ids: Sequence[int] = ()) -> None:
@@ -41,9 +45,23 @@ class ChatFormat:
             raise BapoError(
                 "The tokenizer names no end-of-text token, so no response could ever end: set its eos_token."
             )
+        self.today = datetime.now()
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.has_system = self.has_template and self._shows_system()
         self._before, self._after = self._response_surroundings() if self.has_template else ("", "")
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether the template writes the date, so that the same turns are another prompt on another day."""
+        return writes_date(self.tokenizer)
+
+    def at(self, today: datetime | None) -> ChatFormat:
+        """The same chat format at another moment; None leaves it as it is."""
+        if today is None:
+            return self
+        moved = copy(self)
+        moved.today = today
+        return moved
 
     def prompt_ids(self, prompt: str | Turns) -> tuple[int, ...]:
         """Token ids of a prompt: plain text as the tokenizer encodes it, turns through the chat template.
@@ -97,6 +115,7 @@ class ChatFormat:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_last,
+                chat_template=at_moment(self.tokenizer.get_chat_template(), self.today) if self.is_dated else None,
             )
         except TemplateError as error:
             raise BapoError(

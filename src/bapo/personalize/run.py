@@ -76,7 +76,8 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     on_progress("loading the model", 0, 1, "")
     model = stages.load(recipe)
     on_progress("loading the model", 1, 1, "")
-    anchored = stages.anchor_split(recipe, split, model, on_progress)
+    today = stages.day_of(folder / recipe.training.objective)
+    anchored = stages.anchor_split(recipe, split, model, on_progress, today=today)
     asked = [group.tokens.prompt for group in anchored.held_out.groups[: recipe.answers.prompts]]
     reference = held_out_logps(model.model, anchored.held_out)
     answers = {"base": stages.answer(model, asked, recipe.answers.max_new_tokens)}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.preferences import Preferences, Split, read_preferences, read_split
 
 if TYPE_CHECKING:
-    from bapo.anchoring import AnchoredPreferences
+    from bapo.anchoring import AnchoredPreferences, AnchorStore
     from bapo.evaluation import PreferenceReport
     from bapo.evaluation.preference import Logps
     from bapo.models import LoadedModel
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int, str], None]
 """Told the stage, how many are done, of how many, and a note to show beside it."""
 
-_DONE = "run.json"
+_STARTED, _DONE = "started.json", "run.json"
 
 ENOUGH_STEPS = 40
 """Optimizer steps that a run takes at least, where the recipe says neither epochs nor steps."""
@@ -121,33 +123,57 @@ def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False)
     )
 
 
+def open_store(recipe: Recipe, model: LoadedModel) -> AnchorStore:
+    """The model's store in the recipe's folder or the user's cache."""
+    from bapo.anchoring import AnchorStore
+
+    folder = recipe.anchoring.folder
+    return AnchorStore(Path(folder), model) if folder else AnchorStore.in_cache(model)
+
+
 def anchor_preferences(
-    recipe: Recipe, preferences: Preferences, model: LoadedModel, on_progress: OnProgress = silent
+    recipe: Recipe,
+    preferences: Preferences,
+    model: LoadedModel,
+    on_progress: OnProgress = silent,
+    *,
+    today: datetime | None = None,
 ) -> AnchoredPreferences:
-    """Anchor preferences to the model as it is, in the recipe's folder or the user's cache."""
-    from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, anchor
+    """Anchor preferences to the model as it is, in the recipe's folder or the user's cache.
+
+    ``today`` is what a chat template that writes the date takes for now (`day_of` a run); the store's day by default.
+    """
+    from bapo.anchoring import GenerationSettings, LengthPolicy, anchor
 
     how = recipe.anchoring
     return anchor(
         preferences,
         model,
-        AnchorStore(Path(how.folder), model) if how.folder else AnchorStore.in_cache(model),
+        open_store(recipe, model),
         generation=GenerationSettings(
             max_new_tokens=how.max_new_tokens, temperature=how.temperature, responses=how.responses, seed=how.seed
         ),
         lengths=LengthPolicy(recipe.preferences.max_prompt_tokens, recipe.preferences.max_response_tokens),
+        today=today,
         on_progress=lambda stage, done, total: on_progress(stage, done, total, ""),
     )
 
 
-def anchor_split(recipe: Recipe, split: Split, model: LoadedModel, on_progress: OnProgress = silent) -> Anchored:
-    """Anchor both sides of a split in one go, so that prompts are batched together."""
+def anchor_split(
+    recipe: Recipe,
+    split: Split,
+    model: LoadedModel,
+    on_progress: OnProgress = silent,
+    *,
+    today: datetime | None = None,
+) -> Anchored:
+    """Anchor both sides of a split in one go, so that prompts are batched together; ``today`` as above."""
     both = Preferences(split.train.name, split.train.groups + split.held_out.groups, 0, {})
-    together = anchor_preferences(recipe, both, model, on_progress)
+    together = anchor_preferences(recipe, both, model, on_progress, today=today)
     del together  # kept on disk; reading each side from there is instant
     return Anchored(
-        anchor_preferences(recipe, split.train, model),
-        anchor_preferences(recipe, split.held_out, model),
+        anchor_preferences(recipe, split.train, model, today=today),
+        anchor_preferences(recipe, split.held_out, model, today=today),
     )
 
 
@@ -168,7 +194,7 @@ def train(
         settings = settings.model_copy(update={"objective_settings": {}})
     identity = _identity(recipe, settings, anchored)
     folder.mkdir(parents=True, exist_ok=True)
-    started, done = folder / "started.json", folder / _DONE
+    started, done = folder / _STARTED, folder / _DONE
     for path in (started, done):
         if path.is_file() and json.loads(path.read_text())["identity"] != identity:
             raise BapoError(
@@ -179,7 +205,8 @@ def train(
     from bapo.anchoring import few_tokens
     from bapo.models import resolve_precision
 
-    write_json(started, {"identity": identity})
+    today = {} if anchored.today is None else {"today": anchored.today.isoformat()}
+    write_json(started, {"identity": identity, **today})
     trainer = _trainer(recipe, settings, anchored, folder, on_progress)
     trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
@@ -189,6 +216,7 @@ def train(
             done,
             {
                 "identity": identity,
+                **today,
                 "objective": objective,
                 "recipe": recipe.model_copy(update={"training": settings}).model_dump(),
                 "reference": anchored.reference,
@@ -214,6 +242,20 @@ def read_run(folder: Path) -> Run:
         raise BapoError(f"{folder} holds no finished run (no {_DONE}): train it first.")
     content = json.loads(path.read_text())
     return Run(content["objective"], folder, tuple(content["log"]))
+
+
+def day_of(folder: Path) -> datetime | None:
+    """What the chat template took for now when the prompts of a run were written; None where that is not known.
+
+    A run that goes on, or is evaluated, on a later day or with another store keeps the prompts that it was trained on.
+    """
+    for path in (folder / _DONE, folder / _STARTED):
+        if path.is_file():
+            try:
+                return datetime.fromisoformat(json.loads(path.read_text())["today"])
+            except (ValueError, KeyError, TypeError):
+                continue
+    return None
 
 
 def load_run(recipe: Recipe, run: Run) -> LoadedModel:
@@ -340,11 +382,13 @@ def _progress_callback(stage: str, on_progress: OnProgress) -> Any:
 
 
 def _identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences) -> str:
-    """Hash of all that determines the adapter; when checkpoints are saved, what is watched and how much is
-    computed at once does not."""
-    told = settings.model_dump(
-        exclude={"save_steps", "report_to", "part_gradient_steps", "max_batch_tokens", "strands"}
-    )
+    """Hash of every setting, as it was asked for, that can change the adapter, and of the data.
+
+    When checkpoints are saved and where is reported cannot. How much is computed at once can: strands and passes have
+    dropout draws of their own, and so has the number of processes its batches.
+    """
+    told = settings.model_dump(exclude={"save_steps", "report_to"})
     groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
-    content = json.dumps([told, recipe.model.adapter, anchored.reference, groups])
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    content = json.dumps([told, processes, recipe.model.adapter, anchored.reference, groups])
     return hashlib.sha256(content.encode()).hexdigest()
