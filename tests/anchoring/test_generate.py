@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from bapo.anchoring import GenerationSettings, generate_batch
+from bapo.anchoring.sampling import OwnDraws, draws_of
 from bapo.errors import BapoError
 from bapo.models import context_length
 from tests.tiny import tiny_model
@@ -169,3 +171,44 @@ def test_a_response_ends_where_the_context_does(architecture: str) -> None:
 
 def test_a_model_whose_configuration_names_no_bound_has_none() -> None:
     assert context_length(tiny_model("mamba-recurrent")) is None
+
+
+def test_a_response_does_not_depend_on_its_company(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [*PROMPTS, (30, 31), (5, 6, 7, 8, 9, 10, 11)]
+    for how in HOW.values():
+        together = generate_batch(model, prompts, how, END)
+        assert together == [generate_batch(model, [prompt], how, END)[0] for prompt in prompts]
+        assert generate_batch(model, prompts[::-1], how, END) == together[::-1]
+    monkeypatch.setattr("bapo.anchoring.generate.STAGE", 3)
+    assert generate_batch(model, prompts, how, END) == together
+    other = generate_batch(model, prompts, replace(how, seed=1), END)
+    assert all(own != another for own, another in zip(together, other, strict=True))
+    assert len({response.ids for own in together for response in own}) == 8, "responses to a prompt differ"
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "expected"),
+    [
+        (1.0, 1.0, [0.5, 0.3, 0.15, 0.05, 0.0]),
+        (0.5, 1.0, [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365, 0.0]),  # squares
+        (1.0, 0.7, [0.625, 0.375, 0.0, 0.0, 0.0]),  # the likeliest that reach 0.7
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_are_likely(temperature: float, top_p: float, expected: list[float]) -> None:
+    rows = 20_000
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0]).log().expand(rows, -1)
+    draws = [draws_of(0, (1, 2), number) for number in range(rows)]
+    kept = OwnDraws(draws, temperature, top_p)(torch.zeros(rows, 1, dtype=torch.long), logits.clone())
+    assert (kept == 0).sum().item() == rows, "one token a row is left"
+    shares = (kept == 0).float().mean(0)
+    for share, likely in zip(shares.tolist(), expected, strict=True):
+        assert abs(share - likely) <= 5 * (likely * (1 - likely) / rows) ** 0.5  # five standard deviations
+
+
+def test_a_draw_of_nearly_one_takes_the_last_token_that_is_possible() -> None:
+    class Nearly:
+        def random(self) -> float:
+            return 1 - 2**-53
+
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0, -torch.inf]])
+    assert OwnDraws([Nearly()], 1.0, 1.0)(torch.zeros(1, 1), logits).argmax() == 3  # type: ignore[list-item]

@@ -6,16 +6,17 @@ are all that is kept of the ``generation_config`` that a model comes with; nothi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
+from bapo.anchoring.sampling import OwnDraws, draws_of
 from bapo.errors import BapoError
 from bapo.likelihood import TokenIds, evaluating
 from bapo.models import bare_model, context_length, packed_weights
@@ -95,7 +96,7 @@ def plan_batches(
 def generate_batch(
     model: Any, prompts: Sequence[TokenIds], settings: GenerationSettings, end_ids: Sequence[int]
 ) -> list[tuple[Response, ...]]:
-    """Responses to each prompt of one batch. Sampling depends on the seed and the batch's prompts alone.
+    """Responses to each prompt of one batch; a response does not depend on its company there.
 
     A response that would not fit behind its prompt into the model's context is cut where the context ends, like one
     that reaches ``max_new_tokens``. `generate` runs at most `STAGE` tokens at a time, and rows that have ended or are
@@ -111,23 +112,18 @@ def generate_batch(
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
+    draws = [draws_of(settings.seed, prompt, k) for prompt in prompts for k in range(settings.responses)]
     found: list[Response | None] = [None] * len(rows)
     alive, cache, made = list(range(len(rows))), None, 0
-    with (
-        evaluating(model),
-        packed_weights(model, len(rows)),
-        _no_settings_of_its_own(causal_lm),
-        torch.random.fork_rng(devices=devices),
-    ):
-        torch.manual_seed(_seed(settings.seed, prompts))
+    with evaluating(model), packed_weights(model, len(rows)), _no_settings_of_its_own(causal_lm):
         while alive:
             stage = min(STAGE, min(most[i] for i in alive) - made)
             out = causal_lm.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 past_key_values=cache,
-                generation_config=_as_config(settings, stage, end_ids, pad),
+                generation_config=_as_config(stage, end_ids, pad),
+                logits_processor=_sampling(settings, [draws[i] for i in alive]),
             )
             made += stage
             responses = [_cut(row, end_ids) for row in out.sequences[:, width:].tolist()]
@@ -160,18 +156,22 @@ def longest_response(model: Any, prompt: TokenIds, settings: GenerationSettings)
     return min(settings.max_new_tokens, reach - len(prompt))
 
 
-def _as_config(settings: GenerationSettings, tokens: int, end_ids: Sequence[int], pad: int) -> GenerationConfig:
-    """All that `generate` is told."""
-    sampling = {"temperature": float(settings.temperature), "top_p": float(settings.top_p), "top_k": 0}
+def _as_config(tokens: int, end_ids: Sequence[int], pad: int) -> GenerationConfig:
+    """All that `generate` is told. It decodes greedily; what is sampled is decided before (`OwnDraws`)."""
     return GenerationConfig(
         max_new_tokens=tokens,
-        do_sample=settings.temperature > 0,
-        **(sampling if settings.temperature > 0 else {}),
+        do_sample=False,
         eos_token_id=list(end_ids),
         pad_token_id=pad,
         return_dict_in_generate=True,
         use_cache=True,
     )
+
+
+def _sampling(settings: GenerationSettings, draws: Sequence[Random]) -> LogitsProcessorList:
+    if settings.temperature == 0:
+        return LogitsProcessorList()
+    return LogitsProcessorList([OwnDraws(draws, settings.temperature, settings.top_p)])
 
 
 @contextmanager
@@ -196,7 +196,3 @@ def _rows_of(cache: Any, rows: Tensor) -> Any:
 def _cut(row: list[int], end_ids: Sequence[int]) -> Response:
     end = next((i for i, token in enumerate(row) if token in end_ids), None)
     return Response(tuple(row) if end is None else tuple(row[: end + 1]), end is not None)
-
-
-def _seed(seed: int, prompts: Sequence[TokenIds]) -> int:
-    return int.from_bytes(hashlib.sha256(repr((seed, list(prompts))).encode()).digest()[:6], "big")
