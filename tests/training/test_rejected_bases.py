@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 
+from bapo import BAPOConfig, BAPOTrainer
 from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
 from bapo.likelihood import ResponseLogps, TokenGroup
 from bapo.objectives import make_objective
 from bapo.preferences import Pair, group_pairs
 from bapo.training.batches import Collator, PairBatch
 from bapo.training.metrics import MetricSums, add_base_metrics
+from tests.tiny import tiny_model, tiny_tokenizer
 
 MINE, OTHER = (7, 8), (9, 10, 11)
 SOURCE = group_pairs("test", [Pair("x", "good", "bad"), Pair("x", "good", "worse")]).groups[0]
@@ -106,3 +110,40 @@ def test_metrics_speak_of_the_bases_that_are_anchored() -> None:
     sums.clear()
     add_base_metrics(sums, bases, objective(pairs, bases))
     assert sums.merged(lambda table: table) == {}, "and where there are none, of nothing"
+
+
+def test_a_trainer_whose_pairs_all_reject_the_models_own_trains_like_dpo(tmp_path: Path) -> None:
+    """And one that has another base response to hold does not."""
+    rows = [{"prompt": f"q {i}", "chosen": f" good {i}", "rejected": f" bad {i}"} for i in range(4)]
+
+    def trained(objective: str, *bases: str) -> tuple[list[float], BAPOTrainer]:
+        torch.manual_seed(0)
+        trainer = BAPOTrainer(
+            tiny_model("llama"),
+            args=BAPOConfig(
+                str(tmp_path / "out"),
+                objective=objective,
+                anchors=str(tmp_path / "anchors"),
+                max_steps=4,
+                learning_rate=2e-2,
+                save_strategy="no",
+                disable_tqdm=True,
+                use_cpu=True,
+            ),
+            train_dataset=[{**row, "base": [row["rejected"], *bases]} for row in rows],
+            processing_class=tiny_tokenizer(None),
+            peft_config=LoraConfig(r=4, lora_dropout=0.0, target_modules="all-linear"),
+        )
+        trainer.train()
+        return [entry["logps/rejected"] for entry in trainer.state.log_history if "logps/rejected" in entry], trainer
+
+    dpo, _ = trained("dpo")
+    bapo, trainer = trained("bapo")
+    assert bapo == pytest.approx(dpo, rel=1e-5)
+    assert trainer.train_dataset.preferences.counts == {
+        "prompts whose rejected response is the model's own, and so without an anchor": 4
+    }
+    assert not any("logratios/base" in entry for entry in trainer.state.log_history)
+    held, trainer = trained("bapo", " something else")
+    assert held != pytest.approx(dpo, rel=1e-5)
+    assert all("logratios/base" in entry for entry in trainer.state.log_history if "loss" in entry)
