@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,13 @@ from bapo.anchoring import (
     generate_batch,
     plan_batches,
 )
+from bapo.anchoring.anchored import is_any_of
 from bapo.anchoring.store import group_key
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat, LoadedModel, add_lora
 from bapo.preferences import Message, Pair, Preferences, group_pairs
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
 SHORT = GenerationSettings(max_new_tokens=6)
 
@@ -286,3 +289,183 @@ def test_who_waits_for_another_process_is_told_so_and_sees_what_it_wrote(tmp_pat
             mine.add_bases(SHORT, {key: (response,)})
         waiting.result(timeout=60)
     assert theirs.bases(SHORT)[key] == (response,)
+
+
+# ---- keys -----------------------------------------------------------------------------------------------------------
+
+
+def test_end_tokens_belong_to_the_key_of_a_base_response_and_not_to_that_of_a_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = GenerationSettings(max_new_tokens=12)
+    store, own, network = tmp_path / "a", preferences(), tiny_model("llama")
+
+    def with_ends(*ends: int) -> LoadedModel:
+        return LoadedModel("tiny", network, ChatFormat(tiny_tokenizer(), ends), "float32")
+
+    first = anchor(own, with_ends(3), AnchorStore(store, with_ends(3)), generation=how)
+    longest = max((group.bases[0].ids for group in first.groups), key=len)
+    stop = next(i for i in longest[1:] if tiny_tokenizer().decode([i]) not in "<|end|>")  # what the template writes
+    scored: list[int] = []
+    original = ResponseScorer.score
+
+    def counting(self, groups, **options):  # type: ignore[no-untyped-def]
+        scored.extend(len(group.responses) for group in groups)
+        return original(self, groups, **options)
+
+    model = with_ends(3, stop)
+    fresh = anchor(own, model, AnchorStore(tmp_path / "fresh", model), generation=how)
+    monkeypatch.setattr(ResponseScorer, "score", counting)
+    again = anchor(own, model, AnchorStore(store, model), generation=how)
+    assert [g.bases for g in again.groups] == [g.bases for g in fresh.groups]
+    cut = again.groups[[group.bases[0].ids for group in first.groups].index(longest)].bases[0]
+    assert (cut.ids, cut.ended) == (longest[: longest.index(stop) + 1], True)
+    assert again.end_ids == (3, stop, 2)
+    others = [now.bases[0].ids != before.bases[0].ids for now, before in zip(again.groups, first.groups, strict=True)]
+    assert sum(scored) == sum(others) > 0, "no other response is scored again"
+    monkeypatch.setattr("bapo.anchoring.anchored.generate_batch", None)
+    order = with_ends(2, stop, 3)  # the order says nothing
+    assert anchor(own, order, AnchorStore(store, order), generation=how).groups == again.groups
+
+
+# ---- the date -------------------------------------------------------------------------------------------------------
+
+DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
+ONE_DAY, ANOTHER_DAY = datetime(2024, 7, 26, 8, 30), datetime(2024, 7, 27, 23, 59)
+
+
+def on(day: datetime, template: str = DATED) -> LoadedModel:
+    chat = ChatFormat(tiny_tokenizer(template)).at(day)
+    return LoadedModel("tiny", tiny_model("llama"), chat, "float32")
+
+
+def test_on_another_day_the_prompts_are_those_that_were_anchored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = anchor(preferences(), on(ONE_DAY), AnchorStore(tmp_path / "a", on(ONE_DAY)), generation=SHORT)
+    assert first.today == ONE_DAY
+    assert "Today: 26 Jul 2024" in tiny_tokenizer().decode(first.groups[0].tokens.prompt)
+    before = journals(tmp_path / "a")
+
+    def must_not_run(*_: object, **__: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr("bapo.anchoring.anchored.generate_batch", must_not_run)
+    monkeypatch.setattr(ResponseScorer, "score", must_not_run)
+    store = AnchorStore(tmp_path / "a", on(ANOTHER_DAY))
+    assert store.today == ONE_DAY
+    assert anchor(preferences(), on(ANOTHER_DAY), store, generation=SHORT) == first
+    assert journals(tmp_path / "a") == before
+
+
+def test_a_run_takes_its_day_along_to_another_store(tmp_path: Path) -> None:
+    first = anchor(preferences(), on(ONE_DAY), AnchorStore(tmp_path / "a", on(ONE_DAY)), generation=SHORT)
+    store = AnchorStore(tmp_path / "b", on(ANOTHER_DAY))
+    assert anchor(preferences(), on(ANOTHER_DAY), store, generation=SHORT, today=first.today) == first
+    later = anchor(preferences(), on(ANOTHER_DAY), store, generation=SHORT)
+    assert later.today == ANOTHER_DAY
+    assert [g.tokens.prompt for g in later.groups] != [g.tokens.prompt for g in first.groups]
+
+
+def test_a_store_of_before_gets_a_day_and_one_without_a_date_none(tmp_path: Path) -> None:
+    plain = on(ONE_DAY, CHATML)
+    assert AnchorStore(tmp_path / "plain", plain).today is None
+    assert anchor(preferences(), plain, AnchorStore(tmp_path / "plain", plain), generation=SHORT).today is None
+    AnchorStore(tmp_path / "a", on(ONE_DAY))
+    manifest = tmp_path / "a" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["today"]
+    manifest.write_text(json.dumps(content))
+    assert AnchorStore(tmp_path / "a", on(ANOTHER_DAY)).today == ANOTHER_DAY
+    assert AnchorStore(tmp_path / "a", on(ONE_DAY)).today == ANOTHER_DAY
+    manifest.write_text(json.dumps({**content, "today": "yesterday"}))
+    with pytest.raises(BapoError, match="is damaged"):
+        AnchorStore(tmp_path / "a", on(ONE_DAY))
+
+
+# ---- what fits into the context -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_base_responses_generated_or_given_end_where_the_context_does(architecture: str, tmp_path: Path) -> None:
+    model = LoadedModel("tiny", tiny_model(architecture), ChatFormat(tiny_tokenizer(None)), "float32")
+    pairs = [Pair("p" * 500, "yes", "no"), Pair("q" * 500, "yes", "no"), Pair("short", "yes", "no")]
+    given = {"q" * 500: ("my own answer, which is long",)}
+    how = GenerationSettings(max_new_tokens=20)
+    store = AnchorStore(tmp_path / "a", model)
+    anchored = anchor(group_pairs("test", pairs), model, store, generation=how, bases=given)
+    generated, told, short = (group.bases[0] for group in anchored.groups)
+    assert len(generated.ids) <= 12
+    assert told.ids == model.chat.response_ids("my own answer, which is long", chat=False)[:12]
+    assert not told.ended
+    cut = 1 + (not generated.ended)
+    assert anchored.counts["base responses cut: too long"] == cut
+    assert len(short.ids) <= 20
+    bounded = anchor(
+        group_pairs("test", pairs),
+        model,
+        store,
+        generation=how,
+        bases=given,
+        lengths=LengthPolicy(max_tokens=504, max_response_tokens=3),
+    )
+    assert [len(group.bases[0].ids) for group in bounded.groups][:2] == [min(4, len(generated.ids)), 3]
+    assert bounded.groups[0].bases[0].ids == generated.ids[:4]
+
+
+def test_a_base_response_without_text_is_refused(tmp_path: Path) -> None:
+    model, own = loaded(), preferences(2)
+    with pytest.raises(BapoError, match=r"given for the prompt 'question 0 ' has no text"):
+        anchor(
+            own,
+            model,
+            AnchorStore(tmp_path / "a", model),
+            generation=SHORT,
+            bases={own.groups[0].prompt: ("ok", " \n")},
+        )
+
+
+# ---- the model's own response, rejected -----------------------------------------------------------------------------
+
+
+def test_a_base_response_that_a_pair_rejects_is_known_and_counted(tmp_path: Path) -> None:
+    model = loaded()
+    own = [Pair((Message("user", f"q{i}"),), f"good {i}", f"bad {i}") for i in range(4)]
+    own += [Pair((Message("user", "q0"),), "good 0", "mine"), Pair((Message("user", "q3"),), "mine", "worse")]
+    bases = {(Message("user", "q0"),): ("mine",), (Message("user", "q1"),): (" bad 1 ", "other")}
+    bases |= {(Message("user", "q2"),): ("other",), (Message("user", "q3"),): ("mine",)}
+    anchored = anchor(
+        group_pairs("test", own), model, AnchorStore(tmp_path / "a", model), generation=SHORT, bases=bases
+    )
+    assert [[base.rejected for base in group.bases] for group in anchored.groups] == [
+        [True],  # one of its pairs rejects it
+        [True, False],  # the same text but for white space
+        [False],
+        [False],  # chosen: anchor and pair pull the same way
+    ]
+    assert anchored.counts == {
+        "prompts whose rejected response is the model's own, anchored to another": 1,
+        "prompts whose rejected response is the model's own, and so without an anchor": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("base", "ended", "rejected", "same"),
+    [
+        ((5, 6, 7, 3), True, (5, 6, 7, 3), True),
+        ((5, 6, 7, 3), True, (5, 6, 7, 2), True),  # another of the end tokens
+        ((5, 6, 7), False, (5, 6, 7, 3), True),
+        ((5, 6), False, (5, 6, 7, 3), True),  # cut when it was generated
+        ((5, 6, 7, 8, 3), True, (5, 6), True),  # the rejected one was cut
+        ((5, 6, 3), True, (5, 6, 7, 3), False),  # ended earlier: another response
+        ((5, 6, 7, 3), True, (5, 6, 3), False),
+        ((5, 9), False, (5, 6, 7, 3), False),
+        ((3,), True, (5, 6, 3), False),
+        ((3,), True, (3,), True),
+    ],
+)
+def test_when_a_base_response_is_another_one(
+    base: tuple[int, ...], ended: bool, rejected: tuple[int, ...], same: bool
+) -> None:
+    chat = ChatFormat(tiny_tokenizer(), [2, 3])
+    assert is_any_of(Response(base, ended), [(200, 201, 3), rejected], chat) is same

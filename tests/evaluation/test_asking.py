@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bapo.evaluation import BenchmarkPlan, Examinee, asking
 from bapo.evaluation.answers import Answer, AnswerStore
 from bapo.models import ChatFormat, LoadedModel, machine
 from tests.evaluation.questions import write_questions
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +166,24 @@ def test_a_model_without_chat_template_is_not_asked_in_chat(folder: Path, tmp_pa
     with pytest.raises(BapoError, match="no chat template"):
         examinee.check(plan)  # before PIQA, which could be asked, is
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_question_that_the_date_makes_another_one_is_asked_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = ChatFormat(tiny_tokenizer("{{ strftime_now('%d %b') }}" + CHATML))
+    network = tiny_model("llama")
+    plan = BenchmarkPlan(limit=2, data_folder=folder, asked="letter")
+
+    def asked_on(day: datetime, plan: BenchmarkPlan = plan) -> int:
+        examinee = Examinee(LoadedModel("tiny", network, chat.at(day), "float32"), folder=tmp_path)
+        calls = counted(examinee, monkeypatch)
+        examinee.ask("arc_challenge", plan)
+        return sum(calls)
+
+    assert asked_on(datetime(2024, 7, 26, 8)) > 0
+    assert asked_on(datetime(2024, 7, 26, 23)) == 0, "the template writes no hours"
+    assert asked_on(datetime(2024, 7, 27, 8)) > 0
+    in_text = BenchmarkPlan(limit=2, data_folder=folder)
+    assert asked_on(datetime(2024, 7, 26), in_text) > 0
+    assert asked_on(datetime(2024, 7, 27), in_text) == 0, "what is not asked as a chat has no date"

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from bapo.anchoring import AnchorStore, GenerationSettings, anchor
+from bapo.errors import BapoError
 from bapo.evaluation import PromptScores, bootstrap_ratio, evaluate_preferences
-from bapo.evaluation.preference import report
+from bapo.evaluation.preference import prompted, report
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat, LoadedModel, add_lora
 from bapo.preferences import Message, Pair, group_pairs
@@ -76,3 +77,15 @@ def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say() -> Non
 
 def test_nothing_counted_is_not_a_number() -> None:
     assert np.isnan(bootstrap_ratio([], []).value)
+
+
+def test_a_rival_whose_system_turn_leaves_no_room_is_one_sentence(tmp_path: Path) -> None:
+    model = LoadedModel("tiny", tiny_model("gpt2"), ChatFormat(tiny_tokenizer()), "float32")
+    pairs = [Pair((Message("user", "q" * 300),), "yes", "no, no")]
+    held_out = anchor(
+        group_pairs("test", pairs), model, AnchorStore(tmp_path / "a", model), generation=GenerationSettings(5)
+    )
+    fits = prompted(held_out, model.chat, "s" * 50, reach=512)
+    assert len(fits.groups[0].tokens.prompt) > len(held_out.groups[0].tokens.prompt) + 50
+    with pytest.raises(BapoError, match=r"more than the model's 512 positions"):
+        prompted(held_out, model.chat, "s" * 250, reach=512)

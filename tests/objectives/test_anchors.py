@@ -42,6 +42,14 @@ def test_length_normalized_anchor() -> None:
 
 
 @pytest.mark.parametrize("name", ANCHORS)
+def test_a_response_without_tokens_costs_nothing_and_makes_no_other_loss_not_a_number(name: str) -> None:
+    base = bases([POLICY[0], []], [REF[0], []], [1.0, 1.0])
+    losses = ANCHORS[name](base)
+    assert losses.tolist() == [pytest.approx(anchored(name)[0]), 0]
+    assert torch.autograd.grad(losses.sum(), base.tokens)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ANCHORS)
 def test_at_step_0_there_is_no_loss_and_no_gradient(name: str) -> None:
     logps = torch.randn(2, 40).mul(3).tolist()
     base = bases(logps, logps, [1.0, 1.0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
 from bapo.anchoring.probe import FLOAT32_TOKENS, Probe, first_tokens
@@ -11,8 +13,8 @@ from bapo.anchoring.store import AnchorStore, Score, group_key
 from bapo.anchoring.tokens import LengthPolicy, Tokenized, TokenizedGroup, tokenize
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
-from bapo.models import LoadedModel
-from bapo.preferences import Preferences, Prompt, PromptGroup
+from bapo.models import ChatFormat, LoadedModel, context_length
+from bapo.preferences import Preferences, Prompt, PromptGroup, prompt_text
 
 SCORING_BATCH = 16
 """Prompt groups scored and kept at once."""
@@ -23,12 +25,17 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class BaseResponse:
-    """The reference model's own response to a prompt, with its log-prob under that model (nats)."""
+    """The reference model's own response to a prompt, with its log-prob under that model (nats).
+
+    Attributes:
+        rejected: whether it is what a pair of its prompt rejects: then no anchor may hold it.
+    """
 
     ids: TokenIds
     ended: bool
     ref_logp: float
     ref_tokens: tuple[float, ...]
+    rejected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class AnchoredPreferences:
         counts: what was dropped or cut, by reason.
         end_ids: the token ids that end a response.
         probe: what the reference said to a few responses, to know it by; None where that is not known.
+        today: what the chat template took for now when it wrote the prompts; None where it writes no date.
     """
 
     name: str
@@ -69,6 +77,7 @@ class AnchoredPreferences:
     counts: Mapping[str, int] = field(default_factory=dict)
     end_ids: tuple[int, ...] = ()
     probe: Probe | None = None
+    today: datetime | None = None
 
     @property
     def pair_count(self) -> int:
@@ -84,6 +93,7 @@ def anchor(
     generation: GenerationSettings | None = None,
     lengths: LengthPolicy | None = None,
     bases: Mapping[Prompt, Sequence[str]] | None = None,
+    today: datetime | None = None,
     on_progress: OnProgress | None = None,
 ) -> AnchoredPreferences:
     """Anchor preferences to a model as it is now: the reference.
@@ -98,14 +108,17 @@ def anchor(
         generation: how base responses are generated; greedy by default.
         lengths: what happens to long texts.
         bases: base responses that are known already, in words, by prompt; others are generated.
+        today: what a chat template that writes the date takes for now; by default the day on which the store was made.
         on_progress: told of each finished batch.
 
     Raises:
-        BapoError: nothing is left to anchor, or the store belongs to another model.
+        BapoError: nothing is left to anchor, the store belongs to another model, or a given base response has no text.
     """
     store = store or AnchorStore.in_cache(model)
     generation = generation or GenerationSettings()
-    tokenized = tokenize(preferences, model.chat, _within_context(lengths or LengthPolicy(), model))
+    lengths = _within_context(lengths or LengthPolicy(), model)
+    model = replace(model, chat=model.chat.at(today or store.today))
+    tokenized = tokenize(preferences, model.chat, lengths)
     if not tokenized.groups:
         reasons = ", ".join(f"{count} {reason}" for reason, count in tokenized.counts.items()) or "there were none"
         raise BapoError(f"No pair of {preferences.name} is left to work with ({reasons}).")
@@ -116,20 +129,28 @@ def anchor(
         _generate_missing(
             [g.tokens.prompt for g in tokenized.groups if not given[g.source.prompt]], model, store, generation, report
         )
+        generated = store.bases(generation)
+        counts = Counter(tokenized.counts)
         base_responses = [
-            _given_bases(group, given[group.source.prompt], model, lengths or LengthPolicy())
-            or store.bases(generation)[group_key(group.tokens.prompt)]
+            _given_bases(group, texts, model, lengths, counts)
+            if (texts := given[group.source.prompt])
+            else _within_room(generated[group_key(group.tokens.prompt)], _room(group, lengths), counts)
             for group in tokenized.groups
         ]
         _score_missing(tokenized, base_responses, scorer, store, report)
         probe = store.probe() or _probe(tokenized, base_responses, scorer, store)
+    groups = tuple(
+        _join(group, own, store, model.chat) for group, own in zip(tokenized.groups, base_responses, strict=True)
+    )
+    counts += _count_rejected_bases(groups)
     return AnchoredPreferences(
         name=preferences.name,
-        groups=tuple(_join(group, own, store) for group, own in zip(tokenized.groups, base_responses, strict=True)),
+        groups=groups,
         reference=str(store.identity["model"]),
-        counts=tokenized.counts,
+        counts=dict(counts),
         end_ids=model.chat.end_ids,
         probe=probe,
+        today=model.chat.today if model.chat.is_dated else None,
     )
 
 
@@ -151,10 +172,15 @@ def _probe(
 
 
 def _within_context(lengths: LengthPolicy, model: LoadedModel) -> LengthPolicy:
-    reach = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(reach, int) or reach < 1:
+    reach = context_length(model.model)
+    if reach is None:
         return lengths
     return replace(lengths, max_tokens=reach if lengths.max_tokens is None else min(reach, lengths.max_tokens))
+
+
+def _room(group: TokenizedGroup, lengths: LengthPolicy) -> int | None:
+    """Tokens that a response to this prompt can have; None for no bound."""
+    return None if lengths.max_tokens is None else lengths.max_tokens - len(group.tokens.prompt)
 
 
 def _generate_missing(
@@ -177,11 +203,26 @@ def _generate_missing(
 
 
 def _given_bases(
-    group: TokenizedGroup, texts: Sequence[str] | None, model: LoadedModel, lengths: LengthPolicy
+    group: TokenizedGroup, texts: Sequence[str], model: LoadedModel, lengths: LengthPolicy, counts: Counter[str]
 ) -> tuple[Response, ...]:
-    ids = [model.chat.response_ids(text, group.source.prompt) for text in texts or ()]
-    most = lengths.max_response_tokens
-    return tuple(Response(own[:most], len(own) <= most) for own in ids)
+    if not all(text.strip() for text in texts):
+        raise BapoError(
+            f"A base response given for the prompt {prompt_text(group.source.prompt)[:60]!r} has no text: "
+            "leave it out, and one is generated."
+        )
+    given = tuple(Response(model.chat.response_ids(text, group.source.prompt), True) for text in texts)
+    room = _room(group, lengths)
+    most = lengths.max_response_tokens if room is None else min(room, lengths.max_response_tokens)
+    return _within_room(given, most, counts)
+
+
+def _within_room(responses: Sequence[Response], most: int | None, counts: Counter[str]) -> tuple[Response, ...]:
+    """Base responses of at most so many tokens; those that end there, cut now or when generated, are counted."""
+    if most is None:
+        return tuple(responses)
+    kept = tuple(own if len(own.ids) <= most else Response(own.ids[:most], False) for own in responses)
+    counts["base responses cut: too long"] += sum(len(own.ids) == most and not own.ended for own in kept)
+    return kept
 
 
 def _score_missing(
@@ -227,7 +268,7 @@ def _unscored(
     return tuple(missing), base_keys
 
 
-def _join(group: TokenizedGroup, bases: Sequence[Response], store: AnchorStore) -> AnchoredGroup:
+def _join(group: TokenizedGroup, bases: Sequence[Response], store: AnchorStore, chat: ChatFormat) -> AnchoredGroup:
     scores = store.scores()
     prompt = group.tokens.prompt
     return AnchoredGroup(
@@ -235,9 +276,44 @@ def _join(group: TokenizedGroup, bases: Sequence[Response], store: AnchorStore) 
         tokens=group.tokens,
         pairs=group.pairs,
         ref_logps=tuple(scores[group_key(prompt, ids)].logp for ids in group.tokens.responses),
-        bases=tuple(_base(base, scores[group_key(prompt, base.ids)]) for base in bases),
+        bases=tuple(
+            _base(own, scores[group_key(prompt, own.ids)], is_any_of(own, _rejected(group), chat)) for own in bases
+        ),
     )
 
 
-def _base(response: Response, score: Score) -> BaseResponse:
-    return BaseResponse(response.ids, response.ended, score.logp, score.tokens or ())
+def _base(response: Response, score: Score, rejected: bool) -> BaseResponse:
+    return BaseResponse(response.ids, response.ended, score.logp, score.tokens or (), rejected)
+
+
+def _rejected(group: TokenizedGroup) -> tuple[TokenIds, ...]:
+    return tuple(dict.fromkeys(group.tokens.responses[rejected] for _, rejected in group.pairs))
+
+
+def is_any_of(base: Response, others: Sequence[TokenIds], chat: ChatFormat) -> bool:
+    """Whether a base response is one of these responses.
+
+    It is one that has the same tokens up to the end token, or the same as far as both go where the shorter one was
+    cut; or the same text, which may have been divided into other tokens.
+    """
+    own = _without_end(base.ids, chat)
+    for other in others:
+        theirs = _without_end(other, chat)
+        shorter, longer = sorted((own, theirs), key=len)
+        cut = not base.ended if shorter is own else theirs == other
+        if shorter == longer or (cut and longer[: len(shorter)] == shorter):
+            return True
+    text = chat.response_text(own) if base.ended else None
+    return any(chat.response_text(other) == text for other in others)
+
+
+def _without_end(ids: TokenIds, chat: ChatFormat) -> TokenIds:
+    return ids[:-1] if ids and ids[-1] in chat.end_ids else ids
+
+
+def _count_rejected_bases(groups: Sequence[AnchoredGroup]) -> Counter[str]:
+    found = [group for group in groups if any(base.rejected for base in group.bases)]
+    left = sum(not all(base.rejected for base in group.bases) for group in found)
+    return Counter({"prompts whose rejected response is the model's own, anchored to another": left}) + Counter(
+        {"prompts whose rejected response is the model's own, and so without an anchor": len(found) - left}
+    )

@@ -1,18 +1,28 @@
-"""Responses of a model to prompts, as token ids, batched by length."""
+"""Responses of a model to prompts, as token ids, batched by length.
+
+A response is defined by the prompt's ids, the model's weights, `GenerationSettings` and the ids that end it. Those ids
+are all that is kept of the ``generation_config`` that a model comes with; nothing else in it has a say.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList
 
+from bapo.anchoring.sampling import OwnDraws, draws_of
 from bapo.errors import BapoError
 from bapo.likelihood import TokenIds, evaluating
-from bapo.models import packed_weights
+from bapo.models import bare_model, context_length, packed_weights
+
+GENERATION_VERSION = 2
+"""Counted up whenever the same settings could give another response than before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,41 +96,40 @@ def plan_batches(
 def generate_batch(
     model: Any, prompts: Sequence[TokenIds], settings: GenerationSettings, end_ids: Sequence[int]
 ) -> list[tuple[Response, ...]]:
-    """Responses to each prompt of one batch. Sampling depends on the seed and the batch's prompts alone.
+    """Responses to each prompt of one batch; a response does not depend on its company there.
 
-    `generate` runs `STAGE` tokens at a time, and rows that have ended leave the batch and its cache in between.
+    A response that would not fit behind its prompt into the model's context is cut where the context ends, like one
+    that reaches ``max_new_tokens``. `generate` runs at most `STAGE` tokens at a time, and rows that have ended or are
+    full leave the batch and its cache in between.
+
+    Raises:
+        BapoError: a prompt fills the model's context.
     """
+    causal_lm = bare_model(model)
     pad = end_ids[0]
     rows = [prompt for prompt in prompts for _ in range(settings.responses)]
+    most = [longest_response(model, prompt, settings) for prompt in rows]
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=model.device)
-    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if settings.temperature > 0:
-        how = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    devices = [model.device] if model.device.type == "cuda" else []
+    draws = [draws_of(settings.seed, prompt, k) for prompt in prompts for k in range(settings.responses)]
     found: list[Response | None] = [None] * len(rows)
     alive, cache, made = list(range(len(rows))), None, 0
-    with evaluating(model), packed_weights(model, len(rows)), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(_seed(settings.seed, prompts))
+    with evaluating(model), packed_weights(model, len(rows)), _no_settings_of_its_own(causal_lm):
         while alive:
-            stage = min(STAGE, settings.max_new_tokens - made)
-            out = model.generate(
+            stage = min(STAGE, min(most[i] for i in alive) - made)
+            out = causal_lm.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 past_key_values=cache,
-                max_new_tokens=stage,
-                return_dict_in_generate=True,
-                eos_token_id=list(end_ids),
-                pad_token_id=pad,
-                repetition_penalty=1.0,
-                **how,
+                generation_config=_as_config(stage, end_ids, pad),
+                logits_processor=_sampling(settings, [draws[i] for i in alive]),
             )
             made += stage
             responses = [_cut(row, end_ids) for row in out.sequences[:, width:].tolist()]
-            going = [i for i, own in enumerate(responses) if not own.ended and made < settings.max_new_tokens]
             for place, own in zip(alive, responses, strict=True):
                 found[place] = own
+            going = [i for i, own in enumerate(responses) if not own.ended and made < most[alive[i]]]
             alive = [alive[i] for i in going]
             if alive:
                 kept = torch.tensor(going, device=model.device)
@@ -128,6 +137,52 @@ def generate_batch(
                 mask = torch.cat([mask[kept], mask.new_ones(len(going), stage)], dim=1)
     complete = [own for own in found if own is not None]
     return [tuple(complete[i : i + settings.responses]) for i in range(0, len(complete), settings.responses)]
+
+
+def longest_response(model: Any, prompt: TokenIds, settings: GenerationSettings) -> int:
+    """Tokens that a response to a prompt can have: those asked for, as far as the model's context leaves room.
+
+    Raises:
+        BapoError: it leaves none.
+    """
+    reach = context_length(model)
+    if reach is None:
+        return settings.max_new_tokens
+    if len(prompt) >= reach:
+        raise BapoError(
+            f"A prompt of {len(prompt)} tokens fills the model's {reach} positions, so nothing can follow it: "
+            "shorten the prompt."
+        )
+    return min(settings.max_new_tokens, reach - len(prompt))
+
+
+def _as_config(tokens: int, end_ids: Sequence[int], pad: int) -> GenerationConfig:
+    """All that `generate` is told. It decodes greedily; what is sampled is decided before (`OwnDraws`)."""
+    return GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=list(end_ids),
+        pad_token_id=pad,
+        return_dict_in_generate=True,
+        use_cache=True,
+    )
+
+
+def _sampling(settings: GenerationSettings, draws: Sequence[Random]) -> LogitsProcessorList:
+    if settings.temperature == 0:
+        return LogitsProcessorList()
+    return LogitsProcessorList([OwnDraws(draws, settings.temperature, settings.top_p)])
+
+
+@contextmanager
+def _no_settings_of_its_own(causal_lm: Any) -> Iterator[None]:
+    """Inside, a model has no generation settings, with which `generate` would fill up what ours leave open."""
+    own = causal_lm.generation_config
+    causal_lm.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        causal_lm.generation_config = own
 
 
 def _rows_of(cache: Any, rows: Tensor) -> Any:
@@ -141,7 +196,3 @@ def _rows_of(cache: Any, rows: Tensor) -> Any:
 def _cut(row: list[int], end_ids: Sequence[int]) -> Response:
     end = next((i for i, token in enumerate(row) if token in end_ids), None)
     return Response(tuple(row) if end is None else tuple(row[: end + 1]), end is not None)
-
-
-def _seed(seed: int, prompts: Sequence[TokenIds]) -> int:
-    return int.from_bytes(hashlib.sha256(repr((seed, list(prompts))).encode()).digest()[:6], "big")

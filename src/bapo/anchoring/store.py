@@ -1,8 +1,11 @@
 """Base responses and reference log-probs on disk, shared by every preference, objective and run over a model.
 
 A number's key is what determines it: the model's fingerprint and the scoring version (the store's manifest), the token
-ids (the record's key), and for generated responses the generation settings (the journal's name). Never a learning rate,
-a seed of training, a folder or an objective.
+ids (the record's key), and for generated responses the generation settings and the ids that end a response (the
+journal's name). Never a learning rate, a seed of training, a folder or an objective.
+
+Where the chat template writes the date, the store says which: the day on which it was made. So prompts keep their ids,
+and what was made of them is found again on every later day.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bapo.anchoring.generate import GenerationSettings, Response
+from bapo.anchoring.generate import GENERATION_VERSION, GenerationSettings, Response
 from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError
 from bapo.files import Journal, locked, make_folder, read_record, write_record
@@ -48,6 +52,9 @@ class AnchorStore:
         folder: where it lies; made on first use.
         model: the reference model. A store of another model is refused.
 
+    Attributes:
+        today: the moment that a chat template takes for now; None where the template writes no date.
+
     Raises:
         BapoError: the folder holds something else, or belongs to another model or scoring version.
     """
@@ -58,9 +65,10 @@ class AnchorStore:
             "format": FORMAT,
             "model": model_fingerprint(model.model),
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
-            "end_ids": list(model.chat.end_ids),
             "scoring_version": SCORING_VERSION,
         }
+        self.end_ids = model.chat.end_ids
+        self.today = model.chat.today if model.chat.is_dated else None
         about = {"model_name": model.name, "precision": model.precision, "machine": machine(model.model.device)}
         self._check_or_create(about)
         self._scores: dict[str, Score] | None = None
@@ -70,7 +78,7 @@ class AnchorStore:
     @classmethod
     def in_cache(cls, model: LoadedModel) -> AnchorStore:
         """The model's store in the user's cache folder."""
-        parts = (model_fingerprint(model.model), tokenizer_fingerprint(model.tokenizer), model.chat.end_ids)
+        parts = (model_fingerprint(model.model), tokenizer_fingerprint(model.tokenizer))
         identity = f"{parts}{SCORING_VERSION}{FORMAT}"
         return cls(cache_folder() / "anchors" / hashlib.sha256(identity.encode()).hexdigest()[:16], model)
 
@@ -156,7 +164,8 @@ class AnchorStore:
         write_record(self.folder / _PROBE, probe.to_dict())
 
     def _base_journal(self, settings: GenerationSettings) -> Journal:
-        mark = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
+        told = {**asdict(settings), "end_ids": sorted(self.end_ids), "version": GENERATION_VERSION}
+        mark = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
         return self._journal(f"base-{mark}.jsonl")
 
     def _score_journal(self) -> Journal:
@@ -167,12 +176,12 @@ class AnchorStore:
 
     def _check_or_create(self, about: dict[str, Any]) -> None:
         path = self.folder / _MANIFEST
+        dated = {} if self.today is None else {"today": self.today.isoformat()}
         if path.is_file():
             found = read_record(path, "delete the folder, and it is made again, or name another one")
             for part, meaning in (
                 ("model", f"of another model ({found.get('model_name', 'unknown')}, {found.get('precision', '?')})"),
                 ("tokenizer", "made with another tokenizer or chat template"),
-                ("end_ids", "made with other end tokens"),
                 ("scoring_version", "made by another version of the scoring code"),
                 ("format", "in another format"),
             ):
@@ -181,8 +190,19 @@ class AnchorStore:
                         f"The anchored data in {self.folder} are {meaning} and cannot serve {about['model_name']} "
                         f"({about['precision']}): name another folder with --anchors, or leave it out."
                     )
+            if dated and "today" in found:
+                self.today = _day(path, found["today"])
+            elif dated:
+                write_record(path, {**found, **dated})
             return
         inside = make_folder(self.folder).iterdir()
         if any(p.name != ".lock" and not p.name.startswith(f".{_MANIFEST}.") for p in inside):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
-        write_record(path, {**self.identity, **about})
+        write_record(path, {**self.identity, **about, **dated})
+
+
+def _day(path: Path, text: Any) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except (ValueError, TypeError) as error:
+        raise BapoError(f"{path} is damaged: delete the folder, and it is made again.") from error

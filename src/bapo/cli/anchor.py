@@ -75,6 +75,7 @@ def anchor(
         "mean_base_tokens": sum(len(base.ids) for base in bases) / len(bases),
         "counts": {**preferences.dropped, **anchored.counts},
         "doubtful": doubtful(preferences),
+        "today": anchored.today.isoformat() if anchored.today else None,
     }
     if as_json:
         print_json(content)
@@ -84,4 +85,6 @@ def anchor(
         f"({content['ended_by_themselves']} ended by themselves, {content['mean_base_tokens']:.0f} tokens on average)",
     )
     print_counts(content["counts"], content["doubtful"])
+    if anchored.today:
+        out.print(f"the chat template writes the date, which is {anchored.today:%d %b %Y} here")
     out.print(f"anchored data in {folder}", soft_wrap=True)

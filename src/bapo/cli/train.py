@@ -62,9 +62,9 @@ def train(
         from bapo.preferences import doubtful
 
         stages.check(told)
-        make_folder(output)
+        today = stages.day_of(make_folder(output))
         split = stages.read(told)
-        anchored = stages.anchor_split(told, split, stages.load(told), on_progress).train
+        anchored = stages.anchor_split(told, split, stages.load(told), on_progress, today=today).train
         run = stages.train(told, told.training.objective, anchored, output, on_progress)
     counts, doubts = {**split.train.dropped, **anchored.counts}, doubtful(split.whole)
     if as_json:

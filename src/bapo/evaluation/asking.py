@@ -111,7 +111,7 @@ class Examinee:
         return BenchmarkAnswers(benchmark, in_order(answers), sum(len(task.task.eval_docs) for task in tasks))
 
     def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> list[Answer]:
-        store = AnswerStore(self.folder, self.fingerprint, _with_data(task), task.name)
+        store = AnswerStore(self.folder, self.fingerprint, _with_data(task, self._date(task)), task.name)
         known = store.read()
         missing = [number for number in documents if number not in known]
         tell(len(documents) - len(missing))
@@ -121,6 +121,11 @@ class Examinee:
             known |= {own.document: own for own in piece}
             tell(sum(number in known for number in documents))
         return [known[number] for number in documents]
+
+    def _date(self, task: LoadedTask) -> str:
+        """What the date does to a question, where a chat template writes it; nothing elsewhere."""
+        chat = self.model.chat
+        return chat.render([{"role": "user", "content": "x"}]) if task.chat and chat.is_dated else ""
 
     @cached_property
     def _made_on(self) -> dict[str, Any]:
@@ -162,9 +167,9 @@ def _after(before: int, total: int, tell: OnProgress, done: int) -> None:
     tell(before + done, total)
 
 
-def _with_data(task: LoadedTask) -> str:
-    """The task's fingerprint with that of its questions and examples."""
-    digest = hashlib.sha256(task.fingerprint.encode())
+def _with_data(task: LoadedTask, date: str) -> str:
+    """The task's fingerprint with that of its questions and examples, and the date that they are asked on."""
+    digest = hashlib.sha256(f"{task.fingerprint}{date}".encode())
     examples = task.task.fewshot_docs() if task.task.config.num_fewshot else ()
     for documents in (task.task.eval_docs, examples):
         for row in documents:

@@ -17,7 +17,7 @@ from lm_eval.api.registry import register_model
 
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds, share_headers
-from bapo.models import LoadedModel, keep_freed_memory, load_model
+from bapo.models import LoadedModel, context_length, keep_freed_memory, load_model
 
 SCORED_TOKENS = 16384
 """Input tokens scored at once."""
@@ -66,7 +66,7 @@ class BapoLM(TemplateLM):
             keep_freed_memory()
         self.tokenizer = self.loaded.tokenizer
         self.max_tokens = int(max_tokens)
-        self.max_length = int(getattr(self.loaded.model.config.get_text_config(), "max_position_embeddings", 2048))
+        self.max_length = context_length(self.loaded.model) or 2048
         self._rank, self._world_size, self._device = 0, 1, self.loaded.model.device
         self._encoded_context = lru_cache(maxsize=8)(self._encode)
 

@@ -145,18 +145,36 @@ def report(scores: Sequence[PromptScores]) -> PreferenceReport:
     )
 
 
-def prompted(held_out: AnchoredPreferences, chat: ChatFormat, system: str) -> AnchoredPreferences:
+def prompted(
+    held_out: AnchoredPreferences, chat: ChatFormat, system: str, *, reach: int | None = None
+) -> AnchoredPreferences:
     """The same responses after prompts that begin with a system turn: the rival that is told instead of trained.
 
     Log-ratios of what it is asked are those of pi_ref(y | system, x) to pi_ref(y | x).
 
+    Args:
+        held_out: the prompts.
+        chat: the rival's chat format.
+        system: the system turn.
+        reach: positions that the model has; None for no bound.
+
     Raises:
-        BapoError: a prompt is plain text, which has no turns.
+        BapoError: a prompt is plain text, which has no turns, or does not fit into the model with its system turn.
     """
     groups = [
         replace(own, tokens=replace(own.tokens, prompt=chat.prompt_ids(_with_system(own.source.prompt, system))))
         for own in held_out.groups
     ]
+    longest = max(
+        len(own.tokens.prompt) + len(response)
+        for own in groups
+        for response in (*own.tokens.responses, *(base.ids for base in own.bases))
+    )
+    if reach is not None and longest > reach:
+        raise BapoError(
+            f"With the preference as its system turn, a held-out prompt and its response have {longest} tokens, more "
+            f"than the model's {reach} positions: leave out --prompt-only, or lower preferences.max_prompt_tokens."
+        )
     return replace(held_out, groups=tuple(groups))
 
 

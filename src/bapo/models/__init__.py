@@ -1,8 +1,9 @@
 """Causal language models: loading, precision, adapters, chat formatting, fingerprints."""
 
 from bapo.models.chat import ChatFormat
+from bapo.models.context import context_length
 from bapo.models.embedded import EMBEDDED_MODEL, cache_folder, embedded_gguf
-from bapo.models.fingerprint import model_fingerprint, nonzero_adapters, tokenizer_fingerprint
+from bapo.models.fingerprint import bare_model, model_fingerprint, nonzero_adapters, tokenizer_fingerprint
 from bapo.models.float32 import in_float32
 from bapo.models.freed_memory import keep_freed_memory, reusable_empty
 from bapo.models.gradient_rows import GradientRows, noting, rows_of
@@ -33,9 +34,11 @@ __all__ = [
     "LoadedModel",
     "Precision",
     "add_lora",
+    "bare_model",
     "cache_folder",
     "chat_format",
     "check_adapter",
+    "context_length",
     "disable_model_dropout",
     "dropout_seeds",
     "embedded_gguf",

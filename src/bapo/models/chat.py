@@ -10,9 +10,12 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from datetime import datetime
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from bapo.errors import BapoError, BapoWarning, first_line
+from bapo.models.template_date import at_moment, writes_date
 from bapo.models.text import HeldWords, TextEncoder
 
 _PROBE = "\u2042probe\u2042"  # stands for a text whose surroundings in the template are looked for
@@ -80,6 +83,7 @@ class ChatFormat:
             first user turn.
         end_ids: token ids that end a response: the given ones, the tokenizer's EOS, and the one with which the template
             ends a turn.
+        today: what a template that writes the date takes for now; the moment of making if nobody says otherwise.
 
     Raises:
         BapoError: nothing can end a response, or the template hides what the assistant says.
@@ -90,6 +94,7 @@ class ChatFormat:
         self.end_ids: tuple[int, ...] = tuple(
             dict.fromkeys(i for i in (*end_ids, tokenizer.eos_token_id) if i is not None)
         )
+        self.today = datetime.now()
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self._texts = TextEncoder(tokenizer)
         self._controls: tuple[str, ...] = ()
@@ -107,6 +112,19 @@ class ChatFormat:
         if self._end_id < 0:
             self._end_id = self.end_ids[-1]
         self.has_system = self.has_template and self._shows("system")
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether the template writes the date, so that the same turns are another prompt on another day."""
+        return writes_date(self.tokenizer)
+
+    def at(self, today: datetime | None) -> ChatFormat:
+        """The same chat format at another moment; None leaves it as it is."""
+        if today is None:
+            return self
+        moved = copy(self)
+        moved.today, moved._last = today, None
+        return moved
 
     # ---- ids --------------------------------------------------------------------------------------------------------
 
@@ -280,6 +298,7 @@ class ChatFormat:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_last,
+                chat_template=self._template_of_today(settings),
                 **settings,
             )
         except Exception as error:  # templates are programs
@@ -287,6 +306,11 @@ class ChatFormat:
                 f"The model's chat template refuses a prompt ({first_line(error)}): check its turns and their order."
             ) from error
         return text
+
+    def _template_of_today(self, settings: Mapping[str, Any]) -> str | None:
+        if not self.is_dated:
+            return None
+        return at_moment(self.tokenizer.get_chat_template(tools=settings.get("tools")), self.today)
 
     def _prepared(self, prompt: Turns) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Turns as this template takes them, and what it takes beside them."""

@@ -19,8 +19,9 @@ _INCIDENTAL = {
 def model_fingerprint(model: nn.Module) -> str:
     """Hash of everything that determines the model's log-probabilities.
 
-    Weights as they lie in memory (so bf16 and nf4 differ), the configuration, and every adapter whose update is not
-    zero, with its scaling. A fresh LoRA adapter, whose B matrices are zero, leaves the fingerprint as it was.
+    Weights as they lie in memory (so bf16 and nf4 differ, and a merged adapter is part of them), the configuration, and
+    every adapter that is in use and whose update is not zero, with its scaling. A fresh LoRA adapter, whose B matrices
+    are zero, leaves the fingerprint as it was, and so does one that is not active.
     """
     causal_lm = bare_model(model)
     config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
@@ -40,7 +41,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def nonzero_adapters(model: nn.Module) -> list[str]:
-    """Names of the adapters whose update is not zero."""
+    """Names of the adapters in use whose update is not zero."""
     return _tensors(bare_model(model))[1]
 
 
@@ -50,17 +51,19 @@ def bare_model(model: Any) -> Any:
 
 
 def _tensors(causal_lm: nn.Module) -> tuple[list[tuple[str, Tensor]], list[str]]:
-    """All that is computed with, and the names of the adapters that are not zero."""
+    """All that is computed with, and the names of the adapters among it that are not zero."""
     active: list[str] = []
     tensors: list[tuple[str, Tensor]] = []
     adapters: dict[str, list[tuple[str, Tensor]]] = {}
+    in_use = _adapters_in_use(causal_lm)
     for name, tensor in causal_lm.state_dict().items():
         if not isinstance(tensor, Tensor):
             continue
-        if ".lora_" in name or ".modules_to_save." in name:
-            adapters.setdefault(_adapter_of(name), []).append((name, tensor))
-        else:
+        adapter, used = _adapter_of(name, in_use)
+        if adapter is None:
             tensors.append((name.replace(".base_layer.", "."), tensor))
+        elif adapter in used:
+            adapters.setdefault(adapter, []).append((name, tensor))
     for adapter, members in adapters.items():
         if any(
             bool(tensor.any()) for name, tensor in members if ".lora_A" not in name and ".lora_embedding_A" not in name
@@ -70,10 +73,31 @@ def _tensors(causal_lm: nn.Module) -> tuple[list[tuple[str, Tensor]], list[str]]
     return tensors, active
 
 
-def _adapter_of(name: str) -> str:
+def _adapters_in_use(causal_lm: nn.Module) -> dict[str, frozenset[str]]:
+    """Of each place where a layer keeps something by adapter (``...q_proj.lora_A``), the adapters it computes with.
+
+    None of them where adapters are switched off, or merged into the layer's weight.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for name, module in causal_lm.named_modules():
+        layer: Any = module
+        if not isinstance(getattr(layer, "merged_adapters", None), list):  # no layer of PEFT's
+            continue
+        off = layer.disable_adapters or layer.merged_adapters
+        used = frozenset(() if off else layer.active_adapters)
+        for kept in (*layer.adapter_layer_names, *layer.other_param_names):
+            found[f"{name}.{kept}"] = used
+    return found
+
+
+def _adapter_of(name: str, in_use: dict[str, frozenset[str]]) -> tuple[str | None, frozenset[str]]:
+    """The adapter that a tensor belongs to, and those that its layer computes with; None of the model's own."""
     parts = name.split(".")
-    at = next(i for i, part in enumerate(parts) if part.startswith("lora_") or part == "modules_to_save")
-    return parts[at + 1] if at + 1 < len(parts) else ""
+    for at in range(len(parts)):
+        place = ".".join(parts[:at])
+        if place in in_use:
+            return parts[at], in_use[place]
+    return None, frozenset()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -22,8 +22,8 @@ def token_anchor(base: BaseLogps) -> Tensor:
 
 
 def length_normalized_anchor(base: BaseLogps) -> Tensor:
-    """Equation 5 divided by the number of tokens: nats per token."""
-    return F.relu(-base.drift) / base.lengths
+    """Equation 5 divided by the number of tokens: nats per token; 0 of a response without any."""
+    return F.relu(-base.drift) / base.lengths.clamp(min=1)
 
 
 ANCHORS = {"sequence": sequence_anchor, "token": token_anchor, "length-normalized": length_normalized_anchor}

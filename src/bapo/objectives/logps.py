@@ -52,7 +52,7 @@ class BaseLogps:
         tokens: (T,) under the policy, response after response, nats; carries the gradient.
         ref_tokens: (T,) under the reference; constants.
         owner: (T,) which of the K responses a token belongs to.
-        weight: (K,) how many pairs a base response stands for; adds up to B.
+        weight: (K,) how many pairs a base response stands for; 0 where no anchor holds it.
     """
 
     tokens: Tensor

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,12 +182,16 @@ def examine(
     _check_reference(recipe, contestants, base)
     if preferences:
         _check_split(recipe, contestants)
-    held_out = stages.anchor_split(recipe, stages.read(recipe), base, on_progress).held_out if preferences else None
+    today = _day(recipe, contestants, base)
+    held_out = None
+    if preferences:
+        held_out = stages.anchor_split(recipe, stages.read(recipe), base, on_progress, today=today).held_out
     found, reference = [], None
     if held_out is not None and any(own != Contestant(BASE) for own in contestants):
         reference = held_out_logps(base.model, held_out)
     for own in contestants:
         model = base if own.adapter is None else stages.load(recipe, adapter=own.adapter)
+        model = replace(model, chat=model.chat.at(today))
         found.append(_examine(own, model, plan, held_out, reference, on_progress))
     made_on = ResponseScorer(base.model).made_on()
     return Examination(found[0], tuple(found[1:]), budget, least_accuracy, made_on)
@@ -210,13 +215,28 @@ def _examine(
             start = time.perf_counter()
             answers[name] = examinee.ask(name, plan, partial(_tell, on_progress, f"{own.name}: {name}"))
             seconds[name] = time.perf_counter() - start
+    from bapo.models import context_length
+
     if held_out is None or own == Contestant(BASE):
         return Examined(own, answers, seconds=seconds)
-    asked = held_out if own.system is None else prompted(held_out, model.chat, own.system)
+    asked = held_out
+    if own.system is not None:
+        asked = prompted(held_out, model.chat, own.system, reach=context_length(model.model))
     report, scores = evaluate_preferences(
         model.model, asked, reference=reference, on_progress=partial(_tell, on_progress, f"{own.name}: preferences")
     )
     return Examined(own, answers, report, tuple(scores), seconds)
+
+
+def _day(recipe: Recipe, contestants: Sequence[Contestant], base: LoadedModel) -> datetime | None:
+    """What a chat template that writes the date takes for now, for all contestants alike.
+
+    As in the training of the first adapter that says so; else as in the model's store.
+    """
+    if not base.chat.is_dated:
+        return None
+    days = (stages.day_of(Path(own.adapter)) for own in contestants if own.adapter is not None)
+    return next((day for day in days if day is not None), None) or stages.open_store(recipe, base).today
 
 
 def _tell(on_progress: stages.OnProgress, stage: str, done: int, total: int) -> None:

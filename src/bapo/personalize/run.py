@@ -80,13 +80,14 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     on_progress("loading the model", 0, 1, "")
     model = stages.load(recipe)
     on_progress("loading the model", 1, 1, "")
-    anchored = stages.anchor_split(recipe, split, model, on_progress)
+    objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
+    days = [day for name in objectives if (day := stages.day_of(folder / name))]
+    anchored = stages.anchor_split(recipe, split, model, on_progress, today=days[0] if days else None)
     asked = [group.tokens.prompt for group in anchored.held_out.groups[: recipe.answers.prompts]]
     reference = held_out_logps(model.model, anchored.held_out)
     answers = {"base": stages.answer(model, asked, recipe.answers.max_new_tokens)}
     made_on = ResponseScorer(model.model).made_on(few_tokens(anchored.train))
     del model
-    objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
     runs = tuple(stages.train(recipe, name, anchored.train, folder / name, on_progress) for name in objectives)
     reports: dict[str, PreferenceReport] = {}
     for run in runs:

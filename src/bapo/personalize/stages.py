@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.preferences import Preferences, Split, read_preferences, read_split
 
 if TYPE_CHECKING:
-    from bapo.anchoring import AnchoredPreferences
+    from bapo.anchoring import AnchoredPreferences, AnchorStore
     from bapo.evaluation import PreferenceReport
     from bapo.evaluation.preference import Logps
     from bapo.models import LoadedModel
@@ -124,32 +125,56 @@ def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False)
     )
 
 
+def open_store(recipe: Recipe, model: LoadedModel) -> AnchorStore:
+    """The model's store in the recipe's folder or the user's cache."""
+    from bapo.anchoring import AnchorStore
+
+    folder = recipe.anchoring.folder
+    return AnchorStore(Path(folder), model) if folder else AnchorStore.in_cache(model)
+
+
 def anchor_preferences(
-    recipe: Recipe, preferences: Preferences, model: LoadedModel, on_progress: OnProgress = silent
+    recipe: Recipe,
+    preferences: Preferences,
+    model: LoadedModel,
+    on_progress: OnProgress = silent,
+    *,
+    today: datetime | None = None,
 ) -> AnchoredPreferences:
-    """Anchor preferences to the model as it is, in the recipe's folder or the user's cache."""
-    from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, anchor
+    """Anchor preferences to the model as it is, in the recipe's folder or the user's cache.
+
+    ``today`` is what a chat template that writes the date takes for now (`day_of` a run); the store's day by default.
+    """
+    from bapo.anchoring import GenerationSettings, LengthPolicy, anchor
 
     how = recipe.anchoring
     return anchor(
         preferences,
         model,
-        AnchorStore(Path(how.folder), model) if how.folder else AnchorStore.in_cache(model),
+        open_store(recipe, model),
         generation=GenerationSettings(
             max_new_tokens=how.max_new_tokens, temperature=how.temperature, responses=how.responses, seed=how.seed
         ),
         lengths=LengthPolicy(recipe.preferences.max_prompt_tokens, recipe.preferences.max_response_tokens),
+        today=today,
         on_progress=lambda stage, done, total: on_progress(stage, done, total, ""),
     )
 
 
-def anchor_split(recipe: Recipe, split: Split, model: LoadedModel, on_progress: OnProgress = silent) -> Anchored:
-    """Anchor both sides of a split in one go, so that prompts are batched together."""
-    together = anchor_preferences(recipe, split.whole, model, on_progress)
+def anchor_split(
+    recipe: Recipe,
+    split: Split,
+    model: LoadedModel,
+    on_progress: OnProgress = silent,
+    *,
+    today: datetime | None = None,
+) -> Anchored:
+    """Anchor both sides of a split in one go, so that prompts are batched together; ``today`` as above."""
+    together = anchor_preferences(recipe, split.whole, model, on_progress, today=today)
     del together  # kept on disk; reading each side from there is instant
     return Anchored(
-        anchor_preferences(recipe, split.train, model),
-        anchor_preferences(recipe, split.held_out, model),
+        anchor_preferences(recipe, split.train, model, today=today),
+        anchor_preferences(recipe, split.held_out, model, today=today),
     )
 
 
@@ -173,7 +198,7 @@ def train(
         _check_same_run(folder, identity)
         if (folder / _DONE).is_file():
             return read_run(folder)
-        write_record(folder / _STARTED, {"identity": identity})
+        write_record(folder / _STARTED, {"identity": identity, **_dated(anchored)})
         trainer = _trainer(recipe, settings, anchored, folder, on_progress)
         trainer.train(resume_from_checkpoint=True)
         steps, asked = trainer.state.global_step, trainer.state.max_steps
@@ -181,6 +206,10 @@ def train(
             raise BapoError(f"Training into {folder} ended after {steps} of {asked} steps: start the command again.")
         _save(recipe, settings, anchored, trainer, folder, identity)
         return read_run(folder)
+
+
+def _dated(anchored: AnchoredPreferences) -> dict[str, str]:
+    return {} if anchored.today is None else {"today": anchored.today.isoformat()}
 
 
 @contextmanager
@@ -225,6 +254,7 @@ def _save(
             folder / _DONE,
             {
                 "identity": identity,
+                **_dated(anchored),
                 "objective": settings.objective,
                 "recipe": recipe.model_copy(update={"training": settings}).model_dump(),
                 "reference": anchored.reference,
@@ -254,6 +284,20 @@ def read_run(folder: Path) -> Run:
         if checksum_of_file(folder / name) != checksum:
             raise BapoError(f"{folder / name} is not what was trained, but damaged or replaced: {_AGAIN}.")
     return Run(content["objective"], folder, tuple(content["log"]))
+
+
+def day_of(folder: Path) -> datetime | None:
+    """What the chat template took for now when the prompts of a run were written; None where that is not known.
+
+    A run that goes on, or is evaluated, on a later day or with another store keeps the prompts that it was trained on.
+    """
+    for path in (folder / _DONE, folder / _STARTED):
+        if path.is_file():
+            try:
+                return datetime.fromisoformat(json.loads(path.read_text())["today"])
+            except (ValueError, KeyError, TypeError):
+                continue
+    return None
 
 
 def load_run(recipe: Recipe, run: Run) -> LoadedModel:
@@ -380,11 +424,13 @@ def _progress_callback(stage: str, on_progress: OnProgress) -> Any:
 
 
 def _identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences) -> str:
-    """Hash of all that determines the adapter; when checkpoints are saved, what is watched and how much is
-    computed at once does not."""
-    told = settings.model_dump(
-        exclude={"save_steps", "report_to", "part_gradient_steps", "max_batch_tokens", "strands"}
-    )
+    """Hash of every setting, as it was asked for, that can change the adapter, and of the data.
+
+    When checkpoints are saved and where is reported cannot. How much is computed at once can: strands and passes have
+    dropout draws of their own, and so has the number of processes its batches.
+    """
+    told = settings.model_dump(exclude={"save_steps", "report_to"})
     groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
-    content = json.dumps([told, recipe.model.adapter, anchored.reference, groups])
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    content = json.dumps([told, processes, recipe.model.adapter, anchored.reference, groups])
     return hashlib.sha256(content.encode()).hexdigest()

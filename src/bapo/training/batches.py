@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from bapo.anchoring import AnchoredGroup, AnchoredPreferences
+from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
 from bapo.likelihood import ResponseLogps, TokenGroup, TokenIds
 from bapo.objectives import BaseLogps, PairLogps
 
@@ -72,7 +72,8 @@ class PairBatch:
         ref_chosen_B, ref_rejected_B: their reference log-probs, nats.
         base_K: which of the R responses are base responses (empty when they are not scored).
         base_ref_T: token log-probs of the base responses under the reference, response after response, nats.
-        base_weight_K: pairs that each base response stands for; they add up to B.
+        base_weight_K: pairs that each base response stands for; 0 for one that a pair of its prompt rejects. They
+            add up to the pairs of prompts that have an anchor.
     """
 
     groups: tuple[TokenGroup, ...]
@@ -190,8 +191,17 @@ class Collator:
             ref_rejected_B=refs[[r for _, r in pairs]],
             base_K=base_K,
             base_ref_T=torch.tensor([logp for base in bases for logp in base.ref_tokens], dtype=torch.float32),
-            base_weight_K=torch.full((len(bases),), len(pairs) / max(1, len(bases))),
+            base_weight_K=torch.tensor(_weights(bases, len(pairs)), dtype=torch.float32),
         )
+
+
+def _weights(bases: Sequence[BaseResponse], pairs: int) -> list[float]:
+    """A prompt's pairs, divided among those of its base responses that no pair rejects.
+
+    DPO lowers a rejected response, and the anchor would hold it: one undoes the other, whichever pair it stands for.
+    """
+    held = sum(not base.rejected for base in bases)
+    return [0.0 if base.rejected else pairs / held for base in bases]
 
 
 def _even_shares(sizes: Sequence[int], most: int | None) -> list[list[int]]:

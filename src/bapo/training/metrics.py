@@ -80,7 +80,10 @@ def add_pair_metrics(sums: MetricSums, pairs: PairLogps, parts: LossParts, beta:
 
 @torch.no_grad()
 def add_base_metrics(sums: MetricSums, base: BaseLogps, parts: LossParts) -> None:
-    """Base responses, weighted by the pairs they stand for: log-probs, drift, and the share of active hinges."""
+    """Base responses, weighted by the pairs they stand for: log-probs, drift, and the share of active hinges.
+
+    Those that a pair rejects stand for none.
+    """
     weight = base.weight
     count = float(weight.sum())
     drift = base.drift
@@ -89,4 +92,5 @@ def add_base_metrics(sums: MetricSums, base: BaseLogps, parts: LossParts) -> Non
     sums.add("drift/per_token", (weight * drift).sum(), float((weight * base.lengths).sum()))
     if parts.anchor is not None:
         sums.add("loss/anchor", (weight * parts.anchor).sum(), count)
-        sums.add("anchor/active", (parts.anchor > 0).float().sum(), len(weight))
+        held = weight > 0
+        sums.add("anchor/active", ((parts.anchor > 0) & held).float().sum(), float(held.sum()))

@@ -1,0 +1,145 @@
+"""What a run is known by, and that it keeps its prompts on another day."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bapo.anchoring import AnchorStore, anchor
+from bapo.models import ChatFormat, LoadedModel
+from bapo.personalize import read_recipe, stages
+from bapo.personalize.examination import BASE, Contestant, examine
+from bapo.personalize.recipe import Recipe, TrainingSection
+from bapo.preferences import Message, Pair, Preferences, group_pairs
+from tests.tiny import CHATML, tiny_model, tiny_tokenizer
+
+DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
+DAYS = (datetime(2024, 7, 26), datetime(2024, 7, 27), datetime(2025, 1, 1))
+
+OTHER_VALUES: dict[str, Any] = {
+    "objective": "dpo",
+    "beta": 0.2,
+    "anchor": "token",
+    "objective_settings": {"penalty": 3.0},
+    "schedule": "linear",
+    "batch_pairs": 3,
+    "max_batch_tokens": 999,
+    "strands": 3,
+    "epochs": 3.0,
+    "steps": 99,
+    "alpha": 7,
+    "sampler": "by-pair",
+    "report_to": ["tensorboard"],
+}
+NO_PART_OF_THE_ADAPTER = {"save_steps", "report_to"}
+
+
+def preferences() -> Preferences:
+    return group_pairs("test", [Pair((Message("user", f"q {i}"),), f"yes {i}", f"no {i * i}") for i in range(6)])
+
+
+def other_value(name: str, value: Any) -> Any:
+    if name in OTHER_VALUES:
+        return OTHER_VALUES[name]
+    return not value if isinstance(value, bool) else value / 2 if isinstance(value, float) else value + 1
+
+
+@pytest.fixture
+def anchored(tmp_path: Path) -> Any:
+    model = LoadedModel("tiny", tiny_model("llama"), ChatFormat(tiny_tokenizer()), "float32")
+    return anchor(preferences(), model, AnchorStore(tmp_path / "a", model))
+
+
+def test_the_identity_of_a_run_is_every_setting_that_can_change_the_adapter(anchored: Any) -> None:
+    recipe = Recipe()
+    mine = stages._identity(recipe, recipe.training, anchored)
+    for name in TrainingSection.model_fields:
+        other = recipe.training.model_copy(update={name: other_value(name, getattr(recipe.training, name))})
+        assert other != recipe.training
+        same = stages._identity(recipe, other, anchored) == mine
+        assert same is (name in NO_PART_OF_THE_ADAPTER), name
+
+
+def test_the_identity_of_a_run_is_its_data_its_reference_and_its_processes(
+    anchored: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe()
+    mine = stages._identity(recipe, recipe.training, anchored)
+    others = [replace(anchored, groups=anchored.groups[1:]), replace(anchored, reference="another")]
+    first = anchored.groups[0]
+    base = replace(first.bases[0], ids=(9, *first.bases[0].ids))
+    others.append(replace(anchored, groups=(replace(first, bases=(base,)), *anchored.groups[1:])))
+    for other in others:
+        assert stages._identity(recipe, recipe.training, other) != mine
+    renamed = replace(anchored, name="another name", counts={"dropped": 3})
+    assert stages._identity(recipe, recipe.training, renamed) == mine
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert stages._identity(recipe, recipe.training, anchored) != mine
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose template writes the date, ten preferences, and a clock that tests can set by writing ``day``."""
+    monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer(DATED).save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"q {i}", "chosen": f"good {i}", "rejected": f"bad {i * i}"} for i in range(10)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load = stages.load
+
+    def on_that_day(*args: Any, **kwargs: Any) -> LoadedModel:
+        loaded = load(*args, **kwargs)
+        return replace(loaded, chat=loaded.chat.at(datetime.fromisoformat((tmp_path / "day").read_text())))
+
+    monkeypatch.setattr(stages, "load", on_that_day)
+    return tmp_path
+
+
+def set_clock(place: Path, day: datetime) -> None:
+    (place / "day").write_text(day.isoformat())
+
+
+def recipe_of(place: Path, store: str) -> Recipe:
+    return read_recipe(
+        None,
+        {
+            "model.name": str(place / "model"),
+            "preferences.source": str(place / "mine.jsonl"),
+            "preferences.held_out": 4,
+            "anchoring.folder": str(place / store),
+            "anchoring.max_new_tokens": 8,
+            "training.steps": 2,
+        },
+    )
+
+
+def test_a_run_goes_on_and_is_evaluated_on_other_days_with_the_prompts_that_it_was_trained_on(place: Path) -> None:
+    recipe, run = recipe_of(place, "store"), place / "run"
+    set_clock(place, DAYS[0])
+    split = stages.read(recipe)
+    first = stages.anchor_split(recipe, split, stages.load(recipe), today=stages.day_of(run))
+    assert "Today: 26 Jul 2024" in tiny_tokenizer().decode(first.train.groups[0].tokens.prompt)
+    stages.train(recipe, "bapo", first.train, run)
+    (run / "run.json").unlink()  # as if it had been killed
+
+    for day, store in zip(DAYS[1:], ("store", "another store"), strict=True):
+        set_clock(place, day)
+        recipe = recipe_of(place, store)
+        later = stages.anchor_split(recipe, split, stages.load(recipe), today=stages.day_of(run))
+        assert later == first
+        stages.train(recipe, "bapo", later.train, run)  # refuses other data
+        assert json.loads((run / "run.json").read_text())["today"] == DAYS[0].isoformat()
+
+    set_clock(place, DAYS[2])
+    recipe = recipe_of(place, "a third store")
+    contestants = [Contestant(BASE), Contestant("mine", adapter=str(run))]
+    found = examine(recipe, contestants, preferences=True).others[0].preferences
+    set_clock(place, DAYS[0])
+    on_the_day = examine(recipe_of(place, "store"), contestants, preferences=True).others[0].preferences
+    assert found == on_the_day
+    assert stages.day_of(place) is None
