@@ -128,6 +128,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "with a module that it lacks": (lambda a: reconfigure(a, modules_to_save=["lm_head"]), "1 missing, e.g. .*lm_head"),
     "of a broken pattern": (lambda a: reconfigure(a, target_modules="[a"), "does not fit the model"),
     "of an unknown kind": (lambda a: reconfigure(a, peft_type="NEWTUNER"), "cannot be read .*NEWTUNER"),
+    "that is drawn": (lambda a: reconfigure(a, init_lora_weights="pissa_niter_4"), "not what was trained"),
     "of prompts": (lambda a: reconfigure(a, peft_type="PROMPT_TUNING", num_virtual_tokens=4), "adds tokens to prompts"),
     "empty": (lambda a: (a / "adapter_model.safetensors").write_bytes(b"") and None, "cannot be read"),
     "torn": (_torn, "cannot be read"),
@@ -246,6 +247,17 @@ def test_weights_that_are_not_the_models_are_one_sentence(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BapoError, match=sentence):
         load_model(str(folder), precision=precision, device="cpu")
+
+
+def test_buffers_of_older_versions_are_no_weights(base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "model")
+    old = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+        "model.layers.0.attn.masked_bias": torch.ones(1),
+    }
+    weights = load_file(folder / "model.safetensors") | old
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert model_fingerprint(load(folder).model) == model_fingerprint(load(base).model)
 
 
 @pytest.mark.parametrize(

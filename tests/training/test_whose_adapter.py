@@ -242,6 +242,18 @@ def test_an_adapter_that_is_not_what_was_trained_is_told(bias: str, tmp_path: Pa
     assert trainer.model.active_adapter == "default"
 
 
+def test_a_run_that_saves_something_else_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(tmp_path, tiny_model("llama"), peft_config=LoraConfig(**LORA))
+    trainer.train()
+
+    def another(_: Any, folder: str, __: bool) -> None:
+        trained().save_pretrained(folder)
+
+    monkeypatch.setattr("transformers.Trainer.save_model", another)
+    with pytest.raises(BapoError, match="not what was trained: a token's log-prob differs by"):
+        trainer.save_model(str(tmp_path / "saved"))
+
+
 def test_a_pissa_adapter_that_came_on_the_model_is_trained_further(tmp_path: Path) -> None:
     policy = get_peft_model(tiny_model("llama"), LoraConfig(**LORA, init_lora_weights="pissa"))
     trainer = make(tmp_path, policy)

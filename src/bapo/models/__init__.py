@@ -1,6 +1,13 @@
 """Causal language models: loading, precision, adapters, chat formatting, fingerprints."""
 
-from bapo.models.adapters import adapter_parameters, add_adapter, check_adapter, check_trainable, nonzero_adapters
+from bapo.models.adapters import (
+    adapter_parameters,
+    adapter_parts,
+    add_adapter,
+    check_adapter,
+    check_trainable,
+    nonzero_adapters,
+)
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, cache_folder, embedded_gguf
 from bapo.models.fingerprint import model_fingerprint, tokenizer_fingerprint
@@ -36,6 +43,7 @@ __all__ = [
     "LoadedModel",
     "Precision",
     "adapter_parameters",
+    "adapter_parts",
     "add_adapter",
     "add_lora",
     "cache_folder",

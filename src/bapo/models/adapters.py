@@ -102,7 +102,6 @@ def check_adapter(adapter: str | Path) -> Any:
     ):
         config = PeftConfig.from_pretrained(str(adapter))
     _check_no_prompt_learning(config, str(adapter))
-    _say_what_is_unknown(adapter, config)
     if (Path(adapter) / "adapter_model.safetensors").is_file():
         _ = _weights(adapter, only_names=True)
     return config
@@ -123,6 +122,16 @@ def _say_what_is_unknown(adapter: str | Path, config: Any) -> None:
 def _check_no_prompt_learning(config: Any, name: str) -> None:
     if getattr(config, "is_prompt_learning", False) or getattr(config, "is_adaption_prompt", False):
         raise BapoError(f"{name} is a {_kind(config)} adapter, which adds tokens to prompts: use LoRA.")
+
+
+def _check_repeatable(config: Any, name: str) -> None:
+    """PiSSA takes the adapter's first value off the base each time, and may draw random numbers for it."""
+    if str(getattr(config, "init_lora_weights", True)).startswith("pissa_niter"):
+        raise BapoError(
+            f"{name} begins with random numbers each time that it is put on a model (init_lora_weights="
+            f"{config.init_lora_weights!r}), so what is loaded is not what was trained: save it as plain LoRA, with "
+            "PEFT's path_initial_model_for_weight_conversion."
+        )
 
 
 def _kind(config: Any) -> str:
@@ -156,6 +165,8 @@ def put_on(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
     from peft import get_peft_model
 
     config, weights = check_adapter(adapter), _weights(adapter)
+    _check_repeatable(config, f"The adapter {adapter}")
+    _say_what_is_unknown(adapter, config)
     config.inference_mode = not trainable
     _grow_embeddings(model, adapter, weights)
     whole = f"The adapter {adapter} does not fit the model"
@@ -243,6 +254,7 @@ def check_trainable(policy: Any) -> None:
     parts = adapter_parts(policy)
     for config in getattr(policy, "peft_config", {}).values():
         _check_no_prompt_learning(config, "The model's adapter")
+        _check_repeatable(config, "The model's adapter")
     trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
     if not trained:
         raise BapoError(

@@ -19,7 +19,7 @@ _INCIDENTAL = {
     "attn_implementation", "_attn_implementation_internal", "quantization_config", "output_attentions",
 }  # fmt: skip
 
-_PEFTS_NAMES = re.compile(r"\.(?:token_adapter\.)?(?:base_layer|original_module)\.")
+_PEFTS_NAMES = re.compile(r"\.(?:token_adapter\.)?(?:base_layer|original_module)(?=\.)")
 """What PEFT puts into the name of a weight where it wraps the module that has it."""
 
 
@@ -64,7 +64,7 @@ def _tensors(causal_lm: nn.Module, adapters: Sequence[str]) -> dict[str, Tensor]
                 computed_with |= own
     for name, tensor in causal_lm.state_dict().items():
         if isinstance(tensor, Tensor) and name not in held:
-            computed_with[_PEFTS_NAMES.sub(".", name)] = tensor
+            computed_with[_PEFTS_NAMES.sub("", name)] = tensor
     return computed_with
 
 

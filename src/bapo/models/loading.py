@@ -198,7 +198,11 @@ def load_tokenizer(source: str, name: str | None = None, *, trust_remote_code: b
 
 def _adapters_tokenizer(adapter: str | Path, of_model: Any) -> Any:
     """The tokenizer that came with an adapter, which was trained with it, or else the model's."""
-    if not (Path(adapter) / "tokenizer_config.json").is_file():
+    from transformers.utils import cached_file
+
+    with foreign(f"The files of the adapter {adapter} could not be looked at", "check the name, or download it again"):
+        told = cached_file(str(adapter), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    if told is None:
         return of_model
     own = load_tokenizer(str(adapter))
     if tokenizer_fingerprint(own) == tokenizer_fingerprint(of_model):

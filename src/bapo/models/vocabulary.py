@@ -25,6 +25,6 @@ def check_vocabulary(model: Any, tokenizer: Any, texts: Iterable[Sequence[int]])
         token = tokenizer.convert_ids_to_tokens(largest)
         raise BapoError(
             f"The tokenizer's token {token!r} has the id {largest}, and the model has embeddings for {rows} tokens: "
-            f"make room for it with model.resize_token_embeddings({len(tokenizer)}) and train the embeddings, or use the "
+            f"make room for it with model.resize_token_embeddings({len(tokenizer)}) and train them, or use the "
             "tokenizer that the model came with."
         )

@@ -15,6 +15,10 @@ _WIDE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types of weights that can hold what is not a number, and of which a minimum can be taken."""
 
 
+_RETIRED = re.compile(r"\.(masked_bias|attn\.bias|attention\.bias|rotary_emb\.inv_freq|position_ids)$")
+"""What older versions of transformers saved besides weights, and newer ones compute."""
+
+
 def whole_model(failed: str, source: Any, **how: Any) -> Any:
     """A causal language model whose weights all come from its file, and all the file's weights are in it.
 
@@ -35,7 +39,7 @@ def whole_model(failed: str, source: Any, **how: Any) -> Any:
         failed,
         "they are not those of its configuration, so download or save it again.",
         missing=found["missing_keys"],
-        unexpected=found["unexpected_keys"],
+        unexpected=[name for name in found["unexpected_keys"] if not _RETIRED.search(name)],
         mismatched=[name for name, *_ in found["mismatched_keys"]],
     )
     return model

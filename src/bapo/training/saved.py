@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bapo.errors import BapoError, foreign
 from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, gap_of, noise_floor
+from bapo.models import adapter_parts
 
 _SAVED = "bapo_saved"
 """Name of the second adapter while both are on the model."""
@@ -31,6 +32,8 @@ def check_saved(policy: Any, scorer: ResponseScorer, folder: Path, groups: tuple
         BapoError: they differ by more than rounding explains, or what was saved cannot be read.
     """
     if not hasattr(policy, "disable_adapter"):
+        if adapter_parts(policy):  # put there by transformers itself, whose files PEFT does not read
+            return None
         return _check_tensors(policy, folder)
     if getattr(policy.active_peft_config, "bias", "none") != "none":
         return _check_adapter_tensors(policy, folder)  # there cannot be a second adapter with biases
