@@ -174,6 +174,7 @@ def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
         (["personalize", "--set", "rank"], "--set takes key=value"),
         (["personalize", "--learning-rate", "-1"], "'training.learning_rate'"),
         (["personalize", "--held-out", "1000"], "48 prompts"),
+        (["personalize", "--set", "training.full=true", "--precision", "nf4"], "4-bit weights cannot be trained"),
         (["personalize", "--model", "./nowhere"], "There is no model folder ./nowhere"),
         (["evaluate", "no-adapter", "--held-out", "2"], "There is no adapter no-adapter"),
     ],

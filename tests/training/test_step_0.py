@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -110,6 +109,14 @@ def test_an_adapter_that_is_trained_further_can_be_put_back() -> None:
 
 
 def test_a_fresh_adapter_is_switched_off_and_whole_models_keep_what_was_stored() -> None:
-    policy = add_lora(tiny_model("llama"), rank=4)
-    assert reference_pass(policy) == policy.disable_adapter
-    assert reference_pass(copy.deepcopy(policy.get_base_model())) is None
+    plain = tiny_model("llama")
+    scorer, group = ResponseScorer(plain), [TokenGroup((5, 6, 7), ((8, 9, 10),))]
+    before = scorer.row(group)
+    assert reference_pass(plain) is None
+    policy = policy_of(0, "float32")
+    frozen = next(parameter for name, parameter in policy.named_parameters() if "lora_A" in name)
+    frozen.requires_grad_(False)
+    trainable = [parameter.requires_grad for parameter in policy.parameters()]
+    with reference_pass(policy, fresh=True)():
+        torch.testing.assert_close(ResponseScorer(policy).row(group), before)
+    assert [parameter.requires_grad for parameter in policy.parameters()] == trainable

@@ -2,7 +2,7 @@
 
 from bapo.anchoring.anchored import AnchoredGroup, AnchoredPreferences, BaseResponse, OnProgress, anchor, few_tokens
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
-from bapo.anchoring.probe import Probe, ProbedTokens
+from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
 from bapo.anchoring.store import AnchorStore
 from bapo.anchoring.tokens import LengthPolicy
 
@@ -19,6 +19,7 @@ __all__ = [
     "Response",
     "anchor",
     "few_tokens",
+    "first_tokens",
     "generate_batch",
     "plan_batches",
 ]

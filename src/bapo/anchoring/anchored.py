@@ -13,7 +13,7 @@ from bapo.anchoring.store import AnchorStore, Score, group_key
 from bapo.anchoring.tokens import LengthPolicy, Tokenized, TokenizedGroup, tokenize
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
-from bapo.models import ChatFormat, LoadedModel, context_length
+from bapo.models import ChatFormat, LoadedModel, check_vocabulary, context_length
 from bapo.preferences import Preferences, Prompt, PromptGroup, prompt_text
 
 SCORING_BATCH = 16
@@ -122,6 +122,7 @@ def anchor(
     if not tokenized.groups:
         reasons = ", ".join(f"{count} {reason}" for reason, count in tokenized.counts.items()) or "there were none"
         raise BapoError(f"No pair of {preferences.name} is left to work with ({reasons}).")
+    check_vocabulary(model.model, model.tokenizer, (ids for group in tokenized.groups for ids in _texts(group.tokens)))
     report = on_progress or (lambda stage, done, total: None)
     scorer = ResponseScorer(model.model)
     with store.writing(lambda: report("waiting for another process that anchors to this model", 0, 1)):
@@ -137,6 +138,7 @@ def anchor(
             else _within_room(generated[group_key(group.tokens.prompt)], _room(group, lengths), counts)
             for group in tokenized.groups
         ]
+        check_vocabulary(model.model, model.tokenizer, (base.ids for own in base_responses for base in own))
         _score_missing(tokenized, base_responses, scorer, store, report)
         probe = store.probe() or _probe(tokenized, base_responses, scorer, store)
     groups = tuple(
@@ -152,6 +154,10 @@ def anchor(
         probe=probe,
         today=model.chat.today if model.chat.is_dated else None,
     )
+
+
+def _texts(group: TokenGroup) -> tuple[TokenIds, ...]:
+    return (group.prompt, *group.responses)
 
 
 def few_tokens(data: AnchoredPreferences) -> tuple[TokenGroup, ...]:

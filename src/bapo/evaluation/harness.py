@@ -17,7 +17,7 @@ from lm_eval.api.registry import register_model
 
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds, share_headers
-from bapo.models import LoadedModel, context_length, keep_freed_memory, load_model
+from bapo.models import LoadedModel, check_vocabulary, context_length, keep_freed_memory, load_model
 
 SCORED_TOKENS = 16384
 """Input tokens scored at once."""
@@ -119,6 +119,8 @@ class BapoLM(TemplateLM):
         for at, (_, context, continuation) in enumerate(requests):
             prompt, response = self._within_reach(context, continuation)
             places.setdefault(prompt, {}).setdefault(response, []).append(at)
+        for prompt, responses in places.items():
+            check_vocabulary(self.loaded.model, self.tokenizer, (prompt, *responses))
         prompts = sorted(places)
         groups = share_headers([TokenGroup(prompt, tuple(places[prompt])) for prompt in prompts])
         scored = self.scorer.score(groups, max_tokens=self.max_tokens, on_progress=on_progress)

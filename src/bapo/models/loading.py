@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
+from bapo.models.adapters import check_adapter, put_on
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, converted_gguf, embedded_gguf
-from bapo.models.lora_update import fuse_lora
+from bapo.models.fingerprint import tokenizer_fingerprint
 from bapo.models.machine import has_fast_bf16
+from bapo.models.weights import check_4bit, check_finite, whole_model
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["bf16", "float32", "nf4"]
 AnyPrecision = Literal["auto", "bf16", "float32", "nf4"]
@@ -79,42 +86,50 @@ def load_model(
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Load a causal language model and its tokenizer.
+    """Load a causal language model and its tokenizer: the one way in for models, tokenizers and adapters.
 
     Args:
         name: ``smollm2`` (the embedded model), a local folder, a GGUF file, or a hub id.
         precision: ``bf16``, ``float32``, ``nf4`` (4-bit with double quantization, bf16 compute), or ``auto``
             (`resolve_precision`).
-        adapter: folder or hub id of a PEFT adapter to put on the model.
+        adapter: folder or hub id of a PEFT adapter to put on the model. Where it has a tokenizer of its own, that is
+            the model's; where that differs, it is said.
         adapter_trainable: whether that adapter is to be trained further.
         device: where the model goes; the process's accelerator, else the CPU.
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
-        BapoError: the model, its tokenizer or the adapter cannot be loaded; says which and what to do.
+        BapoError: the model, its tokenizer or the adapter cannot be loaded, or weights are missing, left over, of
+            another shape or no numbers; says which and what to do.
     """
-    from transformers import AutoModelForCausalLM
-
     device = torch.device(device) if device is not None else default_device()
     precision = resolve_precision(precision, device)
+    if adapter is not None:
+        check_adapter(adapter)
     source = _source(name)
-    tokenizer = _load_tokenizer(name, source, trust_remote_code)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32 if precision == "float32" else torch.bfloat16,
-            quantization_config=_nf4() if precision == "nf4" else None,
-            device_map={"": device},
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BapoError(_why_not(name, error)) from error
+    tokenizer = load_tokenizer(source, name, trust_remote_code=trust_remote_code)
+    model = _load_weights(
+        name,
+        source,
+        dtype=torch.float32 if precision == "float32" else torch.bfloat16,
+        quantization_config=_nf4() if precision == "nf4" else None,
+        device_map={"": device},
+        trust_remote_code=trust_remote_code,
+    )
     keep_4bit_layout(model)
     if adapter is not None:
-        model = _with_adapter(model, adapter, trainable=adapter_trainable)
+        model = put_on(model, adapter, trainable=adapter_trainable)
+        tokenizer = _adapters_tokenizer(adapter, tokenizer)
     model.eval()
     return LoadedModel(name, model, chat_format(model, tokenizer), precision)
+
+
+def _load_weights(name: str, source: str, **how: Any) -> Any:
+    with _door(name):
+        model = whole_model(f"The model {name} could not be loaded", source, use_safetensors=True, **how)
+    check_4bit(model, f"The model {name}")
+    check_finite(model.state_dict(), f"The model {name}")
+    return model
 
 
 def keep_4bit_layout(model: Any) -> None:
@@ -130,7 +145,10 @@ def keep_4bit_layout(model: Any) -> None:
 def chat_format(model: Any, tokenizer: Any) -> ChatFormat:
     """The chat format of a model that is already in memory, with the EOS ids of its generation configuration."""
     end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return ChatFormat(tokenizer, end if isinstance(end, list) else [] if end is None else [end])
+    with foreign(
+        "The model's tokenizer, chat template and eos_token_id do not go together", "take them from where it came"
+    ):
+        return ChatFormat(tokenizer, end if isinstance(end, list) else [] if end is None else [end])
 
 
 def _source(name: str) -> str:
@@ -158,16 +176,41 @@ def _source(name: str) -> str:
     return name
 
 
-def _load_tokenizer(name: str, source: str, trust_remote_code: bool) -> Any:
+def load_tokenizer(source: str, name: str | None = None, *, trust_remote_code: bool = False) -> Any:
+    """A tokenizer that can pad.
+
+    Args:
+        source: folder or hub id.
+        name: what the user calls it; the source itself by default.
+        trust_remote_code: whether code that comes with it may run.
+
+    Raises:
+        BapoError: it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
-    try:
+    with _door(name or source, "The tokenizer of "):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BapoError(_why_not(name, error)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _adapters_tokenizer(adapter: str | Path, of_model: Any) -> Any:
+    """The tokenizer that came with an adapter, which was trained with it, or else the model's."""
+    from transformers.utils import cached_file
+
+    with foreign(f"The files of the adapter {adapter} could not be looked at", "check the name, or download it again"):
+        told = cached_file(str(adapter), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    if told is None:
+        return of_model
+    own = load_tokenizer(str(adapter))
+    if tokenizer_fingerprint(own) == tokenizer_fingerprint(of_model):
+        return of_model
+    parts = [] if own.get_vocab() == of_model.get_vocab() else ["tokenizer"]
+    parts += [] if own.chat_template == of_model.chat_template else ["chat template"]
+    logger.warning("The adapter %s has its own %s, which is used instead of the model's.", adapter, " and ".join(parts))
+    return own
 
 
 def _nf4() -> Any:
@@ -181,51 +224,21 @@ def _nf4() -> Any:
     )
 
 
-def check_adapter(adapter: str | Path) -> None:
-    """Look whether a name can be that of an adapter, before anything costly is done for it.
-
-    Raises:
-        BapoError: it is neither a folder with an adapter nor a hub id.
-    """
-    if not (Path(adapter) / "adapter_config.json").is_file() and (
-        Path(adapter).exists() or str(adapter).count("/") != 1
-    ):
-        raise BapoError(f"There is no adapter {adapter}: name a folder with an adapter_config.json, or a hub id.")
-    from peft import PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(str(adapter))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BapoError(
-            f"There is no adapter {adapter}, neither here nor on the hub, or its adapter_config.json cannot be read: "
-            "name a folder with an adapter_config.json, or a hub id."
-        ) from error
-    if config.is_prompt_learning:
-        raise BapoError(f"{adapter} is a {config.peft_type.value} adapter, which adds tokens to prompts: use LoRA.")
-
-
-def _with_adapter(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
-    from peft import PeftModel
-
-    check_adapter(adapter)
-    try:
-        adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BapoError(
-            f"The adapter {adapter} does not fit the model ({first}): was it trained on another one?"
-        ) from error
-    fuse_lora(adapted)
-    return adapted
-
-
-def _why_not(name: str, error: Exception) -> str:
-    text = str(error)
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    if "trust_remote_code" in text:
-        return f"The model {name} comes with its own code: read it, then allow it with --trust-remote-code."
-    if "safetensors" in text and "does not appear to have" in text:
-        return (
-            f"The model {name} has no safetensors weights, and other formats can run code on loading: convert it first."
-        )
-    return f"The model {name} could not be loaded ({first}): check the name, or download it first."
+@contextmanager
+def _door(name: str, what: str = "The model ") -> Iterator[None]:
+    """Whatever loading raises becomes a sentence; a better one where it is known what is to be done."""
+    with foreign(f"{what}{name} could not be loaded", "check the name, or download it again"):
+        try:
+            yield
+        except Exception as error:
+            text = str(error)
+            if "trust_remote_code" in text:
+                raise BapoError(
+                    f"The model {name} comes with its own code: read it, then allow it with --trust-remote-code."
+                ) from error
+            if "safetensors" in text and "does not appear to have" in text:
+                raise BapoError(
+                    f"The model {name} has no safetensors weights, and other formats can run code on loading: "
+                    "convert it first."
+                ) from error
+            raise

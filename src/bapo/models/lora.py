@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from bapo.models.lora_update import fuse_lora
+from bapo.models.adapters import add_adapter
 
 LORA_RANK = 32
 LORA_ALPHA = 64
@@ -37,13 +37,10 @@ def add_lora(
 ) -> Any:
     """The model with a fresh LoRA adapter, float32 and zero in effect, which alone is trained."""
     import torch
-    from peft import get_peft_model
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, lora_config(rank, alpha, dropout))
-    fuse_lora(adapted)
-    return adapted
+        return add_adapter(model, lora_config(rank, alpha, dropout))
 
 
 def disable_model_dropout(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from bapo.evaluation.asking import BenchmarkPlan
     from bapo.evaluation.preference import Logps, PreferenceReport, PromptScores
     from bapo.models import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 BASE = "base"
 PROMPT_ONLY = "prompt-only"
@@ -170,6 +173,7 @@ def examine(
         BapoError: an adapter was trained on another model, or what `Examinee.ask` and the stages raise.
     """
     from bapo.likelihood import ResponseScorer
+    from bapo.models import tokenizer_fingerprint
 
     if plan is not None:  # what cannot be read should be known before anything costly is done
         from bapo.evaluation.benchmarks import load_tasks
@@ -192,6 +196,8 @@ def examine(
     for own in contestants:
         model = base if own.adapter is None else stages.load(recipe, adapter=own.adapter)
         model = replace(model, chat=model.chat.at(today))
+        if held_out is not None and tokenizer_fingerprint(model.tokenizer) != tokenizer_fingerprint(base.tokenizer):
+            logger.warning("Preferences are scored in the base model's tokens, which are not those of %s.", own.name)
         found.append(_examine(own, model, plan, held_out, reference, on_progress))
     made_on = ResponseScorer(base.model).made_on()
     return Examination(found[0], tuple(found[1:]), budget, least_accuracy, made_on)

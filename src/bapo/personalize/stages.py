@@ -73,6 +73,10 @@ def check(recipe: Recipe, adapters: Sequence[str] = ()) -> None:
 
     for objective in (recipe.training.objective, *recipe.compare):
         make_objective(objective, beta=recipe.training.beta, **_objective_settings(recipe, objective))
+    if recipe.training.full and recipe.model.precision == "nf4":
+        raise BapoError(
+            "4-bit weights cannot be trained themselves: leave out training.full, or take another precision."
+        )
     for adapter in (*adapters, *([recipe.model.adapter] if recipe.model.adapter else [])):
         check_adapter(adapter)
 
@@ -333,9 +337,11 @@ def answer(
 ) -> list[str]:
     """The model's answers to prompts given as token ids, greedy or sampled."""
     from bapo.anchoring import GenerationSettings, generate_batch
+    from bapo.models import check_vocabulary
 
     if not prompts:
         return []
+    check_vocabulary(model.model, model.tokenizer, (*prompts, model.chat.end_ids[:1]))
     settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     responses = generate_batch(model.model, [tuple(p) for p in prompts], settings, model.chat.end_ids)
     return [model.chat.response_text(own[0].ids) + ("" if own[0].ended else " ...") for own in responses]

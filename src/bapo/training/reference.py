@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,37 +13,59 @@ from torch import Tensor, nn
 from bapo.anchoring import AnchoredPreferences, ProbedTokens, few_tokens
 from bapo.errors import BapoError
 from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, gap_of, noise_floor
-from bapo.models import model_fingerprint, nonzero_adapters
+from bapo.models import adapter_parameters, model_fingerprint, nonzero_adapters
+
+logger = logging.getLogger(__name__)
 
 ReferencePass = Callable[[], AbstractContextManager[None]]
 """What is scored inside is scored under the reference: the policy's weights without what is trained."""
 
 
-def reference_pass(policy: Any) -> ReferencePass | None:
-    """How a policy becomes its own reference: a fresh adapter is switched off, one that is trained further is put back.
+def reference_pass(policy: Any, *, fresh: bool = False) -> ReferencePass | None:
+    """How a policy becomes its own reference: an adapter that is fresh or zero is switched off, and of what is trained
+    besides, or of an adapter that is trained further, the weights of now are put back.
 
     None where all weights are trained: then the reference is what was stored of it.
+
+    Args:
+        policy: the model, before its first step.
+        fresh: whether its adapter was made for this training, so that it is no part of the reference, zero or not.
     """
     if not hasattr(policy, "disable_adapter"):
         return None
-    if not nonzero_adapters(policy):
-        switched_off: ReferencePass = policy.disable_adapter
-        return switched_off
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    off = fresh or not nonzero_adapters(policy)
+    switched = adapter_parameters(policy) if off else set()
+    trained = [p for p in policy.parameters() if p.requires_grad and id(p) not in switched]
     before = [parameter.detach().clone() for parameter in trained]
 
     @contextmanager
-    def put_back() -> Iterator[None]:
+    def as_reference() -> Iterator[None]:
         now = [parameter.data for parameter in trained]
+        trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         try:
             for parameter, data in zip(trained, before, strict=True):
                 parameter.data = data
-            yield
+            with policy.disable_adapter() if off else nullcontext():
+                yield
         finally:
             for parameter, data in zip(trained, now, strict=True):
                 parameter.data = data
+            if off:  # PEFT freezes what it switches off, and unfreezes all of it afterwards
+                policy.requires_grad_(False)
+                for parameter in trainable:
+                    parameter.requires_grad_(True)
 
-    return put_back
+    return as_reference
+
+
+def starts_away(policy: Any, *, fresh: bool) -> bool:
+    """Whether a fresh adapter is not zero, so that training begins elsewhere than at its reference; if so, says it."""
+    away = fresh and bool(nonzero_adapters(policy))
+    if away:
+        logger.warning(
+            "The fresh adapter is not zero, so training starts away from its reference, which is the model without it."
+        )
+    return away
 
 
 def check_step_0(

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor
+from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor, first_tokens
 from bapo.errors import BapoError, foreign
 from bapo.likelihood import (
     MOST_STRANDS,
@@ -28,13 +28,17 @@ from bapo.likelihood import (
 from bapo.models import (
     LoadedModel,
     Precision,
+    add_adapter,
     chat_format,
+    check_finite,
+    check_trainable,
     disable_model_dropout,
     fuse_lora,
     keep_4bit_layout,
     keep_freed_memory,
     lean_layers,
     load_model,
+    load_tokenizer,
 )
 from bapo.objectives import LossParts
 from bapo.preferences import Preferences, doubtful
@@ -43,7 +47,8 @@ from bapo.training.checkpoints import last_complete, mark_complete
 from bapo.training.config import BAPOConfig
 from bapo.training.datasets import preferences_from_dataset
 from bapo.training.metrics import MetricSums, Throughput, add_base_metrics, add_pair_metrics
-from bapo.training.reference import check_step_0, reference_pass
+from bapo.training.reference import check_step_0, reference_pass, starts_away
+from bapo.training.saved import check_saved
 
 _BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
@@ -66,10 +71,11 @@ class BAPOTrainer(Trainer):
         processing_class: the tokenizer; loaded with the model where that is given by name.
         compute_metrics, callbacks, optimizers: as in `transformers.Trainer`.
         quantization_config: not supported here; load the model with it, or by name with ``precision="nf4"``.
-        peft_config: configuration of an adapter to train; None trains what the model says is trainable.
+        peft_config: configuration of an adapter to train, whose reference is the model without it; None trains what the
+            model says is trainable.
 
     Raises:
-        BapoError: the data hold no usable pair, or an argument does not fit.
+        BapoError: the data hold no usable pair, an argument does not fit, or nothing is trainable.
     """
 
     data_collator: Any
@@ -103,9 +109,9 @@ class BAPOTrainer(Trainer):
         policy = loaded.model
         keep_4bit_layout(policy)
         if peft_config is not None:
-            from peft import get_peft_model
-
-            policy = get_peft_model(policy, peft_config)
+            policy = add_adapter(policy, peft_config)
+        check_trainable(policy)
+        check_finite(policy.state_dict(), "The model")
         fuse_lora(policy)
         lean_layers(policy)
         if args.activation_checkpointing and hasattr(policy, "enable_input_require_grads"):
@@ -119,6 +125,9 @@ class BAPOTrainer(Trainer):
         self._work = Throughput()
         self._part_gradients: dict[str, list[Tensor]] = {}
         self._part_gradients_of = -1
+        own, fresh = self._reference.model is policy, peft_config is not None
+        self._reference_pass = reference_pass(policy, fresh=fresh) if own else None
+        self._starts_away = own and starts_away(policy, fresh=fresh)
         with args.main_process_first(desc="anchoring"):
             train = self._anchored(train_dataset, args)
             evals = _map_datasets(lambda data: self._anchored(data, args), eval_dataset)
@@ -137,7 +146,7 @@ class BAPOTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is a sum over pairs divided by the pairs of the whole step
         self.scorer = ResponseScorer(policy)
-        self._reference_pass = reference_pass(policy) if self._reference.model is policy else None
+        self._reference_pass = reference_pass(policy, fresh=fresh) if own else None  # on its device by now
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -147,18 +156,23 @@ class BAPOTrainer(Trainer):
         bases: Mapping[Any, Any] | None = None
         if not isinstance(data, Preferences):
             data, bases = preferences_from_dataset(data)
-        if self._store is None:
-            self._store = (
-                AnchorStore(Path(args.anchors), self._reference)
-                if args.anchors
-                else AnchorStore.in_cache(self._reference)
+        with self._as_reference():
+            if self._store is None:
+                self._store = (
+                    AnchorStore(Path(args.anchors), self._reference)
+                    if args.anchors
+                    else AnchorStore.in_cache(self._reference)
+                )
+            anchored = anchor(
+                data, self._reference, self._store, generation=args.generation(), lengths=args.lengths(), bases=bases
             )
-        anchored = anchor(
-            data, self._reference, self._store, generation=args.generation(), lengths=args.lengths(), bases=bases
-        )
         if args.local_process_index == 0:
             _warn_of_what_is_lost(data, anchored)
         return anchored
+
+    def _as_reference(self) -> AbstractContextManager[None]:
+        """The policy is the reference inside, where it does not start as it."""
+        return self._reference_pass() if self._starts_away and self._reference_pass else nullcontext()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         sampler = PromptSampler if self.args.sampler == "by-prompt" else PairSampler
@@ -326,8 +340,9 @@ class BAPOTrainer(Trainer):
 
     def _check_step_0(self) -> None:
         """Before the first step the policy must give the reference's numbers."""
-        chat = self._reference.chat
-        check_step_0(self.model, self.scorer, self.train_dataset.preferences, chat.end_ids, self._reference_pass)
+        own = None if self._starts_away else self._reference_pass
+        with self._as_reference():
+            check_step_0(self.model, self.scorer, self.train_dataset.preferences, self._reference.chat.end_ids, own)
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -356,6 +371,18 @@ class BAPOTrainer(Trainer):
         self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
         return TrainOutput(self.state.global_step, 0.0, {})
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter, or the whole model where that was trained, and look once whether it is what was trained.
+
+        Raises:
+            BapoError: what was saved gives other numbers.
+        """
+        super().save_model(output_dir, _internal_call)
+        if _internal_call or not self.args.should_save or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        groups = first_tokens([group.tokens for group in self.train_dataset.preferences.groups], 1)
+        check_saved(self.model, self.scorer, Path(output_dir or self.args.output_dir), groups)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
@@ -405,9 +432,7 @@ def _loaded(model: Any, tokenizer: Any, args: BAPOConfig) -> LoadedModel:
     if isinstance(model, str):
         return load_model(model, **(args.model_init_kwargs or {}))
     if tokenizer is None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
+        tokenizer = load_tokenizer(model.config._name_or_path)
     precision: Precision = "float32" if model.dtype == torch.float32 else "bf16"
     if getattr(model, "is_loaded_in_4bit", False):
         precision = "nf4"
