@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bapo.errors import BapoError
+from bapo.settings import shortened
 
 if TYPE_CHECKING:
     from bapo.personalize import Recipe
@@ -56,9 +57,7 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
 
     Keyword names are recipe keys with ``__`` for the dot; values of None and False are left to the recipe.
     """
-    import yaml
-
-    from bapo.personalize import read_recipe
+    from bapo.personalize.recipe import parse_yaml, read_recipe
 
     overrides = {
         key.replace("__", "."): value for key, value in values.items() if value is not None and value is not False
@@ -66,6 +65,6 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
     for setting in settings or []:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {setting!r}.")
-        overrides[key.strip()] = yaml.safe_load(text)
+            raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {shortened(setting)}.")
+        overrides[key.strip()] = parse_yaml(text, f"--set {shortened(setting)}")
     return read_recipe(name, overrides)

@@ -8,15 +8,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
+from bapo.settings import ANCHOR, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, shortened
+
+Schedule = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
 
 
 class Section(BaseModel):
-    """A part of a recipe. An unknown key is an error."""
+    """A part of a recipe. An unknown key is an error, and a number outside of its range (`bapo.settings`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_in_range(cls, value: Any, info: ValidationInfo) -> Any:
+        known = RANGES.get(info.field_name or "")
+        return value if known is None or value is None else known.number(value, text=True)
 
 
 class ModelSection(Section):
@@ -38,19 +49,19 @@ class PreferenceSection(Section):
     data_folder: str | None = Field(None, description="where psoups: and dsp: lie; BAPO_DATA by default")
     protocol: Literal["by-prompt", "paper"] = Field("by-prompt", description="how training and held-out data are split")
     plain: bool = Field(False, description="plain-text prompts stay plain instead of becoming a user turn")
-    held_out: int | None = Field(None, ge=1, description="prompts held out; a fifth, at most 100, by default")
+    held_out: int | None = Field(None, description="prompts held out; a fifth, at most 100, by default")
     seed: int = Field(0, description="seed of the split")
-    max_train_prompts: int | None = Field(None, ge=1, description="train on so many prompts only; all by default")
-    max_prompt_tokens: int = Field(1024, ge=1, description="a longer prompt is dropped and counted")
-    max_response_tokens: int = Field(1024, ge=1, description="a longer response is cut and counted")
+    max_train_prompts: int | None = Field(None, description="train on so many prompts only; all by default")
+    max_prompt_tokens: int = Field(1024, description="a longer prompt is dropped and counted")
+    max_response_tokens: int = Field(1024, description="a longer response is cut and counted")
 
 
 class AnchoringSection(Section):
     """How base responses are generated."""
 
-    max_new_tokens: int = Field(256, ge=1, description="longest base response, tokens")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    responses: int = Field(1, ge=1, description="base responses per prompt")
+    max_new_tokens: int = Field(256, description="longest base response, tokens")
+    temperature: float = Field(0.0, description="0 is greedy")
+    responses: int = Field(1, description="base responses per prompt")
     seed: int = Field(0, description="seed of the sampling")
     folder: str | None = Field(None, description="folder of the anchored data; the user's cache folder by default")
 
@@ -59,42 +70,42 @@ class TrainingSection(Section):
     """How the adapter is trained."""
 
     objective: str = Field("bapo", description="bapo, dpo, ipo, ipo-summed, dpop, orpo or rso")
-    beta: float | None = Field(None, gt=0, description="temperature; None is the objective's own default")
-    anchor: str = Field("length-normalized", description="length-normalized, sequence (the paper's), or token")
-    anchor_strength: float = Field(5.0, ge=0, description="lambda of equation 6")
+    beta: float | None = Field(None, description="temperature; None is the objective's own default")
+    anchor: str = Field(ANCHOR, description="length-normalized, sequence (the paper's), or token")
+    anchor_strength: float = Field(ANCHOR_STRENGTH, description="lambda of equation 6")
     objective_settings: dict[str, float] = Field(default_factory=dict, description="e.g. penalty: 50 for dpop")
-    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
-    schedule: str = Field("cosine", description="how the learning rate falls")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 does not clip")
-    batch_pairs: int = Field(8, ge=1, description="pairs per optimizer step and process")
+    learning_rate: float = Field(LEARNING_RATE, description="peak learning rate")
+    schedule: Schedule = Field("cosine", description="how the learning rate falls")
+    warmup_steps: int = Field(0, description="steps of linear warm-up")
+    max_grad_norm: float = Field(1.0, description="gradient norm clip; 0 does not clip")
+    batch_pairs: int = Field(8, description="pairs per optimizer step and process")
     max_batch_tokens: int | None = Field(
-        None, ge=1, description="input tokens in memory at once; None is 2,048 on a CPU, else 4,096"
+        None, description="input tokens in memory at once; None is 2,048 on a CPU, else 4,096"
     )
     strands: int | None = Field(
-        None, ge=1, description="parts of a pass side by side on a CPU; changes only which elements dropout draws"
+        None, description="parts of a pass side by side on a CPU; changes only which elements dropout draws"
     )
-    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step, each of batch_pairs pairs")
-    epochs: float | None = Field(None, gt=0, description="passes over the pairs; enough for 40 steps by default")
-    steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs")
-    rank: int = Field(32, ge=1, description="LoRA rank")
-    alpha: int | None = Field(None, ge=1, description="LoRA alpha; None is twice the rank")
-    dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")
+    accumulate: int = Field(1, description="micro-batches per optimizer step, each of batch_pairs pairs")
+    epochs: float | None = Field(None, description="passes over the pairs; enough for 40 steps by default")
+    steps: int | None = Field(None, description="optimizer steps; overrides epochs")
+    rank: int = Field(32, description="LoRA rank")
+    alpha: int | None = Field(None, description="LoRA alpha; None is twice the rank")
+    dropout: float = Field(0.05, description="LoRA dropout")
     full: bool = Field(False, description="train all weights instead of an adapter")
     sampler: Literal["by-prompt", "by-pair"] = Field("by-prompt", description="what stays together in a batch")
     seed: int = Field(0, description="seed of adapter, order and dropout")
     track_base: bool = Field(True, description="log the base responses' drift also without an anchor")
-    part_gradient_steps: int = Field(0, ge=0, description="log the gradient norms of the parts every so many steps")
+    part_gradient_steps: int = Field(0, description="log the gradient norms of the parts every so many steps")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
-    save_steps: int = Field(20, ge=1, description="steps between checkpoints")
+    save_steps: int = Field(20, description="steps between checkpoints")
     report_to: list[str] = Field(default_factory=list, description="trackers, e.g. tensorboard, wandb")
 
 
 class AnswerSection(Section):
     """The answers shown side by side at the end."""
 
-    prompts: int = Field(3, ge=0, description="held-out prompts that every model answers")
-    max_new_tokens: int = Field(160, ge=1, description="longest answer, tokens")
+    prompts: int = Field(3, description="held-out prompts that every model answers")
+    max_new_tokens: int = Field(160, description="longest answer, tokens")
 
 
 class Recipe(Section):
@@ -145,6 +156,16 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str,
     return keys
 
 
+def parse_yaml(text: str, what: str) -> Any:
+    """What YAML says.
+
+    Raises:
+        BapoError: it is none; ``what`` says of what.
+    """
+    with foreign(f"{what} is not valid YAML", "put text with special characters in quotes"):
+        return yaml.safe_load(text)
+
+
 def _content(name: str) -> tuple[str, dict[str, Any]]:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
@@ -152,17 +173,15 @@ def _content(name: str) -> tuple[str, dict[str, Any]]:
             raise BapoError(
                 f"There is no recipe file {name}: check the path, or use one of {', '.join(shipped_recipes())}."
             )
-        text = path.read_text()
+        with foreign(f"The recipe {name} could not be read", "check that it is a text file in UTF-8"):
+            text = path.read_text(encoding="utf-8")
     elif name in shipped_recipes():
-        text = (files("bapo.recipes") / f"{name}.yaml").read_text()
+        text = (files("bapo.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise BapoError(
             f"There is no recipe {name!r}: use one of {', '.join(shipped_recipes())}, or the path of a .yaml file."
         )
-    try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise BapoError(f"The recipe {name} is not valid YAML ({str(error).splitlines()[0]}).") from error
+    content = parse_yaml(text, f"The recipe {name}") or {}
     if not isinstance(content, dict):
         raise BapoError(f"The recipe {name} must hold sections such as 'training:', not a {type(content).__name__}.")
     return name, content
@@ -182,6 +201,10 @@ def _sentence(where: str, error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, [*known_keys(), *Recipe.model_fields], n=1, cutoff=0.4)
-        return f"Unknown key {key!r} in {where}" + (f": did you mean {near[0]!r}?" if near else ".")
-    return f"{key!r} in {where} is {problem['input']!r}, which does not fit: {problem['msg'].lower()}."
+        near = difflib.get_close_matches(key[:80], [*known_keys(), *Recipe.model_fields], n=1, cutoff=0.4)
+        return f"Unknown key {shortened(key)} in {where}" + (f": did you mean {near[0]!r}?" if near else ".")
+    if problem["type"] == "value_error":  # of our own ranges
+        must = f"must be {problem['ctx']['error']}"
+    else:
+        must = f"does not fit: {problem['msg'].lower()}"
+    return f"{key!r} in {where} is {shortened(problem['input'])}, and it {must}."
