@@ -128,8 +128,6 @@ RANGES: dict[str, Range] = {
     # evaluation and answers
     "prompts": whole(0, 10**6),
     "limit": whole(1, 10**9),
-    "budget": Range(0, 100),
-    "least_accuracy": Range(0, 100, "(]"),
 }
 """What each setting may be, by its name, wherever it is given."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bapo.errors import BapoError
-from bapo.settings import shortened
+from bapo.settings import check_number, shortened
 
 if TYPE_CHECKING:
     from bapo.personalize import Recipe
@@ -68,3 +68,14 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
             raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {shortened(setting)}.")
         overrides[key.strip()] = parse_yaml(text, f"--set {shortened(setting)}")
     return read_recipe(name, overrides)
+
+
+def check_numbers(**values: Any) -> None:
+    """Options that are no keys of a recipe, by their names with underscores; those that were not given are None.
+
+    Raises:
+        BapoError: a number is out of range.
+    """
+    for name, value in values.items():
+        if value is not None:
+            check_number(name, value, shown="--" + name.replace("_", "-"))
