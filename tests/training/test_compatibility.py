@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import BitsAndBytesConfig, TrainingArguments
+from transformers import BitsAndBytesConfig, HfArgumentParser, TrainingArguments
 
 from bapo import BAPOConfig, BAPOTrainer
 from bapo.errors import BapoError
@@ -133,6 +134,30 @@ def test_activations_are_checkpointed_by_the_new_name_and_the_old(new: bool, tmp
     assert config.checkpoints_activations
     assert config.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert not BAPOConfig(str(tmp_path)).checkpoints_activations
+
+
+def test_settings_come_from_a_command_line_and_from_a_copy(tmp_path: Path) -> None:
+    line = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--max_length", "512", "--objective", "dpop"]
+    line += [
+        "--objective_settings",
+        '{"penalty": 5}',
+        "--model_init_kwargs",
+        '{"dtype": "float32"}',
+        "--loss_type",
+        "sigmoid",
+    ]
+    (config,) = HfArgumentParser(BAPOConfig).parse_args_into_dataclasses(line)
+    assert (config.lengths().max_tokens, config.objective_settings) == (512, {"penalty": 5})
+    assert config.model_init_kwargs == {"dtype": "float32"}
+    assert dataclasses.replace(config, learning_rate=1e-3).learning_rate == 1e-3
+    assert pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
+
+
+def test_a_process_has_one_device(tmp_path: Path) -> None:
+    config = BAPOConfig(str(tmp_path), use_cpu=True, per_device_train_batch_size=3)
+    config._n_gpu = 4  # as transformers counts them where nothing launched a process for each
+    config.__post_init__()
+    assert (config.n_gpu, config.train_batch_size) == (1, 3)
 
 
 # ---- a model by name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
@@ -67,6 +67,13 @@ class BAPOConfig(TrainingArguments):
             and kept, whatever its value; the numbers are the same.
     """
 
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "objective_settings",
+        "model_init_kwargs",
+    ]
+    # which may be JSON on a command line; a union with str is what `HfArgumentParser` can read
+
     learning_rate: float = LEARNING_RATE
     lr_scheduler_type: str = "cosine"
     num_train_epochs: float = 1.0
@@ -80,7 +87,7 @@ class BAPOConfig(TrainingArguments):
     beta: float | None = None
     anchor: str = ANCHOR
     anchor_strength: float = ANCHOR_STRENGTH
-    objective_settings: dict[str, Any] = field(default_factory=dict)
+    objective_settings: dict[str, Any] | str | None = field(default_factory=dict)
     sampler: str = "by-prompt"
     max_batch_tokens: int | None = None
     strands: int | None = None
@@ -97,9 +104,9 @@ class BAPOConfig(TrainingArguments):
     part_gradient_steps: int = 0
     stop_at_loss: float = 1e4
     disable_dropout: bool = True
-    model_init_kwargs: dict[str, Any] | None = None
+    model_init_kwargs: dict[str, Any] | str | None = None
     trust_remote_code: bool = False
-    loss_type: str | list[str] | None = None
+    loss_type: list[str] | str | None = None
     precompute_ref_log_probs: bool = True
 
     def __post_init__(self) -> None:
@@ -109,6 +116,8 @@ class BAPOConfig(TrainingArguments):
             self.greater_is_better = False  # as for transformers' own loss; it looks only at how the name ends
         with foreign("The settings do not fit", "see transformers.TrainingArguments for what this one takes"):
             super().__post_init__()
+        if self.n_gpu > 1:
+            self._n_gpu = 1  # a process has one device: a row is not divided over several
         for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the new name and the old
             if getattr(self, name, False) is None:
                 setattr(self, name, {"use_reentrant": False})
@@ -125,7 +134,7 @@ class BAPOConfig(TrainingArguments):
                 continue
             if own.name in RANGES:
                 setattr(self, own.name, check_number(own.name, value))
-            elif own.type in (bool, "bool") and not isinstance(value, bool):
+            elif isinstance(own.default, bool) and not isinstance(value, bool):
                 raise BapoError(f"{own.name} must be True or False, and it is {shortened(value)}.")
 
     def _check_loss_type(self) -> None:
@@ -149,7 +158,8 @@ class BAPOConfig(TrainingArguments):
             BapoError: unknown objective or anchor, or a setting that the objective does not have.
         """
         anchored = {"anchor": self.anchor, "anchor_strength": self.anchor_strength} if self.objective == "bapo" else {}
-        return make_objective(self.objective, beta=self.beta, **anchored, **self.objective_settings)
+        settings: Any = self.objective_settings or {}
+        return make_objective(self.objective, beta=self.beta, **anchored, **settings)
 
     def generation(self) -> GenerationSettings:
         """How base responses are generated."""

@@ -471,8 +471,10 @@ class BAPOTrainer(Trainer):
 
 def _loaded(model: Any, tokenizer: Any, args: BAPOConfig, quantization_config: Any) -> LoadedModel:
     if isinstance(model, str):
-        told = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
-        arguments, attention = model_arguments(told, quantization_config)
+        told: Any = args.model_init_kwargs or {}
+        arguments, attention = model_arguments(
+            {"trust_remote_code": args.trust_remote_code, **told}, quantization_config
+        )
         loaded = load_model(model, **arguments)
         if attention is not None:
             loaded.model.set_attn_implementation(attention)
