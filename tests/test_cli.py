@@ -166,6 +166,12 @@ def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["data", "starter:consise"], "did you mean starter:concise"),
+        (["train", "--steps", "1000000000000000000000000"], "'training.steps' in the command is 1000000000"),
+        (["train", "--learning-rate", "inf"], "'training.learning_rate' in the command is inf"),
+        (["personalize", "--seed", "-1"], "must be a whole number from 0 to 4,294,967,295"),
+        (["generate", "Hi.", "--temperature", "nan"], "--temperature must be a number from 0 to 100, and it is nan"),
+        (["generate", "Hi.", "--max-new-tokens", "0"], "--max-new-tokens must be a whole number"),
+        (["evaluate", "--benchmarks", "piqa", "--limit", "0"], "--limit must be a whole number from 1"),
         (["data", "nowhere.jsonl"], "There are no preferences 'nowhere.jsonl'"),
         (["data", "broken.jsonl"], "broken.jsonl line 2 has no 'rejected'"),
         (["personalize", "--objective", "bpao"], "Unknown objective 'bpao' (did you mean 'bapo'?)"),

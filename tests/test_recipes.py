@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -92,6 +93,43 @@ def test_a_recipe_in_another_encoding_is_read_where_it_says_so(tmp_path: Path) -
     path.write_bytes("preferences:\n  source: né.jsonl\n".encode("latin-1"))
     with pytest.raises(BapoError, match=r"not UTF-8 text .line 2"):
         read_recipe(str(path))
+
+
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!float x", "=", "[", "{a: *b}"])
+def test_a_value_that_yaml_cannot_read_is_one_sentence(value: str) -> None:
+    with pytest.raises(BapoError, match=r"^--set .* is not valid YAML"):
+        recipe_from(None, [f"training.rank={value}"])
+
+
+def test_a_long_key_or_value_is_cut_in_the_sentence() -> None:
+    for setting in ("training." + 5000 * "9" + "=1", "training.rank=" + 5000 * "x", "training=" + 5000 * "x"):
+        with pytest.raises(BapoError) as refused:
+            recipe_from(None, [setting])
+        assert len(str(refused.value)) < 300
+
+
+def test_a_recipe_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"training:\n  rank: 4\x8e")
+    with pytest.raises(BapoError, match=r"could not be read .*: check that it is a text file in UTF-8"):
+        read_recipe(str(path))
+
+
+def test_every_schedule_of_a_recipe_needs_no_more_than_its_name() -> None:
+    """Those that need settings of their own, or an evaluation, are none of a recipe."""
+    import torch
+    from transformers import get_scheduler
+
+    from bapo.personalize.recipe import Schedule
+
+    for name in get_args(Schedule):
+        optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=4)
+        optimizer.step()
+        schedule.step()
+        assert 0 < schedule.get_last_lr()[0] <= 1
+    with pytest.raises(BapoError, match=r"'training.schedule' in the command is 'cosin'"):
+        recipe_from(None, ["training.schedule=cosin"])
 
 
 def test_every_key_says_what_it_means() -> None:

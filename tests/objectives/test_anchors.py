@@ -100,12 +100,13 @@ DPO = math.log1p(math.exp(-0.1 * 4))
 
 def test_bapo_value() -> None:
     # One pair whose prompt has two base responses: each stands for half a pair.
-    assert bapo_loss(POLICY) == pytest.approx(DPO + 5 * (1.2 + 0.0) / 2)
+    assert bapo_loss(POLICY, anchor="sequence") == pytest.approx(DPO + 5 * (1.2 + 0.0) / 2)
+    assert bapo_loss(POLICY) == pytest.approx(DPO + 5 * (1.2 / 3 + 0.0) / 2)  # the default: nats per token
     assert bapo_loss(POLICY, anchor="token", anchor_strength=2) == pytest.approx(DPO + 2 * (1.5 + 0.1) / 2)
 
 
 def test_one_base_response_of_three_pairs_counts_three_times() -> None:
-    objective, base = make_objective("bapo"), bases(POLICY[:1], REF[:1], [3.0])
+    objective, base = make_objective("bapo", anchor="sequence"), bases(POLICY[:1], REF[:1], [3.0])
     parts = LossParts(torch.tensor([0.1, 0.2, 0.3]), objective.anchor(base))
     assert objective.total(parts, base).item() == pytest.approx(0.1 + 0.2 + 0.3 + 5 * 3 * 1.2)
 
@@ -118,7 +119,7 @@ def test_lowering_the_base_raises_bapo_and_raising_it_leaves_dpo() -> None:
 
 
 def test_base_gradient_of_bapo_is_the_strength_times_the_weight() -> None:
-    objective, base = make_objective("bapo"), bases(POLICY, REF, [0.75, 0.25])
+    objective, base = make_objective("bapo", anchor="sequence"), bases(POLICY, REF, [0.75, 0.25])
     (gradient,) = torch.autograd.grad(objective.total(objective(pair(), base), base), base.tokens)
     assert gradient.tolist() == [-5 * 0.75] * 3 + [0, 0]
 

@@ -22,7 +22,7 @@ def test_defaults(name: str) -> None:
     assert objective.name == name
     assert objective.beta == 0.1
     assert objective.description == PAIR_LOSSES[name].description
-    expected = (ANCHORS["sequence"], 5.0) if name == "bapo" else (None, 0.0)
+    expected = (ANCHORS["length-normalized"], 5.0) if name == "bapo" else (None, 0.0)
     assert (objective.anchor, objective.anchor_strength) == expected
 
 

@@ -14,12 +14,17 @@ import torch
 from tests.training.test_trainer import make
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder, sharded = Path(sys.argv[1]), sys.argv[2] == "sharded"
     os.environ["BAPO_CACHE"] = str(folder / "cache")
-    trainer = make(folder / "two", per_device_train_batch_size=2, sampler="by-pair", max_batch_tokens=20)
+    trainer = make(
+        folder / "two",
+        per_device_train_batch_size=2,
+        sampler="by-pair",
+        **({"fsdp": "full_shard"} if sharded else {"max_batch_tokens": 20}),
+    )
     trainer.train()
     if trainer.is_world_process_zero():
-        torch.save(
-            {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}, folder / "weights.pt"
-        )
+        if not sharded:
+            trained = {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}
+            torch.save(trained, folder / "weights.pt")
         (folder / "log.json").write_text(json.dumps(trainer.state.log_history))

@@ -166,6 +166,7 @@ class Shown:
 def _plan(
     told: Recipe, benchmarks: str | None, limit: int | None, ask: Asked, answers: Path | None
 ) -> BenchmarkPlan | None:
+    options.check_numbers(limit=limit)
     if benchmarks is None:
         return None
     from bapo.cli.console import quieten_libraries

@@ -25,6 +25,7 @@ def generate(
     as_json: options.AsJson = False,
 ) -> None:
     """Let the base model and any number of adapters answer the same prompts."""
+    options.check_numbers(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     from bapo.cli.console import live_progress, print_answers, print_json
 
     told = options.recipe_from(

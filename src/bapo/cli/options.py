@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bapo.errors import BapoError
+from bapo.settings import check_number, shortened
 
 if TYPE_CHECKING:
     from bapo.personalize import Recipe
@@ -56,8 +57,7 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
 
     Keyword names are recipe keys with ``__`` for the dot; values of None and False are left to the recipe.
     """
-    from bapo.personalize import read_recipe
-    from bapo.personalize.recipe import read_yaml
+    from bapo.personalize.recipe import read_recipe, read_yaml
 
     overrides = {
         key.replace("__", "."): value for key, value in values.items() if value is not None and value is not False
@@ -65,6 +65,17 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
     for setting in settings or []:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {setting!r}.")
-        overrides[key.strip()] = read_yaml(text, f"The value of --set {key.strip()}")
+            raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {shortened(setting)}.")
+        overrides[key.strip()] = read_yaml(text, f"The value of --set {shortened(setting)}")
     return read_recipe(name, overrides)
+
+
+def check_numbers(**values: Any) -> None:
+    """Options that are no keys of a recipe, by their names with underscores; those that were not given are None.
+
+    Raises:
+        BapoError: a number is out of range.
+    """
+    for name, value in values.items():
+        if value is not None:
+            check_number(name, value, shown="--" + name.replace("_", "-"))

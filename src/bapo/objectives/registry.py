@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -17,6 +15,7 @@ from bapo.errors import BapoError
 from bapo.objectives import losses
 from bapo.objectives.anchors import ANCHORS
 from bapo.objectives.logps import BaseLogps, PairLogps
+from bapo.settings import ANCHOR, ANCHOR_STRENGTH, check_number
 
 
 class PairLoss(NamedTuple):
@@ -101,24 +100,23 @@ def make_objective(name: str, *, beta: float | None = None, **settings: Any) -> 
     Args:
         name: bapo, dpo, ipo, ipo-summed, dpop, orpo or rso.
         beta: its temperature; 0.1 by default.
-        settings: ``anchor`` and ``anchor_strength`` for bapo (sequence, 5), ``penalty`` for dpop (50).
+        settings: ``anchor`` and ``anchor_strength`` for bapo (length-normalized, 5), ``penalty`` for dpop (50). The
+            paper's anchor is ``sequence``; docs/dsp-literature.md says why it is not the default.
 
     Raises:
         BapoError: an unknown name or anchor, a setting that the objective does not have, or a number out of range.
     """
-    if name not in PAIR_LOSSES:
+    if not isinstance(name, str) or name not in PAIR_LOSSES:
         raise BapoError(
             f"Unknown objective {name!r}{_nearest(name, PAIR_LOSSES)}: use one of {', '.join(PAIR_LOSSES)}."
         )
     loss = PAIR_LOSSES[name]
-    beta = loss.beta if beta is None else _number("beta", beta)
-    if beta == 0:
-        raise BapoError("beta must be positive, not 0.")
+    beta = loss.beta if beta is None else float(check_number("beta", beta))
     anchor, strength = None, 0.0
     if name == "bapo":
-        anchor_name = settings.pop("anchor", "sequence")
-        strength = _number("anchor_strength", settings.pop("anchor_strength", 5.0))
-        if anchor_name not in ANCHORS:
+        anchor_name = settings.pop("anchor", ANCHOR)
+        strength = float(check_number("anchor_strength", settings.pop("anchor_strength", ANCHOR_STRENGTH)))
+        if not isinstance(anchor_name, str) or anchor_name not in ANCHORS:
             raise BapoError(
                 f"Unknown anchor {anchor_name!r}{_nearest(anchor_name, ANCHORS)}: use one of {', '.join(ANCHORS)}."
             )
@@ -128,15 +126,9 @@ def make_objective(name: str, *, beta: float | None = None, **settings: Any) -> 
         anchors = " Anchors belong to the objective bapo." if setting.startswith("anchor") and name != "bapo" else ""
         known = [*own, "anchor", "anchor_strength"] if name == "bapo" else own
         raise BapoError(f"The objective {name} has no setting {setting!r}{_nearest(setting, known)}.{anchors}")
-    numbers = {setting: _number(setting, value) for setting, value in settings.items()}
+    numbers = {setting: float(check_number(setting, value)) for setting, value in settings.items()}
     bound = partial(loss.function, beta=beta, **numbers)
     return Objective(name, bound, beta, anchor, strength, loss.needs_reference, loss.description)
-
-
-def _number(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
-        raise BapoError(f"{name} must be a number that is finite and not negative, and it is {value!r}.")
-    return float(value)
 
 
 def _own_settings(loss: Callable[..., Tensor]) -> set[str]:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import reprlib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from bapo.errors import BapoError, foreign
 from bapo.files import read_text
+from bapo.settings import ANCHOR, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, shortened
 
-MOST = 2**31 - 1
-"""What a count may be; what is larger does not fit the numbers that libraries count with."""
-
-Count = Annotated[int, Field(ge=1, le=MOST)]
-CountFromZero = Annotated[int, Field(ge=0, le=MOST)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What every library's generator takes."""
+Schedule = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
 
 
 class Section(BaseModel):
-    """A part of a recipe. An unknown key is an error, and so is a number that is not finite."""
+    """A part of a recipe. An unknown key is an error, and a number outside of its range (`bapo.settings`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_in_range(cls, value: Any, info: ValidationInfo) -> Any:
+        known = RANGES.get(info.field_name or "")
+        return value if known is None or value is None else known.number(value, text=True)
 
 
 class ModelSection(Section):
@@ -48,20 +50,20 @@ class PreferenceSection(Section):
     data_folder: str | None = Field(None, description="where psoups: and dsp: lie; BAPO_DATA by default")
     protocol: Literal["by-prompt", "paper"] = Field("by-prompt", description="how training and held-out data are split")
     plain: bool = Field(False, description="plain-text prompts stay plain instead of becoming a user turn")
-    held_out: Count | None = Field(None, description="prompts held out; a fifth, at most 100, by default")
-    seed: Seed = Field(0, description="seed of the split")
-    max_train_prompts: Count | None = Field(None, description="train on so many prompts only; all by default")
-    max_prompt_tokens: Count = Field(1024, description="a longer prompt is dropped and counted")
-    max_response_tokens: Count = Field(1024, description="a longer response is cut and counted")
+    held_out: int | None = Field(None, description="prompts held out; a fifth, at most 100, by default")
+    seed: int = Field(0, description="seed of the split")
+    max_train_prompts: int | None = Field(None, description="train on so many prompts only; all by default")
+    max_prompt_tokens: int = Field(1024, description="a longer prompt is dropped and counted")
+    max_response_tokens: int = Field(1024, description="a longer response is cut and counted")
 
 
 class AnchoringSection(Section):
     """How base responses are generated."""
 
-    max_new_tokens: Count = Field(256, description="longest base response, tokens")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    responses: Count = Field(1, description="base responses per prompt")
-    seed: Seed = Field(0, description="seed of the sampling")
+    max_new_tokens: int = Field(256, description="longest base response, tokens")
+    temperature: float = Field(0.0, description="0 is greedy")
+    responses: int = Field(1, description="base responses per prompt")
+    seed: int = Field(0, description="seed of the sampling")
     folder: str | None = Field(None, description="folder of the anchored data; the user's cache folder by default")
 
 
@@ -69,42 +71,42 @@ class TrainingSection(Section):
     """How the adapter is trained."""
 
     objective: str = Field("bapo", description="bapo, dpo, ipo, ipo-summed, dpop, orpo or rso")
-    beta: float | None = Field(None, gt=0, description="temperature; None is the objective's own default")
-    anchor: str = Field("length-normalized", description="length-normalized, sequence (the paper's), or token")
-    anchor_strength: float = Field(5.0, ge=0, description="lambda of equation 6")
+    beta: float | None = Field(None, description="temperature; None is the objective's own default")
+    anchor: str = Field(ANCHOR, description="length-normalized, sequence (the paper's), or token")
+    anchor_strength: float = Field(ANCHOR_STRENGTH, description="lambda of equation 6")
     objective_settings: dict[str, float] = Field(default_factory=dict, description="e.g. penalty: 50 for dpop")
-    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
-    schedule: str = Field("cosine", description="how the learning rate falls")
-    warmup_steps: CountFromZero = Field(0, description="steps of linear warm-up")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 does not clip")
-    batch_pairs: Count = Field(8, description="pairs per optimizer step and process")
-    max_batch_tokens: Count | None = Field(
+    learning_rate: float = Field(LEARNING_RATE, description="peak learning rate")
+    schedule: Schedule = Field("cosine", description="how the learning rate falls")
+    warmup_steps: int = Field(0, description="steps of linear warm-up")
+    max_grad_norm: float = Field(1.0, description="gradient norm clip; 0 does not clip")
+    batch_pairs: int = Field(8, description="pairs per optimizer step and process")
+    max_batch_tokens: int | None = Field(
         None, description="input tokens in memory at once; None is 2,048 on a CPU, else 4,096"
     )
-    strands: Count | None = Field(
+    strands: int | None = Field(
         None, description="parts of a pass side by side on a CPU; changes only which elements dropout draws"
     )
-    accumulate: Count = Field(1, description="micro-batches per optimizer step, each of batch_pairs pairs")
-    epochs: float | None = Field(None, gt=0, description="passes over the pairs; enough for 40 steps by default")
-    steps: Count | None = Field(None, description="optimizer steps; overrides epochs")
-    rank: Count = Field(32, description="LoRA rank")
-    alpha: Count | None = Field(None, description="LoRA alpha; None is twice the rank")
-    dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")
+    accumulate: int = Field(1, description="micro-batches per optimizer step, each of batch_pairs pairs")
+    epochs: float | None = Field(None, description="passes over the pairs; enough for 40 steps by default")
+    steps: int | None = Field(None, description="optimizer steps; overrides epochs")
+    rank: int = Field(32, description="LoRA rank")
+    alpha: int | None = Field(None, description="LoRA alpha; None is twice the rank")
+    dropout: float = Field(0.05, description="LoRA dropout")
     full: bool = Field(False, description="train all weights instead of an adapter")
     sampler: Literal["by-prompt", "by-pair"] = Field("by-prompt", description="what stays together in a batch")
-    seed: Seed = Field(0, description="seed of adapter, order and dropout")
+    seed: int = Field(0, description="seed of adapter, order and dropout")
     track_base: bool = Field(True, description="log the base responses' drift also without an anchor")
-    part_gradient_steps: CountFromZero = Field(0, description="log the gradient norms of the parts every so many steps")
+    part_gradient_steps: int = Field(0, description="log the gradient norms of the parts every so many steps")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
-    save_steps: Count = Field(20, description="steps between checkpoints")
+    save_steps: int = Field(20, description="steps between checkpoints")
     report_to: list[str] = Field(default_factory=list, description="trackers, e.g. tensorboard, wandb")
 
 
 class AnswerSection(Section):
     """The answers shown side by side at the end."""
 
-    prompts: CountFromZero = Field(3, description="held-out prompts that every model answers")
-    max_new_tokens: Count = Field(160, description="longest answer, tokens")
+    prompts: int = Field(3, description="held-out prompts that every model answers")
+    max_new_tokens: int = Field(160, description="longest answer, tokens")
 
 
 class Recipe(Section):
@@ -210,14 +212,14 @@ def _put(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
-
-
 def _sentence(where: str, error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, [*known_keys(), *Recipe.model_fields], n=1, cutoff=0.4)
-        return f"Unknown key {key!r} in {where}" + (f": did you mean {near[0]!r}?" if near else ".")
-    return f"{key!r} in {where} is {_short.repr(problem['input'])}, which does not fit: {problem['msg'].lower()}."
+        near = difflib.get_close_matches(key[:80], [*known_keys(), *Recipe.model_fields], n=1, cutoff=0.4)
+        return f"Unknown key {shortened(key)} in {where}" + (f": did you mean {near[0]!r}?" if near else ".")
+    if problem["type"] == "value_error":  # of our own ranges
+        must = f"must be {problem['ctx']['error']}"
+    else:
+        must = f"does not fit: {problem['msg'].lower()}"
+    return f"{key!r} in {where} is {shortened(problem['input'])}, and it {must}."

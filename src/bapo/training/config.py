@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
 from bapo.anchoring import GenerationSettings, LengthPolicy
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
 from bapo.objectives import Objective, make_objective
+from bapo.settings import ANCHOR, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, check_number, shortened
+from bapo.training.compatibility import TRANSFORMERS_SETTINGS, refuse_all, takes_foreign_settings
 
 SAMPLERS = ("by-prompt", "by-pair")
 
+_LOSS_TYPES = {"hinge": "rso", "ipo": "ipo"}
+"""TRL's names of losses that are objectives of another name here."""
 
+_MOST_TOKENS = 1024
+"""Of a prompt, and of a response, where neither they nor their sum has a bound of its own."""
+
+
+@takes_foreign_settings
 @dataclass
 class BAPOConfig(TrainingArguments):
     """`transformers.TrainingArguments` with what preference optimization adds.
 
-    ``per_device_train_batch_size`` counts pairs.
+    ``per_device_train_batch_size`` counts pairs. Settings of `trl.DPOConfig` that are no fields here are taken where
+    they ask for nothing else than what is computed, and refused by name otherwise (`bapo.training.compatibility`).
 
     Attributes:
+        learning_rate: peak learning rate. The default is right for adapters; training all weights wants a tenth of it
+            or less.
         objective: bapo, dpo, ipo, ipo-summed, dpop, orpo or rso.
         beta: the objective's temperature; None takes the objective's own default (0.1 for dpo and bapo).
         anchor: how the base response is anchored: length-normalized (the default, see docs/dsp-literature.md), sequence
@@ -34,8 +46,8 @@ class BAPOConfig(TrainingArguments):
             for each thread, up to 4. Changes only which elements dropout draws.
         keep_freed_memory: on a CPU, let the process keep the memory that a step frees for the next one, which saves the
             system handing it out anew (see `bapo.models.keep_freed_memory`).
-        max_prompt_tokens: a longer prompt is dropped, and counted.
-        max_response_tokens: a longer response is cut without an end token, and counted.
+        max_prompt_tokens: a longer prompt is dropped, and counted; None takes max_length, or 1,024 without it.
+        max_response_tokens: a longer response is cut without an end token, and counted; None as for prompts.
         max_length: bound on prompt and response together, as in TRL; None for the model's own reach.
         max_new_tokens: longest base response that is generated.
         base_temperature: 0 generates base responses greedily; above, they are sampled.
@@ -47,13 +59,22 @@ class BAPOConfig(TrainingArguments):
             backward passes); 0 never.
         stop_at_loss: a loss above this stops the run.
         disable_dropout: switch off the model's own dropout (not LoRA's).
-        model_init_kwargs: arguments of `from_pretrained` when the trainer is given a model's name.
+        model_init_kwargs: how a model is loaded that the trainer is given by name: arguments of `load_model`, and those
+            of `from_pretrained` that it has a meaning for (dtype, device_map, attn_implementation, ...).
+        trust_remote_code: whether code that comes with such a model may run.
         loss_type: accepted as "sigmoid" for scripts written for TRL; other losses are objectives.
         precompute_ref_log_probs: accepted for scripts written for TRL. Reference log-probs are always computed once
             and kept, whatever its value; the numbers are the same.
     """
 
-    learning_rate: float = 5e-5
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "objective_settings",
+        "model_init_kwargs",
+    ]
+    # which may be JSON on a command line; a union with str is what `HfArgumentParser` can read
+
+    learning_rate: float = LEARNING_RATE
     lr_scheduler_type: str = "cosine"
     num_train_epochs: float = 1.0
     per_device_train_batch_size: int = 8
@@ -61,21 +82,18 @@ class BAPOConfig(TrainingArguments):
     remove_unused_columns: bool = False
     dataloader_pin_memory: bool = False  # batches are small and made of Python numbers
     report_to: str | list[str] = "none"
-    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
-        default_factory=lambda: {"use_reentrant": False}
-    )
 
     objective: str = "bapo"
     beta: float | None = None
-    anchor: str = "length-normalized"
-    anchor_strength: float = 5.0
-    objective_settings: dict[str, Any] = field(default_factory=dict)
+    anchor: str = ANCHOR
+    anchor_strength: float = ANCHOR_STRENGTH
+    objective_settings: dict[str, Any] | str | None = field(default_factory=dict)
     sampler: str = "by-prompt"
     max_batch_tokens: int | None = None
     strands: int | None = None
     keep_freed_memory: bool = True
-    max_prompt_tokens: int = 1024
-    max_response_tokens: int = 1024
+    max_prompt_tokens: int | None = None
+    max_response_tokens: int | None = None
     max_length: int | None = None
     max_new_tokens: int = 256
     base_temperature: float = 0.0
@@ -86,19 +104,52 @@ class BAPOConfig(TrainingArguments):
     part_gradient_steps: int = 0
     stop_at_loss: float = 1e4
     disable_dropout: bool = True
-    model_init_kwargs: dict[str, Any] | None = None
-    loss_type: str | list[str] | None = None
+    model_init_kwargs: dict[str, Any] | str | None = None
+    trust_remote_code: bool = False
+    loss_type: list[str] | str | None = None
     precompute_ref_log_probs: bool = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self._check_fields()
+        refuse_all(self, TRANSFORMERS_SETTINGS)
+        if getattr(self, "greater_is_better", None) is None and "loss/" in str(self.metric_for_best_model):
+            self.greater_is_better = False  # as for transformers' own loss; it looks only at how the name ends
+        with foreign("The settings do not fit", "see transformers.TrainingArguments for what this one takes"):
+            super().__post_init__()
+        if self.n_gpu > 1:
+            self._n_gpu = 1  # a process has one device: a row is not divided over several
+        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the new name and the old
+            if getattr(self, name, False) is None:
+                setattr(self, name, {"use_reentrant": False})
         if self.sampler not in SAMPLERS:
-            raise BapoError(f"Unknown sampler {self.sampler!r}: use {' or '.join(SAMPLERS)}.")
-        if self.loss_type not in (None, "sigmoid", ["sigmoid"]):
-            raise BapoError(
-                f"BAPOConfig knows no loss_type {self.loss_type!r}: name it as objective, such as objective='ipo'."
-            )
+            raise BapoError(f"Unknown sampler {shortened(self.sampler)}: use {' or '.join(SAMPLERS)}.")
+        self._check_loss_type()
         self.make_objective()
+        self.generation()
+
+    def _check_fields(self) -> None:
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if value is None:
+                continue
+            if own.name in RANGES:
+                setattr(self, own.name, check_number(own.name, value))
+            elif isinstance(own.default, bool) and not isinstance(value, bool):
+                raise BapoError(f"{own.name} must be True or False, and it is {shortened(value)}.")
+
+    def _check_loss_type(self) -> None:
+        if self.loss_type in (None, "sigmoid", ["sigmoid"], ("sigmoid",)):
+            return
+        told = self.loss_type if isinstance(self.loss_type, str) else " and ".join(map(str, self.loss_type or []))
+        name = _LOSS_TYPES.get(told, "ipo")
+        raise BapoError(
+            f"BAPOConfig knows no loss_type {shortened(told)}: name the loss as objective, such as objective={name!r}."
+        )
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether activations are computed again in the backward pass, by whichever name it was asked for."""
+        return bool(getattr(self, "activation_checkpointing", None) or self.gradient_checkpointing)
 
     def make_objective(self) -> Objective:
         """The objective that these settings describe.
@@ -107,7 +158,8 @@ class BAPOConfig(TrainingArguments):
             BapoError: unknown objective or anchor, or a setting that the objective does not have.
         """
         anchored = {"anchor": self.anchor, "anchor_strength": self.anchor_strength} if self.objective == "bapo" else {}
-        return make_objective(self.objective, beta=self.beta, **anchored, **self.objective_settings)
+        settings: Any = self.objective_settings or {}
+        return make_objective(self.objective, beta=self.beta, **anchored, **settings)
 
     def generation(self) -> GenerationSettings:
         """How base responses are generated."""
@@ -120,4 +172,5 @@ class BAPOConfig(TrainingArguments):
 
     def lengths(self) -> LengthPolicy:
         """What happens to long texts."""
-        return LengthPolicy(self.max_prompt_tokens, self.max_response_tokens, self.max_length)
+        most = self.max_length or _MOST_TOKENS
+        return LengthPolicy(self.max_prompt_tokens or most, self.max_response_tokens or most, self.max_length)

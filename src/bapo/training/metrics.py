@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bapo.objectives import BaseLogps, LossParts, PairLogps
+
+PAIR_METRICS = (
+    "loss/pair",
+    "logps/chosen",
+    "logps/rejected",
+    "logratios/chosen",
+    "logratios/rejected",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+)
+BASE_METRICS = ("logps/base", "logratios/base", "drift/per_token")
+ANCHOR_METRICS = ("loss/anchor", "anchor/active")
+EVALUATION_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
+"""What `transformers` adds to each evaluation by itself."""
 
 
 class MetricSums:
@@ -65,17 +84,20 @@ class Throughput:
 @torch.no_grad()
 def add_pair_metrics(sums: MetricSums, pairs: PairLogps, parts: LossParts, beta: float) -> None:
     """Chosen and rejected: log-probs, log-ratios, rewards (beta times the log-ratio), accuracy (a tie counts half)."""
-    count = len(pairs.chosen)
-    chosen, rejected = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
-    sums.add("loss/pair", parts.pair.sum(), count)
-    sums.add("logps/chosen", pairs.chosen.sum(), count)
-    sums.add("logps/rejected", pairs.rejected.sum(), count)
-    sums.add("logratios/chosen", chosen.sum(), count)
-    sums.add("logratios/rejected", rejected.sum(), count)
-    sums.add("rewards/chosen", beta * chosen.sum(), count)
-    sums.add("rewards/rejected", beta * rejected.sum(), count)
-    sums.add("rewards/margins", beta * (chosen - rejected).sum(), count)
-    sums.add("rewards/accuracies", ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).sum(), count)
+    chosen, rejected = pairs.chosen_logratio, pairs.rejected_logratio
+    of_pairs = (
+        parts.pair,
+        pairs.chosen,
+        pairs.rejected,
+        chosen,
+        rejected,
+        beta * chosen,
+        beta * rejected,
+        beta * (chosen - rejected),
+        right(pairs),
+    )
+    for name, values in zip(PAIR_METRICS, of_pairs, strict=True):
+        sums.add(name, values.sum(), len(values))
 
 
 @torch.no_grad()
@@ -86,11 +108,89 @@ def add_base_metrics(sums: MetricSums, base: BaseLogps, parts: LossParts) -> Non
     """
     weight = base.weight
     count = float(weight.sum())
-    drift = base.drift
-    sums.add("logps/base", (weight * base.logps).sum(), count)
-    sums.add("logratios/base", (weight * drift).sum(), count)
-    sums.add("drift/per_token", (weight * drift).sum(), float((weight * base.lengths).sum()))
+    drift = (weight * base.drift).sum()
+    of_base = (
+        ((weight * base.logps).sum(), count),
+        (drift, count),
+        (drift, float((weight * base.lengths).sum())),
+    )
+    for name, (total, things) in zip(BASE_METRICS, of_base, strict=True):
+        sums.add(name, total, things)
     if parts.anchor is not None:
-        sums.add("loss/anchor", (weight * parts.anchor).sum(), count)
-        held = weight > 0
-        sums.add("anchor/active", ((parts.anchor > 0) & held).float().sum(), float(held.sum()))
+        active, held = (parts.anchor > 0) & (weight > 0), float((weight > 0).sum())
+        of_anchor = (((weight * parts.anchor).sum(), count), (active.float().sum(), held))
+        for name, (total, things) in zip(ANCHOR_METRICS, of_anchor, strict=True):
+            sums.add(name, total, things)
+
+
+@torch.no_grad()
+def right(pairs: PairLogps) -> Tensor:
+    """(B,) 1 where the chosen log-ratio exceeds the rejected one, 0 where it falls short, a half for a tie."""
+    chosen, rejected = pairs.chosen_logratio, pairs.rejected_logratio
+    return (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
+
+
+class Ending:
+    """What the last steps of training say of the policy that they leave.
+
+    A policy is called broken where it does worse than guessing on the very data that it was trained on: where chosen or
+    base responses, which the reference finds likelier than tokens drawn blindly, have become less likely than that; or
+    where a coin would be right so rarely only one time in a thousand.
+    """
+
+    PROMPTS = 64
+    """Prompts of the last steps that are looked at."""
+
+    CHANCE = 1e-3
+
+    def __init__(self) -> None:
+        self._steps: deque[_Step] = deque()
+
+    @torch.no_grad()
+    def note(self, pairs: PairLogps, base: BaseLogps | None, prompts: int) -> None:
+        """Look at one batch of a training step, whose pairs belong to so many prompts."""
+        chosen = (float(pairs.chosen.sum()), float(pairs.ref_chosen.sum()), float(pairs.chosen_tokens.sum()))
+        bases = (0.0, 0.0, 0.0)
+        if base is not None:
+            bases = (float(base.logps.sum()), float(base.ref_logps.sum()), float(base.lengths.sum()))
+        self._steps.append(_Step(prompts, float(right(pairs).mean()) * prompts, *chosen, *bases))
+        while sum(step.prompts for step in self._steps) - self._steps[0].prompts >= self.PROMPTS:
+            self._steps.popleft()
+
+    def fault(self, vocabulary: int) -> str | None:
+        """What is wrong with the policy, as a part of a sentence; None where nothing shows.
+
+        Args:
+            vocabulary: how many tokens there are to draw from.
+        """
+        if not self._steps:
+            return None
+        prompts, won, *nats = (sum(parts) for parts in zip(*self._steps, strict=True))
+        blind = -math.log(vocabulary)
+        for responses, (policy, reference, tokens) in (
+            ("the chosen responses have", nats[:3]),
+            ("the model's own earlier responses have", nats[3:]),
+        ):
+            if tokens and policy / tokens < blind <= reference / tokens:
+                return (
+                    f"{responses} {policy / tokens:.1f} nats per token, less than tokens drawn blindly "
+                    f"({blind:.1f}), where they had {reference / tokens:.1f} before"
+                )
+        from scipy.stats import binom
+
+        if binom.cdf(math.floor(won), prompts, 0.5) < self.CHANCE:
+            return f"the policy prefers the chosen response on only {won / prompts:.0%} of what it was just trained on"
+        return None
+
+
+class _Step(NamedTuple):
+    """Sums over one batch: prompts, those won (pairs of a prompt share one), nats and tokens of responses."""
+
+    prompts: int
+    won: float
+    chosen_policy: float
+    chosen_reference: float
+    chosen_tokens: float
+    base_policy: float
+    base_reference: float
+    base_tokens: float

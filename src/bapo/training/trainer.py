@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,27 @@ from bapo.models import (
 )
 from bapo.objectives import LossParts
 from bapo.preferences import Preferences, doubtful
+from bapo.settings import shortened
 from bapo.training.batches import Collator, PairBatch, PairDataset, PairSampler, PromptSampler
 from bapo.training.checkpoints import last_complete, mark_complete
+from bapo.training.compatibility import TRAINER_ARGUMENTS, model_arguments, refuse
 from bapo.training.config import BAPOConfig
-from bapo.training.datasets import preferences_from_dataset
-from bapo.training.metrics import MetricSums, Throughput, add_base_metrics, add_pair_metrics
+from bapo.training.datasets import preferences_from_dataset, train_part
+from bapo.training.metrics import (
+    ANCHOR_METRICS,
+    BASE_METRICS,
+    EVALUATION_METRICS,
+    PAIR_METRICS,
+    Ending,
+    MetricSums,
+    Throughput,
+    add_base_metrics,
+    add_pair_metrics,
+)
 from bapo.training.reference import check_step_0, reference_pass, starts_away
 from bapo.training.saved import check_saved
+
+logger = logging.getLogger(__name__)
 
 _BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
@@ -64,15 +80,18 @@ class BAPOTrainer(Trainer):
         model: a model, or the name of one for `bapo.models.load_model`.
         ref_model: another model to be the reference; by default the given model as it is now.
         args: the settings.
-        data_collator: not supported; the trainer's own one shares prompts.
-        train_dataset: `Preferences`, `AnchoredPreferences`, or a data set in any of TRL's preference formats. A column
-            ``base`` holds base responses in words; without it they are generated.
+        data_collator: refused; the trainer's own one shares prompts.
+        train_dataset: `Preferences`, `AnchoredPreferences`, or a data set in any of TRL's preference formats; of a
+            `DatasetDict` its ``train``. A column ``base`` holds base responses in words; without it they are generated.
         eval_dataset: the same, or several by name.
         processing_class: the tokenizer; loaded with the model where that is given by name.
-        compute_metrics, callbacks, optimizers: as in `transformers.Trainer`.
-        quantization_config: not supported here; load the model with it, or by name with ``precision="nf4"``.
+        compute_metrics: refused; `evaluate` returns the trainer's own metrics, under TRL's names where TRL has them.
+        callbacks, optimizers: as in `transformers.Trainer`.
+        quantization_config: how a model that is given by name is quantized, if that is nf4 as `load_model` does it.
         peft_config: configuration of an adapter to train, whose reference is the model without it; None trains what the
             model says is trainable.
+        others: ``optimizer_cls_and_kwargs`` as in `transformers.Trainer`; ``tokenizer``, the old name of
+            ``processing_class``. The rest of what these trainers ever took is refused by name.
 
     Raises:
         BapoError: the data hold no usable pair, an argument does not fit, or nothing is trainable.
@@ -89,18 +108,24 @@ class BAPOTrainer(Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        compute_metrics: Callable[..., Any] | None = None,
+        compute_metrics: None = None,
         callbacks: list[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: None = None,
+        quantization_config: Any = None,
         peft_config: Any = None,
+        **others: Any,
     ) -> None:
-        args = args or BAPOConfig(output_dir="bapo-output")
-        if data_collator is not None or quantization_config is not None:
-            raise BapoError("BAPOTrainer takes no data_collator and no quantization_config: load the model quantized.")
+        args = BAPOConfig(output_dir="bapo-output") if args is None else args
+        optimizer = {name: others.pop(name) for name in ("optimizer_cls_and_kwargs",) if name in others}
+        processing_class = _tokenizer(processing_class, others)
+        _check_arguments(args, {**others, "data_collator": data_collator, "compute_metrics": compute_metrics})
         if train_dataset is None:
             raise BapoError("BAPOTrainer needs a train_dataset.")
-        loaded = _loaded(model, processing_class, args)
+        if ref_model is not None and (ref_model is model or not isinstance(ref_model, nn.Module)):
+            raise BapoError(
+                "ref_model must be a model of its own: leave it out where the reference is the model as it is given."
+            )
+        loaded = _loaded(model, processing_class, args, quantization_config)
         if (args.bf16 or args.fp16) and loaded.model.dtype == torch.float32:
             raise BapoError(
                 "The model is float32 and the settings ask for bf16 or fp16: load the model in that precision "
@@ -114,48 +139,53 @@ class BAPOTrainer(Trainer):
         check_finite(policy.state_dict(), "The model")
         fuse_lora(policy)
         lean_layers(policy)
-        if args.activation_checkpointing and hasattr(policy, "enable_input_require_grads"):
+        if args.checkpoints_activations and hasattr(policy, "enable_input_require_grads"):
             policy.enable_input_require_grads()
         if args.disable_dropout:
             disable_model_dropout(policy)
         self.objective = args.make_objective()
         self._reference = LoadedModel(loaded.name, ref_model or policy, loaded.chat, loaded.precision)
         self._store: AnchorStore | None = None
+        self._steps_taken = False
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._work = Throughput()
+        self._ending = Ending()
         self._part_gradients: dict[str, list[Tensor]] = {}
         self._part_gradients_of = -1
         own, fresh = self._reference.model is policy, peft_config is not None
         self._reference_pass = reference_pass(policy, fresh=fresh) if own else None
         self._starts_away = own and starts_away(policy, fresh=fresh)
         with args.main_process_first(desc="anchoring"):
-            train = self._anchored(train_dataset, args)
+            train = self._anchored(train_part(train_dataset), args, "the training data")
             evals = _map_datasets(lambda data: self._anchored(data, args), eval_dataset)
         self._with_base = self.objective.anchor is not None or args.track_base
         self._max_batch_tokens = args.max_batch_tokens or _BATCH_TOKENS[args.device.type == "cpu"]
-        super().__init__(
-            model=policy,
-            args=args,
-            data_collator=Collator(train, with_base=self._with_base, max_tokens=self._max_batch_tokens),
-            train_dataset=PairDataset(train),
-            eval_dataset=_map_datasets(PairDataset, evals),
-            processing_class=loaded.tokenizer,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
+        with foreign("The trainer could not be set up", "change the setting that this names"):
+            super().__init__(
+                model=policy,
+                args=args,
+                data_collator=Collator(train, with_base=self._with_base, max_tokens=self._max_batch_tokens),
+                train_dataset=PairDataset(train),
+                eval_dataset=_map_datasets(PairDataset, evals),
+                processing_class=loaded.tokenizer,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                **optimizer,
+            )
         self.model_accepts_loss_kwargs = True  # the loss is a sum over pairs divided by the pairs of the whole step
+        if self.is_deepspeed_enabled:
+            raise BapoError("BAPOTrainer does not run under DeepSpeed: start it with torchrun, or with FSDP.")
         self.scorer = ResponseScorer(policy)
         self._reference_pass = reference_pass(policy, fresh=fresh) if own else None  # on its device by now
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
-    def _anchored(self, data: Any, args: BAPOConfig) -> AnchoredPreferences:
+    def _anchored(self, data: Any, args: BAPOConfig, called: str = "the evaluation data") -> AnchoredPreferences:
         if isinstance(data, AnchoredPreferences):
             return data
         bases: Mapping[Any, Any] | None = None
         if not isinstance(data, Preferences):
-            data, bases = preferences_from_dataset(data)
+            data, bases = preferences_from_dataset(data, called)
         with self._as_reference():
             if self._store is None:
                 self._store = (
@@ -170,27 +200,51 @@ class BAPOTrainer(Trainer):
             _warn_of_what_is_lost(data, anchored)
         return anchored
 
-    def _as_reference(self) -> AbstractContextManager[None]:
-        """The policy is the reference inside, where it does not start as it."""
-        return self._reference_pass() if self._starts_away and self._reference_pass else nullcontext()
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """While data are anchored, the policy is the reference, where it starts away from it or has been trained.
+
+        Raises:
+            BapoError: the reference is in memory no more, as all weights were trained, or its store is not known.
+        """
+        trained = self._steps_taken and self._reference.model is self.model
+        if trained and (self._reference_pass is None or self._store is None or self.is_fsdp_enabled):
+            raise BapoError(
+                "These data are not anchored yet, and the reference that they would be anchored to has been trained: "
+                "give them as eval_dataset when the trainer is made."
+            )
+        if self._reference_pass is None or not (trained or self._starts_away):
+            yield
+            return
+        with evaluating(self._reference.model), self._reference_pass():
+            yield
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         sampler = PromptSampler if self.args.sampler == "by-prompt" else PairSampler
-        return sampler(train_dataset or self.train_dataset, self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return sampler(train_dataset or self.train_dataset, seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The data loader of one evaluation set, whose batches speak of its own groups."""
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = (self.eval_dataset if isinstance(self.eval_dataset, dict) else {}).get(dataset)
+        if dataset is None or isinstance(dataset, dict):
+            raise BapoError(f"There is no evaluation set {shortened(eval_dataset)}: give the trainer an eval_dataset.")
         if not isinstance(dataset, PairDataset):
             dataset = PairDataset(self._anchored(dataset, self.args))
         training_collator = self.data_collator
         self.data_collator = Collator(dataset.preferences, with_base=self._with_base, max_tokens=self._max_batch_tokens)
         try:
-            return super().get_eval_dataloader(dataset)
+            return self._get_dataloader(
+                dataset, "Evaluation", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
+            )
         finally:
             self.data_collator = training_collator
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The same for `predict`, which gives metrics and no predictions: there are none of a comparison."""
+        return self.get_eval_dataloader(test_dataset)
 
     # ---- loss -------------------------------------------------------------------------------------------------------
 
@@ -226,6 +280,7 @@ class BAPOTrainer(Trainer):
         if base is not None:
             add_base_metrics(self._sums[mode], base, parts)
         if mode == "train":
+            self._ending.note(pairs, base, prompts=len(batch.groups))
             self._work.add(len(batch), batch.tokens)
             self._add_part_gradients(parts, base, share)
         return self.objective.total(parts, base) * share
@@ -236,7 +291,7 @@ class BAPOTrainer(Trainer):
         So rounding, which goes by the layout, cancels in log-ratios as long as nothing has been trained: in the first
         step, whose hinges would start active at random otherwise; and in every evaluation.
         """
-        if self._reference_pass is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._reference_pass is None or self.is_fsdp_enabled:
             return batch
         with torch.no_grad(), evaluating(self.model), self._reference_pass():
             return batch.with_references(self.scorer(batch.groups, most_strands=self._most_strands))
@@ -260,7 +315,7 @@ class BAPOTrainer(Trainer):
     def _most_strands(self) -> int:
         one = (
             self.accelerator.num_processes > 1
-            or self.args.activation_checkpointing  # goes through attention a second time
+            or self.args.checkpoints_activations  # goes through attention a second time
             or self.args.part_gradient_steps  # goes through the backward pass several times
             or not self.args.disable_dropout  # of the model, whose draws have no seed of a strand
         )
@@ -354,15 +409,19 @@ class BAPOTrainer(Trainer):
         if resume_from_checkpoint is True:
             last = last_complete(Path(self.args.output_dir))
             resume_from_checkpoint = str(last) if last else None
+        self._check_best_metric()
         if not resume_from_checkpoint and self._reference.model is self.model:
             self._check_step_0()
+        self._steps_taken = True
         self._work.restart()
         if self.args.keep_freed_memory and self.args.device.type == "cpu":
             keep_freed_memory()
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            done = super().train(resume_from_checkpoint, *args, **kwargs)
         except _Trained:
-            return self._finish_trained()
+            done = self._finish_trained()
+        self._say_how_it_ended()
+        return done
 
     def _finish_trained(self) -> TrainOutput:
         """What the end of training does, without the step that it would take first."""
@@ -371,6 +430,19 @@ class BAPOTrainer(Trainer):
         self.callback_handler.on_train_end(self.args, self.state, self.control)
         self.is_in_train = False
         return TrainOutput(self.state.global_step, 0.0, {})
+
+    def _say_how_it_ended(self) -> None:
+        """A policy that is broken is said to be so, unless an earlier and better one was put back."""
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            return
+        fault = self._ending.fault(self.model.get_input_embeddings().weight.shape[0])
+        if fault is not None and self.is_world_process_zero():
+            logger.warning(
+                "After %d steps %s: the learning rate of %g is too high for these data, or they contradict themselves.",
+                self.state.global_step,
+                fault,
+                self.args.learning_rate,
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter, or the whole model where that was trained, and look once whether it is what was trained.
@@ -395,18 +467,46 @@ class BAPOTrainer(Trainer):
             if self.args.should_save:
                 mark_complete(folder)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the metrics of all micro-batches and processes since the last time."""
-        prefix = next(
-            (key.removesuffix("_loss") for key in logs if key.startswith("eval_") and key.endswith("_loss")), None
-        )
-        self._finish_part_gradients()
-        sums = self._sums["train" if prefix is None else "eval"]
-        merged = sums.merged(self._summed_over_processes)
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Go over an evaluation set; the metrics of all its pairs are part of what `evaluate` and `predict` return."""
+        sums = self._sums["eval"]
         sums.clear()
-        if prefix is not None:
-            merged = {f"{prefix}_{name}": value for name, value in merged.items()}
-        elif "loss" in logs:
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        for name, value in sums.merged(self._summed_over_processes).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        sums.clear()
+        return output
+
+    def _check_best_metric(self) -> None:
+        """Before the first step: what the best model is chosen by must be something that an evaluation finds."""
+        name = self.args.metric_for_best_model
+        if name is None or self.eval_dataset is None or type(self).evaluate is not Trainer.evaluate:
+            return
+        found = [*EVALUATION_METRICS, *PAIR_METRICS, *(BASE_METRICS if self._with_base else ())]
+        found += ANCHOR_METRICS if self.objective.anchor is not None else ()
+        sets = [f"{own}_" for own in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
+        known = [f"eval_{own}{metric}" for own in sets for metric in found]
+        if f"eval_{name.removeprefix('eval_')}" not in known:
+            raise BapoError(
+                f"metric_for_best_model names {shortened(name)}, which is no metric of an evaluation: use one of "
+                f"{', '.join(known)}."
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; training gets the metrics of all its micro-batches and processes since the last time."""
+        merged: dict[str, float] = {}
+        if "loss" in logs or "train_loss" in logs:
+            self._finish_part_gradients()
+            merged = self._sums["train"].merged(self._summed_over_processes)
+            self._sums["train"].clear()
+        if "loss" in logs:
             merged |= self._work.rates(self.accelerator.num_processes)
         super().log({**logs, **merged}, start_time)
 
@@ -428,11 +528,23 @@ class _Trained(Exception):  # noqa: N818
     """
 
 
-def _loaded(model: Any, tokenizer: Any, args: BAPOConfig) -> LoadedModel:
+def _loaded(model: Any, tokenizer: Any, args: BAPOConfig, quantization_config: Any) -> LoadedModel:
     if isinstance(model, str):
-        return load_model(model, **(args.model_init_kwargs or {}))
+        told: Any = args.model_init_kwargs or {}
+        arguments, attention = model_arguments(
+            {"trust_remote_code": args.trust_remote_code, **told}, quantization_config
+        )
+        loaded = load_model(model, **arguments)
+        if attention is not None:
+            loaded.model.set_attn_implementation(attention)
+        return loaded if tokenizer is None else replace(loaded, chat=chat_format(loaded.model, tokenizer))
+    if args.model_init_kwargs or quantization_config is not None:
+        raise BapoError(
+            "model_init_kwargs and quantization_config say how a model is loaded, and this one is loaded already: "
+            "leave them out, or give the model's name."
+        )
     if tokenizer is None:
-        tokenizer = load_tokenizer(model.config._name_or_path)
+        tokenizer = load_tokenizer(model.config._name_or_path, trust_remote_code=args.trust_remote_code)
     precision: Precision = "float32" if model.dtype == torch.float32 else "bf16"
     if getattr(model, "is_loaded_in_4bit", False):
         precision = "nf4"
@@ -451,6 +563,27 @@ def _warn_of_what_is_lost(data: Preferences, anchored: AnchoredPreferences) -> N
     ]
     if said:
         warnings.warn(f"{data.name}, {data.rows:,} comparisons: {'; '.join(said)}.", stacklevel=2)
+
+
+def _tokenizer(processing_class: Any, others: dict[str, Any]) -> Any:
+    """The tokenizer, by its name of today or its old one, which is taken out of the other arguments."""
+    old = others.pop("tokenizer", None)
+    found = old if processing_class is None else processing_class
+    if found is not None and not callable(getattr(found, "encode", None)):
+        raise BapoError(
+            f"processing_class must be a tokenizer, and it is a {type(found).__name__}: give a processor's tokenizer."
+        )
+    return found
+
+
+def _check_arguments(args: Any, others: Mapping[str, Any]) -> None:
+    """Refuse what the trainer has no use for, by name."""
+    if not isinstance(args, BAPOConfig):
+        raise BapoError(f"args must be a BAPOConfig, and it is a {type(args).__name__}: it takes the same settings.")
+    for name, value in others.items():
+        if name not in TRAINER_ARGUMENTS:
+            raise BapoError(f"BAPOTrainer has no argument {shortened(name)}: see its documentation for those it has.")
+        refuse(name, value, TRAINER_ARGUMENTS[name], "BAPOTrainer")
 
 
 def _map_datasets(function: Callable[[Any], Any], data: Any) -> Any:
