@@ -14,6 +14,7 @@ import pytest
 
 from bapo import files
 from bapo.errors import LONGEST_SENTENCE, BapoError, foreign
+from bapo.personalize.stages import _alone, silent
 
 RECORDS = [[{"key": f"k{i}", "logp": -1.5 - i}] for i in range(3)]
 
@@ -193,6 +194,19 @@ def test_a_lock_is_waited_for_and_that_of_a_killed_process_is_free(kill: bool, t
         assert waited == ([] if kill else [1])
         assert kill or time.monotonic() - start > 0.5
     other.join()
+
+
+def test_the_first_process_of_a_run_locks_for_all_and_does_not_let_them_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with _alone(tmp_path, "training", silent):
+        with pytest.raises(BapoError, match="Another process trains into"), _alone(tmp_path, "training", silent):
+            pass
+        monkeypatch.setenv("RANK", "1")
+        with _alone(tmp_path, "training", silent):
+            pass
 
 
 def test_what_cannot_be_locked_is_one_sentence(tmp_path: Path) -> None:

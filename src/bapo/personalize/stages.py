@@ -225,8 +225,13 @@ def _alone(folder: Path, stage: str, on_progress: OnProgress) -> Iterator[None]:
     if int(os.environ.get("RANK", "0")) > 0:
         yield
         return
-    note = f"waiting for another process that trains into {folder}"
-    with locked(folder / ".lock", lambda: on_progress(stage, 0, 1, note)):
+
+    def on_wait() -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the others would wait for this one, and not for the lock
+            raise BapoError(f"Another process trains into {folder}: wait for it, or name another with --output.")
+        on_progress(stage, 0, 1, f"waiting for another process that trains into {folder}")
+
+    with locked(folder / ".lock", on_wait):
         yield
 
 
