@@ -449,6 +449,9 @@ def test_a_base_response_that_a_pair_rejects_is_known_and_counted(tmp_path: Path
     }
 
 
+SPACE = tiny_tokenizer()(" ")["input_ids"][0]
+
+
 @pytest.mark.parametrize(
     ("base", "ended", "rejected", "same"),
     [
@@ -456,6 +459,8 @@ def test_a_base_response_that_a_pair_rejects_is_known_and_counted(tmp_path: Path
         ((5, 6, 7, 3), True, (5, 6, 7, 2), True),  # another of the end tokens
         ((5, 6, 7), False, (5, 6, 7, 3), True),
         ((5, 6), False, (5, 6, 7, 3), True),  # cut when it was generated
+        ((80, 81, SPACE), False, (80, 81, 3), True),  # cut behind a space, which a person left out
+        ((80, 81, SPACE), False, (80, 3), False),
         ((5, 6, 7, 8, 3), True, (5, 6), True),  # the rejected one was cut
         ((5, 6, 3), True, (5, 6, 7, 3), False),  # ended earlier: another response
         ((5, 6, 7, 3), True, (5, 6, 3), False),

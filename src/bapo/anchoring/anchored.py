@@ -309,7 +309,7 @@ def is_any_of(base: Response, others: Sequence[TokenIds], chat: ChatFormat) -> b
         cut = not base.ended if shorter is own else theirs == other
         if shorter == longer or (cut and longer[: len(shorter)] == shorter):
             return True
-    text = chat.response_text(own) if base.ended else None
+    text = chat.response_text(own)
     return any(chat.response_text(other) == text for other in others)
 
 
