@@ -66,10 +66,10 @@ def test_overrides_win_and_empty_ones_do_not() -> None:
         ("training:\n  seed: -1", "'training.seed' in .* is -1"),
         ("training:\n  steps: =", "not valid YAML"),
         ("training:\n  steps: !!float x", "not valid YAML"),
-        ("training: '" + " " * 100_000 + "'", "'training' in .* is ' +... +', which does not fit"),
+        ("training: '" + " " * 100_000 + "'", "'training' in .* is ' +.*, and it does not fit"),
         ("a: " + "[" * 10_000, "not valid YAML"),
         ("? [a]\n: b", "not valid YAML"),
-        ("{1: 2}", "which does not fit"),
+        ("{1: 2}", "and it does not fit"),
     ],
 )
 def test_a_bad_recipe_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_recipe_in_another_encoding_is_read_where_it_says_so(tmp_path: Path) -
 
 @pytest.mark.parametrize("value", ["!!timestamp x", "!!float x", "=", "[", "{a: *b}"])
 def test_a_value_that_yaml_cannot_read_is_one_sentence(value: str) -> None:
-    with pytest.raises(BapoError, match=r"^--set .* is not valid YAML"):
+    with pytest.raises(BapoError, match=r"--set .* is not valid YAML"):
         recipe_from(None, [f"training.rank={value}"])
 
 
@@ -111,7 +111,7 @@ def test_a_long_key_or_value_is_cut_in_the_sentence() -> None:
 def test_a_recipe_that_is_no_text_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"training:\n  rank: 4\x8e")
-    with pytest.raises(BapoError, match=r"could not be read .*: check that it is a text file in UTF-8"):
+    with pytest.raises(BapoError, match=r"is not UTF-8 text .*: save it as UTF-8"):
         read_recipe(str(path))
 
 

@@ -26,6 +26,7 @@ from bapo.anchoring import (
 from bapo.anchoring.anchored import is_any_of
 from bapo.anchoring.store import group_key
 from bapo.errors import BapoError
+from bapo.files import read_record, write_record
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat, LoadedModel, add_lora
 from bapo.preferences import Message, Pair, Preferences, group_pairs
@@ -373,12 +374,12 @@ def test_a_store_of_before_gets_a_day_and_one_without_a_date_none(tmp_path: Path
     assert anchor(preferences(), plain, AnchorStore(tmp_path / "plain", plain), generation=SHORT).today is None
     AnchorStore(tmp_path / "a", on(ONE_DAY))
     manifest = tmp_path / "a" / "manifest.json"
-    content = json.loads(manifest.read_text())
+    content = read_record(manifest, "")
     del content["today"]
-    manifest.write_text(json.dumps(content))
+    write_record(manifest, content)
     assert AnchorStore(tmp_path / "a", on(ANOTHER_DAY)).today == ANOTHER_DAY
     assert AnchorStore(tmp_path / "a", on(ONE_DAY)).today == ANOTHER_DAY
-    manifest.write_text(json.dumps({**content, "today": "yesterday"}))
+    write_record(manifest, {**content, "today": "yesterday"})
     with pytest.raises(BapoError, match="is damaged"):
         AnchorStore(tmp_path / "a", on(ONE_DAY))
 
@@ -396,7 +397,7 @@ def test_base_responses_generated_or_given_end_where_the_context_does(architectu
     anchored = anchor(group_pairs("test", pairs), model, store, generation=how, bases=given)
     generated, told, short = (group.bases[0] for group in anchored.groups)
     assert len(generated.ids) <= 12
-    assert told.ids == model.chat.response_ids("my own answer, which is long", chat=False)[:12]
+    assert told.ids == model.chat.response_ids("my own answer, which is long", "q")[:12]
     assert not told.ended
     cut = 1 + (not generated.ended)
     assert anchored.counts["base responses cut: too long"] == cut

@@ -66,7 +66,7 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
         key, equals, text = setting.partition("=")
         if not equals:
             raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {shortened(setting)}.")
-        overrides[key.strip()] = read_yaml(text, f"The value of --set {shortened(setting)}")
+        overrides[key.strip()] = read_yaml(text, f"The value of --set {key.strip()[:80]}")
     return read_recipe(name, overrides)
 
 
