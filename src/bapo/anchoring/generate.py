@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bapo.errors import BapoError
 from bapo.likelihood import TokenIds, evaluating
-from bapo.models import packed_weights
+from bapo.models import forget_positions, packed_weights, steady_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,13 @@ def generate_batch(
 ) -> list[tuple[Response, ...]]:
     """Responses to each prompt of one batch. Sampling depends on the seed and the batch's prompts alone.
 
-    `generate` runs `STAGE` tokens at a time, and rows that have ended leave the batch and its cache in between.
+    `generate` runs `STAGE` tokens at a time, and rows that have ended leave the batch and its cache in between. Prompts
+    whose rotary frequencies would depend on the longest of them are answered one at a time.
     """
+    together = steady_length(model.config)
+    if together is not None and len(prompts) > 1 and max(map(len, prompts)) + settings.max_new_tokens > together:
+        return [generate_batch(model, [prompt], settings, end_ids)[0] for prompt in prompts]
+    forget_positions(model)
     pad = end_ids[0]
     rows = [prompt for prompt in prompts for _ in range(settings.responses)]
     width = max(map(len, rows))

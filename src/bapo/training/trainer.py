@@ -134,6 +134,7 @@ class BAPOTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # the loss is a sum over pairs divided by the pairs of the whole step
         self.scorer = ResponseScorer(policy)
+        self.scorer.see_lengths([group.tokens for group in train.groups])  # while all processes are at the same place
         self._reference_pass = reference_pass(policy) if self._reference.model is policy else None
 
     # ---- data -------------------------------------------------------------------------------------------------------
@@ -320,6 +321,8 @@ class BAPOTrainer(Trainer):
         """Before the first step the policy must give the reference's numbers."""
         chat = self._reference.chat
         check_step_0(self.model, self.scorer, self.train_dataset.preferences, chat.end_ids, self._reference_pass)
+        if self.args.disable_dropout:
+            self.scorer.check_training_mode()
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
