@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import logging
 import multiprocessing
@@ -39,8 +40,10 @@ from torch import Tensor
 from bapo.errors import BapoError, first_line
 from bapo.likelihood import ResponseScorer, TokenGroup, evaluating, gap_of, judge, scoring
 from bapo.likelihood.noise import nudged
-from bapo.models import add_lora, disable_model_dropout, fuse_lora, lean_layers
+from bapo.models import add_lora, disable_model_dropout, fuse_lora, lean_layers, steady_length
 from bapo.reporting import markdown_table
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 FLOORS = 100
 """Noise floors by which a layout that is wrong on purpose must move log-probs."""
@@ -88,11 +91,11 @@ def groups() -> list[TokenGroup]:
     def ids(length: int) -> tuple[int, ...]:
         return tuple(rng.randrange(5, VOCABULARY) for _ in range(length))
 
-    return [
-        TokenGroup(ids(9), (ids(6), ids(4), ids(1))),
-        TokenGroup(ids(26), (ids(12), ids(7))),
-        TokenGroup(ids(7), (ids(5), ids(8))),
-        TokenGroup(ids(40), (ids(5),)),
+    return [  # few lengths, because a CPU plans each product of a new shape for longer than it computes it
+        TokenGroup(ids(9), (ids(6), ids(6), ids(1))),
+        TokenGroup(ids(26), (ids(12), ids(12))),
+        TokenGroup(ids(7), (ids(8), ids(8))),
+        TokenGroup(ids(32), (ids(6),)),
     ]
 
 
@@ -121,13 +124,15 @@ def gradient_of(model: Any) -> Tensor:
 
 
 def own_numbers(model: Any, *, eager: bool = True, nudge: bool = False, gradient: bool = True) -> Numbers:
-    """By the model's own code, of a copy that has computed nothing before; sequences in the order of their lengths."""
-    model = copy.deepcopy(model)
+    """By the model's own code, as if it had computed nothing before; sequences in the order of their lengths."""
+    if steady_length(model.config) is not None:
+        model = copy.deepcopy(model)  # what it computes stays with it
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    attention = causal_lm.config._attn_implementation
     with suppress(Exception):  # some families have no such choice
         causal_lm.set_attn_implementation("eager" if eager else "sdpa")
-    if nudge:
-        causal_lm.get_input_embeddings().register_forward_hook(lambda module, inputs, output: nudged(output))
+    embeddings = causal_lm.get_input_embeddings()
+    hook = embeddings.register_forward_hook(lambda module, inputs, output: nudged(output) if nudge else output)
     sequences = [(group.prompt, response) for group in GROUPS for response in group.responses]
     parts: dict[int, Tensor] = {}
     for at in sorted(range(len(sequences)), key=lambda at: len(sequences[at][0] + sequences[at][1])):
@@ -135,10 +140,16 @@ def own_numbers(model: Any, *, eager: bool = True, nudge: bool = False, gradient
         logits = causal_lm(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]
         logps = logits.float().log_softmax(-1)
         parts[at] = torch.stack([logps[len(prompt) - 1 + i, token] for i, token in enumerate(response)])
+    hook.remove()
+    with suppress(Exception):
+        causal_lm.set_attn_implementation(attention)
     in_order = [parts[at] for at in range(len(sequences))]
-    if gradient:
-        weighted(in_order).backward()
-    return Numbers(torch.cat(in_order).detach(), gradient_of(model) if gradient else torch.zeros(0))
+    if not gradient:
+        return Numbers(torch.cat(in_order).detach(), torch.zeros(0))
+    weighted(in_order).backward()
+    found = Numbers(torch.cat(in_order).detach(), gradient_of(model))
+    model.zero_grad()
+    return found
 
 
 def sped_up(model: Any) -> Any:
@@ -172,11 +183,13 @@ def own_passes(model: Any, dtype: torch.dtype) -> dict[str, Numbers]:
     if dtype != torch.float32:
         passes["sdpa"] = own_numbers(model, eager=False)
     if dtype != torch.float32 and hasattr(model, "get_base_model"):
-        rounded = copy.deepcopy(model)
-        for name, parameter in rounded.named_parameters():
-            if "lora_" in name:
-                parameter.data = parameter.data.to(dtype)
-        passes["adapter rounded"] = own_numbers(rounded)
+        adapter = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+        precise = [parameter.data for parameter in adapter]
+        for parameter in adapter:
+            parameter.data = parameter.data.to(dtype)
+        passes["adapter rounded"] = own_numbers(model)
+        for parameter, data in zip(adapter, precise, strict=True):
+            parameter.data = data
     return passes
 
 
@@ -193,7 +206,8 @@ def examine_in(model: Any, dtype: torch.dtype) -> tuple[ResponseScorer, int, str
     Raises:
         DisagreementError: something is not what the model itself computes.
     """
-    own, policy, untrained, made = own_passes(model, dtype), sped_up(model), "", 2
+    policy = sped_up(model)
+    own, untrained, made = own_passes(model, dtype), "", 2
     with in_two_strands():
         scorer = ResponseScorer(policy)
         check("scores", scorer.score(GROUPS).tokens, own, dtype)
@@ -213,10 +227,10 @@ def examine_in(model: Any, dtype: torch.dtype) -> tuple[ResponseScorer, int, str
     by_group = [turned[sum(lengths[:at]) : sum(lengths[: at + 1])] for at in range(len(lengths))]
     check("scores in another order", torch.cat([t for part in by_group[::-1] for t in part]), own, dtype)
     if dtype != torch.float32:
-        exact = copy.deepcopy(model).float()
+        found, exact = scorer.float32(GROUPS), model.float()
         with torch.no_grad():
             passes = {name: own_numbers(exact, nudge=name == "nudged", gradient=False) for name in ("plain", "nudged")}
-        check("scores of bf16 weights in float32", scorer.float32(GROUPS), passes, torch.float32)
+        check("scores of bf16 weights in float32", found, passes, torch.float32)
         made += 1
     return scorer, made, untrained
 
@@ -266,7 +280,7 @@ def drawn(case: str) -> tuple[float, dict[str, float]]:
     return best
 
 
-def examine(case: str) -> Finding:
+def examine(case: str, precisions: Sequence[str] = tuple(PRECISIONS)) -> Finding:
     finding = Finding(case)
     try:
         model = tiny(case)
@@ -281,7 +295,7 @@ def examine(case: str) -> Finding:
         return finding
     try:
         finding.spread, finding.told = drawn(case)
-        _compare(case, finding)
+        _compare(finding, [PRECISIONS[name] for name in precisions])
     except BapoError as error:
         finding.path, finding.why = REFUSED, str(error)
     except DisagreementError as error:
@@ -291,12 +305,12 @@ def examine(case: str) -> Finding:
     return finding
 
 
-def _compare(case: str, finding: Finding) -> None:
+def _compare(finding: Finding, dtypes: Sequence[torch.dtype]) -> None:
     ways: list[tuple[str, str]] = []
     without = unable = ""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes:
         for adapted in (False, True):
-            model = tiny(case, finding.spread, dtype=dtype)
+            model = tiny(finding.case, finding.spread, dtype=dtype)
             if adapted:
                 try:
                     model = with_adapter(model)
@@ -331,21 +345,22 @@ def way_of(scorer: ResponseScorer) -> tuple[str, str]:
     return (ROW, "") if scorer._fit.longest is None else (LONG, "rotary frequencies go by the longest position")
 
 
-def _in_process(case: str, pipe: Any) -> None:
+def _in_process(case: str, precisions: Sequence[str], pipe: Any) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+    gc.freeze()  # what has been imported is not looked through again and again
     started = time.perf_counter()
-    finding = examine(case)
+    finding = examine(case, precisions)
     finding.seconds = round(time.perf_counter() - started, 1)
     pipe.send(finding)
 
 
-def found(case: str, timeout: float, context: Any) -> Finding:
+def found(case: str, precisions: Sequence[str], timeout: float, context: Any) -> Finding:
     """What comes out in a process of its own: a crash or an endless loop ends that one alone."""
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_in_process, args=(case, theirs), daemon=True)
+    process = context.Process(target=_in_process, args=(case, precisions, theirs), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -374,12 +389,14 @@ def summary(findings: Sequence[Finding]) -> str:
     return f"{len(findings)} tried: " + ", ".join(f"{counted[path]} {path}" for path in PATHS)
 
 
-def run(names: Sequence[str], timeout: float, tell: Callable[[Finding], None]) -> list[Finding]:
+def run(
+    names: Sequence[str], precisions: Sequence[str], timeout: float, tell: Callable[[Finding], None]
+) -> list[Finding]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.architectures", "tests.faults", "bapo.training", "peft"])
     findings = []
     for case in names:
-        findings.append(found(case, timeout, context))
+        findings.append(found(case, precisions, timeout, context))
         tell(findings[-1])
     return findings
 
@@ -387,6 +404,7 @@ def run(names: Sequence[str], timeout: float, tell: Callable[[Finding], None]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help="model types, with a variant behind a +; all by default")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for each")
     parser.add_argument("--json", type=Path, help="file that gets a line for each")
     parser.add_argument("--markdown", type=Path, help="file that gets the table")
@@ -398,7 +416,7 @@ def main() -> None:
         if lines is not None:
             print(json.dumps(asdict(finding)), file=lines, flush=True)
 
-    findings = run(told.cases or cases(), told.timeout, tell)
+    findings = run(told.cases or cases(), told.precisions, told.timeout, tell)
     if told.markdown:
         told.markdown.write_text(table(findings) + "\n")
     print(summary(findings))

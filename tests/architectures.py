@@ -61,8 +61,21 @@ _SIZES: dict[str, Any] = {
 _MLA = {"head_dim": 8, "num_key_value_heads": 4}  # multi-head latent attention: its rotary part, and no groups
 
 _OWN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "youtu"), _MLA),
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}, "num_key_value_heads": 2},
+    **dict.fromkeys(
+        (
+            "axk1",
+            "axk2",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "glm4_moe_lite",
+            "glm_moe_dsa",
+            "minicpm3",
+            "youtu",
+        ),
+        _MLA,
+    ),
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}, "num_key_value_heads": 2},
     "deepseek_v2": {**_MLA, "num_experts_per_tok": 2},
     "longcat_flash": {**_MLA, "num_layers": 2, "zero_expert_num": 2},
     "cohere_compass_text": {

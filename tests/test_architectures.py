@@ -48,7 +48,7 @@ def test_a_few_of_each_path(tmp_path: Path) -> None:
 
 def test_what_the_probe_does_not_see_is_called_wrong(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bapo.likelihood.scoring.steady_length", lambda config: None)
-    finding = program.examine("llama+dynamic")
+    finding = program.examine("llama+dynamic", ["float32"])
     assert finding.path == "wrong"
     assert "token log-probs differ" in finding.why
 
@@ -57,7 +57,7 @@ def test_a_gradient_that_is_wrong_is_called_wrong(program: ModuleType, monkeypat
     from bapo.models import GradientRows
 
     monkeypatch.setattr(GradientRows, "leave_out", lambda rows, places: setattr(rows, "runs", (slice(0, 20),)))
-    finding = program.examine("llama")
+    finding = program.examine("llama", ["float32"])
     assert finding.path == "wrong"
     assert "gradients" in finding.why
 
@@ -84,7 +84,7 @@ def test_a_process_that_ends_is_one_finding(program: ModuleType, monkeypatch: py
         def kill(self) -> None: ...
         def join(self, timeout: float | None = None) -> None: ...
 
-    finding = program.found("llama", 1.0, Context())
+    finding = program.found("llama", ["float32"], 1.0, Context())
     assert (finding.path, finding.why) == ("wrong", "ends its process (exit code -11)")
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCORING_VERSION = 3
+SCORING_VERSION = 4
 """Part of every cache key: raised whenever a score could come out differently."""
 
 MAX_TOKENS = 8192
