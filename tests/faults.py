@@ -1,18 +1,19 @@
-"""What the check before the first step has to tell from rounding: small things that happen to an anchored policy.
+"""What checks have to tell from rounding: small things that happen to an anchored policy, and layouts that are wrong.
 
 Each is a context manager that takes the policy, and undoes what it did unless it changed the base weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from bapo.likelihood import ResponseScorer, TokenGroup, scoring
+from bapo.likelihood.layout import Layout
 
 
 @contextmanager
@@ -27,22 +28,50 @@ def one_percent(policy: Any, layer: int = 1) -> Iterator[None]:
 
 
 @contextmanager
-def off_by_one(policy: Any) -> Iterator[None]:
-    """The positions of responses against their prompt's."""
+def _laid_out(change: Callable[[Layout], Layout]) -> Iterator[None]:
     original = scoring.lay_out
+    scoring.lay_out = lambda *arguments: change(original(*arguments))
+    try:
+        yield
+    finally:
+        scoring.lay_out = original
 
-    def shifted(*arguments: Any) -> Any:
-        layout = original(*arguments)
+
+def off_by_one(policy: Any) -> AbstractContextManager[None]:
+    """The positions of responses against their prompt's."""
+
+    def shifted(layout: Layout) -> Layout:
         positions = layout.position_ids.clone()
         for place in layout.places:
             positions[0, place] += 1
         return replace(layout, position_ids=positions)
 
-    scoring.lay_out = shifted
-    try:
-        yield
-    finally:
-        scoring.lay_out = original
+    return _laid_out(shifted)
+
+
+def seen_by_the_next(policy: Any) -> AbstractContextManager[None]:
+    """Each response by the one behind it, of the same prompt."""
+
+    def parented(layout: Layout) -> Layout:
+        parents = list(layout.segments.parents)
+        for at in range(1, len(parents)):
+            if parents[at] >= 0 and layout.segments.parents[at - 1] == parents[at]:
+                parents[at] = at - 1
+        return replace(layout, segments=replace(layout.segments, parents=tuple(parents)))
+
+    return _laid_out(parented)
+
+
+def neighbours_prompt(policy: Any) -> AbstractContextManager[None]:
+    """Responses behind the prompt of the group before theirs, those of the first group behind the last one's."""
+
+    def moved(layout: Layout) -> Layout:
+        parents = layout.segments.parents
+        prompts = [at for at, up in enumerate(parents) if up < 0]
+        before = dict(zip(prompts, [prompts[-1], *prompts[:-1]], strict=True))
+        return replace(layout, segments=replace(layout.segments, parents=tuple(before.get(up, up) for up in parents)))
+
+    return _laid_out(moved)
 
 
 @contextmanager

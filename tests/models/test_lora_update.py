@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from bapo.models import GradientRows, add_lora, fuse_lora, lean_layers, noting
+from bapo.models import GradientRows, add_lora, fuse_lora, lean_layers, noting, rows_of
 from bapo.models.lora_update import LoraInput, SharedInputs, _LoraLinear, _LowRankUpdate, drawn_places
 from bapo.models.remade import note_recipe, recipe_of
 from tests.tiny import tiny_model
@@ -75,10 +75,10 @@ def test_the_gradient_is_the_derivative(masked):
 
 def test_rows_that_no_gradient_reaches_are_left_out_and_nothing_changes():
     torch.manual_seed(0)
-    x, a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((9, 5), (2, 5), (4, 2)))
+    x, a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((1, 9, 5), (2, 5), (4, 2)))
     weight, places = torch.randn(4, 5, dtype=torch.float64), torch.tensor([3, 20, 44])
-    upstream = torch.randn(9, 4, dtype=torch.float64)
-    upstream[2:4] = upstream[7:] = 0
+    upstream = torch.randn(1, 9, 4, dtype=torch.float64)
+    upstream[:, 2:4] = upstream[:, 7:] = 0
     rows = GradientRows(9)
     with noting(rows):
         output = _LoraLinear.apply(x, weight, None, a, b, LoraInput(x, places), 1.7)
@@ -88,6 +88,25 @@ def test_rows_that_no_gradient_reaches_are_left_out_and_nothing_changes():
     torch.testing.assert_close(found, expected)
     rows.leave_out([slice(0, 9)])
     assert not any(gradient.any() for gradient in torch.autograd.grad(output, (x, a, b), upstream))
+
+
+def test_as_many_rows_in_another_order_are_all_taken_to_have_a_gradient():
+    """What a router sends to an expert is flat, and sorted by something else."""
+    with noting(rows := GradientRows(9)):
+        assert rows_of(torch.randn(1, 9, 5)) is rows
+        assert rows_of(torch.randn(9, 5)) is not rows
+        assert rows_of(torch.randn(3, 3, 5)).tokens == 9
+
+
+def test_a_bias_that_is_trained_gets_its_gradient():
+    plain = with_random_adapter("qwen2", bias="all")
+    fused = copy.deepcopy(plain)
+    fuse_lora(fused)
+    (_, expected), (_, found) = logits_and_gradients(plain), logits_and_gradients(fused)
+    assert any("bias" in name for name in expected)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("probability", [0.05, 0.5, 0.9])

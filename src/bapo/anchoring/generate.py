@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from bapo.anchoring.sampling import OwnDraws, draws_of
 from bapo.errors import BapoError
 from bapo.likelihood import TokenIds, evaluating
-from bapo.models import bare_model, context_length, packed_weights
+from bapo.models import bare_model, context_length, forget_positions, packed_weights, steady_length
 
 GENERATION_VERSION = 2
 """Counted up whenever the same settings could give another response than before."""
@@ -100,12 +100,17 @@ def generate_batch(
 
     A response that would not fit behind its prompt into the model's context is cut where the context ends, like one
     that reaches ``max_new_tokens``. `generate` runs at most `STAGE` tokens at a time, and rows that have ended or are
-    full leave the batch and its cache in between.
+    full leave the batch and its cache in between. Prompts whose rotary frequencies would depend on the longest of them
+    are answered one at a time.
 
     Raises:
         BapoError: a prompt fills the model's context.
     """
     causal_lm = bare_model(model)
+    together = steady_length(causal_lm.config)
+    if together is not None and len(prompts) > 1 and max(map(len, prompts)) + settings.max_new_tokens > together:
+        return [generate_batch(model, [prompt], settings, end_ids)[0] for prompt in prompts]
+    forget_positions(causal_lm)
     pad = end_ids[0]
     rows = [prompt for prompt in prompts for _ in range(settings.responses)]
     most = [longest_response(model, prompt, settings) for prompt in rows]

@@ -1,5 +1,6 @@
 """log p(response | prompt) under a model: the one quantity that everything else makes, scores or compares."""
 
+from bapo.likelihood.fit import Verdict, judge
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
 from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor
 from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
@@ -13,8 +14,10 @@ __all__ = [
     "ResponseScorer",
     "TokenGroup",
     "TokenIds",
+    "Verdict",
     "evaluating",
     "gap_of",
+    "judge",
     "noise_floor",
     "share_headers",
 ]

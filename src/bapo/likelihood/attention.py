@@ -251,7 +251,7 @@ class _SplitAttention(torch.autograd.Function):
                 attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
             output[0, own] = attended.reshape(query.shape[1], length, -1).transpose(0, 1)
         ctx.save_for_backward(query, key, value)
-        ctx.scale, ctx.window, ctx.segments, ctx.rows = scale, sliding_window, segments, rows_of(output[0].flatten(1))
+        ctx.scale, ctx.window, ctx.segments, ctx.rows = scale, sliding_window, segments, rows_of(output.flatten(2))
         return output
 
     @staticmethod

@@ -33,10 +33,16 @@ class LogitRule:
 
     @classmethod
     def of(cls, config: Any) -> LogitRule:
-        """Read the rule from a configuration: Gemma's final soft-capping, Cohere's and Granite's scale."""
-        scale = float(getattr(config, "logit_scale", None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(scale, getattr(config, "final_logit_softcapping", None))
+        """Read the rule from a configuration: Gemma's final soft-capping, Cohere's and Granite's scale.
+
+        What a model of several kinds of input does to its logits stands in the configuration of its text part.
+        """
+
+        def said(name: str) -> Any:
+            return getattr(config, name, None) or getattr(config.get_text_config(), name, None)
+
+        scale = float(said("logit_scale") or 1.0) / float(said("logits_scaling") or 1.0)
+        return cls(scale, said("final_logit_softcapping"))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Apply the rule, in float32."""

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from itertools import chain
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bapo.likelihood.layout import Layout, Segments
-from bapo.models import dropout_seeds, seeded_dropout
+from bapo.models import dropout_seeds, seeded_dropout, steady_length
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,19 +36,38 @@ LOPSIDED = 1.3
 """By how much the tokens of a strand may exceed its share before all threads are better put to the row as a whole: on
 two cores a whole row is computed 1.4 times as fast as on one of them, two even strands 1.9 times."""
 
-_CHANGING_POSITIONS = ("dynamic", "longrope")  # rotary embeddings that rewrite their frequencies from pass to pass
 
-
-def strands_for(model: torch.nn.Module) -> int:
+def strands_for(model: Any) -> int:
     """In how many strands a model may compute a row: 1 on an accelerator, or where they could disturb each other."""
-    config = getattr(model, "config", None)
     alone = (
         next(model.parameters()).device.type != "cpu"
         or torch.is_autocast_enabled("cpu")
         or getattr(model, "is_loaded_in_4bit", False)
-        or any(kind in str(getattr(config, "rope_parameters", "")) for kind in _CHANGING_POSITIONS)
+        or steady_length(model.config) is not None  # a pass may rewrite its frequencies
     )
     return 1 if alone else min(MOST_STRANDS, torch.get_num_threads())
+
+
+@contextmanager
+def noting_changes(model: torch.nn.Module) -> Iterator[list[str]]:
+    """The attributes that modules of the model get inside; a forward pass that sets some disturbs another beside it.
+
+    PEFT puts an adapter of experts on for the time of a layer's forward, for one.
+    """
+    modules = {id(module) for module in model.modules()}
+    changes: list[str] = []
+    original = torch.nn.Module.__setattr__
+
+    def note(module: torch.nn.Module, name: str, value: Any) -> None:
+        if id(module) in modules and name != "training":  # a mode, of which all strands have the same
+            changes.append(f"{type(module).__name__}.{name}")
+        original(module, name, value)
+
+    torch.nn.Module.__setattr__ = note  # type: ignore[method-assign, assignment]
+    try:
+        yield changes
+    finally:
+        torch.nn.Module.__setattr__ = original  # type: ignore[method-assign]
 
 
 class Exchange:

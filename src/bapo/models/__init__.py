@@ -30,6 +30,7 @@ from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disa
 from bapo.models.lora_update import dropout_seeds, fuse_lora, seeded_dropout
 from bapo.models.machine import has_fast_bf16, instruction_set, machine
 from bapo.models.packed_products import packed_weights
+from bapo.models.positions import forget_positions, steady_length
 from bapo.models.vocabulary import check_vocabulary
 from bapo.models.weights import check_finite
 
@@ -58,6 +59,7 @@ __all__ = [
     "disable_model_dropout",
     "dropout_seeds",
     "embedded_gguf",
+    "forget_positions",
     "fuse_lora",
     "has_fast_bf16",
     "in_float32",
@@ -77,5 +79,6 @@ __all__ = [
     "reusable_empty",
     "rows_of",
     "seeded_dropout",
+    "steady_length",
     "tokenizer_fingerprint",
 ]

@@ -55,8 +55,12 @@ def noting(rows: GradientRows) -> Iterator[None]:
         _noted.reset(token)
 
 
-def rows_of(tensor_TD: Tensor) -> GradientRows:
-    """The noted rows, if they are those of the tensor; otherwise all of its rows."""
-    tokens = tensor_TD.numel() // tensor_TD.shape[-1]
+def rows_of(tensor_1TD: Tensor) -> GradientRows:
+    """The noted rows, if the tensor is shaped as they are; otherwise all of its rows.
+
+    A flat (T, D) may hold as many rows in another order, as what a router sends to an expert does.
+    """
     rows = _noted.get()
-    return rows if rows is not None and rows.tokens == tokens else GradientRows(tokens)
+    if rows is not None and tensor_1TD.shape[:-1] == (1, rows.tokens):
+        return rows
+    return GradientRows(tensor_1TD.numel() // tensor_1TD.shape[-1])

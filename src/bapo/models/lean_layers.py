@@ -3,7 +3,8 @@
 `transformers` writes them as chains of small operations, each of which keeps its own input: a root-mean-square norm
 keeps its input in float32 and again normed, a gated unit keeps the activated gate that the gate alone would give again.
 Here each is one operation that keeps what came in, and says how its output can be made again of that, so that adapters
-need not keep it either. A layer is changed only if it then gives the same output to the bit.
+need not keep it either. A layer is changed only if its own forward is, instruction by instruction, one of those that
+are known here, and if it then gives the same output to the bit, in training and in evaluation mode.
 
 Shape suffixes: D hidden size.
 """
@@ -11,6 +12,7 @@ Shape suffixes: D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import torch
@@ -117,26 +119,48 @@ def lean_layers(model: nn.Module) -> int:
 def _lean_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if "forward" in vars(module):
         return None
-    names = {name for name, _ in module.named_children()}
+    known_norm, known_unit = _known_forwards()
     weight = getattr(module, "weight", None)
-    if hasattr(module, "variance_epsilon") and isinstance(weight, nn.Parameter) and not weight.requires_grad:
-        return _LeanNorm(module)
-    return _LeanFeedForward(module) if names >= {"gate_proj", "up_proj", "down_proj", "act_fn"} else None
+    if _does(module, known_norm):
+        return _LeanNorm(module) if isinstance(weight, nn.Parameter) and not weight.requires_grad else None
+    return _LeanFeedForward(module) if _does(module, known_unit) else None
+
+
+def _known_forwards() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Those of Llama's norm and gated unit, which most families have copied to the letter."""
+    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+    return LlamaRMSNorm.forward, LlamaMLP.forward
+
+
+def _does(module: nn.Module, known: Callable[..., Any]) -> bool:
+    """Whether the module's class computes what the known forward does: same arguments, same instructions."""
+    own = getattr(type(module).forward, "__code__", None)
+    return own is not None and _instructions(own) == _instructions(known.__code__)
+
+
+def _instructions(code: CodeType) -> tuple[Any, ...]:
+    return code.co_code, code.co_consts, code.co_names, code.co_varnames, code.co_argcount, code.co_flags
 
 
 @torch.no_grad()
 def _gives_the_same(module: nn.Module, lean: Callable[[Tensor], Tensor]) -> bool:
-    """Whether both forwards agree to the bit on a few random tokens."""
+    """Whether both forwards agree to the bit on a few random tokens, whichever mode the layer is in."""
     layer: Any = module
     size = layer.weight.shape[-1] if isinstance(lean, _LeanNorm) else layer.gate_proj.in_features
     own = next(module.parameters())
     dtype = own.dtype if own.is_floating_point() else torch.bfloat16
     probe = torch.randn(3, size, generator=torch.Generator().manual_seed(0)).to(own.device, dtype)
-    training = module.training
+    training = [part for part in module.modules() if part.training]
     module.eval()
     try:
-        return torch.equal(layer(probe), lean(probe))
+        for module.training in (False, True):  # the layer alone: adapters below it draw their dropout as before
+            if not torch.equal(layer(probe), lean(probe)):
+                return False
     except (RuntimeError, TypeError, AttributeError):
         return False
     finally:
-        module.train(training)
+        module.eval()
+        for part in training:
+            part.training = True
+    return True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from bapo.models.adapters import add_adapter
 
@@ -43,14 +45,21 @@ def add_lora(
         return add_adapter(model, lora_config(rank, alpha, dropout))
 
 
-def disable_model_dropout(model: nn.Module) -> None:
-    """Switch off the model's own dropout (not LoRA's), whose noise would make the policy differ from the reference.
+_NOISE = re.compile(r"drop|^(input_)?jitter_noise$|^moe_jitter_eps$")
+"""Names of plain numbers that layers hand to functional dropout, or draw noise with in training."""
 
-    Both kinds: dropout modules, and the plain numbers that layers hand to functional dropout.
+
+def disable_model_dropout(model: nn.Module) -> None:
+    """Switch off the model's own dropout (not adapters'), whose noise would make the policy differ from the reference.
+
+    Both kinds: dropout modules, and the plain numbers that layers hand to functional dropout; and the noise that some
+    experts' routers get in training. What else differs in training mode is found before the first step.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
+        if "lora_dropout" in name:
+            continue
+        if isinstance(module, _DropoutNd):
             module.p = 0.0
-        for number in ("dropout", "attention_dropout", "activation_dropout", "layerdrop"):
-            if isinstance(getattr(module, number, None), float):
+        for number, value in vars(module).items():
+            if isinstance(value, float) and _NOISE.search(number):
                 setattr(module, number, 0.0)

@@ -303,6 +303,7 @@ def _is_plain_product(base: Any, x: Tensor) -> bool:
         and not any(hooks)
         and type(base.weight) is nn.Parameter
         and not base.weight.requires_grad
+        and not (base.bias is not None and base.bias.requires_grad)
         and (base.weight.dtype, base.weight.device) == (x.dtype, x.device)
         and not torch.is_autocast_enabled(x.device.type)
     )

@@ -176,6 +176,7 @@ class BAPOTrainer(Trainer):
         if self.is_deepspeed_enabled:
             raise BapoError("BAPOTrainer does not run under DeepSpeed: start it with torchrun, or with FSDP.")
         self.scorer = ResponseScorer(policy)
+        self.scorer.see_lengths([group.tokens for group in train.groups])  # while all processes are at the same place
         self._reference_pass = reference_pass(policy, fresh=fresh) if own else None  # on its device by now
 
     # ---- data -------------------------------------------------------------------------------------------------------
@@ -398,6 +399,8 @@ class BAPOTrainer(Trainer):
         own = None if self._starts_away else self._reference_pass
         with self._as_reference():
             check_step_0(self.model, self.scorer, self.train_dataset.preferences, self._reference.chat.end_ids, own)
+        if self.args.disable_dropout:
+            self.scorer.check_training_mode()
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
