@@ -6,6 +6,7 @@ The right value comes from the template and the tokenizer alone: the rendering o
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import re
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import trl
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -70,8 +70,11 @@ class Verdict(NamedTuple):
 
 
 def published_templates() -> dict[str, str]:
-    """The chat templates that the installed TRL ships, by name."""
-    folder = Path(trl.__file__).parent / "chat_templates"
+    """The chat templates that the installed TRL ships, by name; none without TRL."""
+    found = importlib.util.find_spec("trl")
+    if found is None or found.origin is None:
+        return {}
+    folder = Path(found.origin).parent / "chat_templates"
     return {path.stem: path.read_text() for path in sorted(folder.glob("*.jinja"))}
 
 

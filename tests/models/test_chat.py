@@ -103,6 +103,7 @@ def test_embedded_model_generates_exactly_the_ids_that_its_responses_are_encoded
 # ---- published templates --------------------------------------------------------------------------------------------
 
 TRAINED_WITH = {name: text for name, text in published_templates().items() if not name.endswith("_training")}
+with_templates = pytest.mark.skipif(not TRAINED_WITH, reason="TRL's chat templates: pip install trl")
 NEEDS_VOCABULARIES = "real SentencePiece vocabularies: pip download --no-deps mistral-common -d VENV/vocabularies"
 
 
@@ -112,12 +113,14 @@ def none_is_wrong(name: str, kind: str) -> dict[str, Verdict]:
     return found
 
 
+@with_templates
 @pytest.mark.filterwarnings("ignore::bapo.errors.BapoWarning")
 def test_no_published_template_is_wrong_without_a_word() -> None:
     kinds = Counter(own.kind for name in TRAINED_WITH for own in none_is_wrong(name, "byte-level").values())
     assert kinds["right"] > 200
 
 
+@with_templates
 @pytest.mark.skipif(not have_vocabularies(), reason=NEEDS_VOCABULARIES)
 @pytest.mark.filterwarnings("ignore::bapo.errors.BapoWarning")
 @pytest.mark.parametrize("kind", TOKENIZERS[1:])
@@ -214,6 +217,7 @@ def test_a_template_may_change_words_and_that_is_counted() -> None:
 TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
 
 
+@with_templates
 def test_tools_and_calls_are_shown_or_refused() -> None:
     call = {"content": "", "tool_calls": [{"type": "function", "function": {"name": "clock", "arguments": {}}}]}
     asked = [{"role": "tools", "content": json.dumps(TOOLS)}, *QUESTION]
@@ -228,6 +232,7 @@ def test_tools_and_calls_are_shown_or_refused() -> None:
     assert tokenizer.decode([*chat.prompt_ids(asked), *chat.response_ids(call, asked)]) == whole.rstrip()
 
 
+@with_templates
 def test_arguments_of_the_template_are_the_prompts() -> None:
     tokenizer = tokenizer_of("byte-level", TRAINED_WITH["qwen3"], end_of("qwen3"))
     chat = ChatFormat(tokenizer)
