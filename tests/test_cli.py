@@ -13,6 +13,7 @@ import pytest
 from bapo.models import resolve_precision
 from bapo.personalize import read_recipe, shipped_recipes
 from tests.command import bapo
+from tests.tiny import tiny_model, tiny_tokenizer
 
 TINY_RUN = ["--held-out", "4", "--steps", "2", "--set", "preferences.max_train_prompts=3"]
 SHORT = [
@@ -194,3 +195,16 @@ def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path
     assert last.startswith("bapo: ")
     assert sentence in last
     assert progress in ([], ["loading the model: 0/1 after 0 s"]), "work was done before the mistake was seen"
+
+
+def test_a_template_that_writes_a_response_otherwise_is_told_of(tmp_path: Path) -> None:
+    opens = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+    )
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    tiny_tokenizer(opens).save_pretrained(tmp_path / "model")
+    own_preferences(tmp_path, 4)
+    done = bapo("anchor", "mine.jsonl", "-m", "model", "-o", "store", "--max-new-tokens", "4", cwd=tmp_path)
+    assert "bapo: The chat template writes" in done.stderr
+    assert "8 responses are not what the template writes" in done.stdout

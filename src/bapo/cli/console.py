@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from bapo.errors import BapoWarning
+
 if TYPE_CHECKING:
     from bapo.personalize.stages import OnProgress
 
@@ -151,6 +153,11 @@ def print_counts(counts: Mapping[str, int], doubtful: Mapping[str, int]) -> None
                 out.print(f"  {kind}: {count:,} {reason}", soft_wrap=True)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning of ours is a sentence for the user; where in the code it arose is not."""
+    err.print(f"bapo: {message}", soft_wrap=True)
+
+
 def quieten_libraries() -> None:
     """Keep the libraries' own bars and warnings out of a command's output (``BAPO_VERBOSE=1`` lets them speak)."""
     if os.environ.get("BAPO_VERBOSE"):
@@ -161,6 +168,8 @@ def quieten_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore")
+    warnings.filterwarnings("default", category=BapoWarning)
+    warnings.showwarning = _show_warning
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     for name in ("bitsandbytes", "accelerate", "torch.distributed"):
