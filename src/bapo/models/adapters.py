@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _LEAVES_BASE_ALONE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 """What `init_lora_weights` may be where the model without its adapter is to be the model as it was."""
 
-_FITS = "was it trained on another model?"
+_FITS = "name the model that it was trained on"
 
 
 @dataclass(frozen=True)
@@ -171,19 +171,19 @@ def put_on(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
     config.inference_mode = not trainable
     _grow_embeddings(model, adapter, weights)
     whole = f"The adapter {adapter} does not fit the model"
-    with foreign(whole, _FITS.removesuffix("?")):
+    with foreign(whole, _FITS):
         adapted = get_peft_model(model, config)
         mapping = getattr(model, "_checkpoint_conversion_mapping", None)
         more = {"key_mapping": mapping} if mapping else {}
         try:
             loaded = adapted.load_adapter(str(adapter), "default", is_trainable=trainable, **more)
         except RuntimeError as error:
-            check_keys(whole, _FITS, mismatched=mismatched_keys(error))
+            check_keys(whole, f"{_FITS}.", mismatched=mismatched_keys(error))
             raise
         except KeyError as error:  # of a whole module that the configuration names and the file lacks
-            check_keys(whole, _FITS, missing=[str(error.args[0])])
+            check_keys(whole, f"{_FITS}.", missing=[str(error.args[0])])
             raise
-    check_keys(whole, _FITS, missing=loaded.missing_keys, unexpected=loaded.unexpected_keys)
+    check_keys(whole, f"{_FITS}.", missing=loaded.missing_keys, unexpected=loaded.unexpected_keys)
     check_finite(weights, f"The adapter {adapter}")
     if not nonzero_adapters(adapted):
         logger.warning("The adapter %s is zero: with it the model computes what it computes without.", adapter)
