@@ -179,8 +179,11 @@ def tiny(case: str, std: float = 0.2, seed: int = 0, dtype: torch.dtype = torch.
     and what is none (norms, biases, gates) is moved by half of it, so that nothing stands where it has no effect."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(case), dtype=dtype)
+    precise = tuple(model._keep_in_fp32_modules_strict or ())  # which `from_pretrained` keeps so, and `from_config` not
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape) * std
+            if any(part in name for part in precise):
+                parameter.data = parameter.data.float()
             parameter.copy_(drawn if parameter.dim() > 1 else parameter.float() + drawn / 2)
     return model.eval()
