@@ -14,7 +14,7 @@ from bapo.anchoring import GenerationSettings, generate_batch
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, judge
 from bapo.likelihood.fit import named_lengths
-from bapo.models import add_lora, disable_model_dropout, steady_length
+from bapo.models import add_lora, context_length, disable_model_dropout, steady_length
 from tests.architectures import STEADY, VOCABULARY, WINDOW, tiny, tiny_config
 from tests.tiny import tiny_model
 
@@ -186,3 +186,8 @@ def test_models_whose_modules_change_while_they_compute_have_one_strand(monkeypa
 @pytest.mark.parametrize("case", ["llama", "qwen2", "gemma2", "mistral", "phi3", "gpt2", "qwen3_moe"])
 def test_ordinary_models_do_not_change(case: str) -> None:
     assert ResponseScorer(tiny(case))._fit.changes == ()
+
+
+def test_a_context_stretches_where_frequencies_do() -> None:
+    assert context_length(tiny("llama")) == 512
+    assert context_length(tiny("llama+dynamic")) == 4 * STEADY  # by the factor of its frequencies

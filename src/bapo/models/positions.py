@@ -24,7 +24,7 @@ def steady_length(config: Any) -> int | None:
         rope.get("original_max_position_embeddings") or said.get("original_max_position_embeddings") or longest
         if kind != "dynamic"
         else longest
-        for rope, kind in _rotary_kinds(said)
+        for rope, kind in rotary_kinds(said)
         if "dynamic" in kind or kind in ("longrope", "su")
     ]
     return min((int(start) for start in starts if start is not None), default=1 if starts else None)
@@ -47,11 +47,11 @@ def forget_positions(model: nn.Module) -> None:
                 setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
 
 
-def _rotary_kinds(said: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+def rotary_kinds(said: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
     """All descriptions of rotary embeddings in a configuration, each with its kind."""
     for value in said.values():
         if isinstance(value, Mapping):
             kind = value.get("rope_type") or value.get("type")
             if isinstance(kind, str):
                 yield value, kind
-            yield from _rotary_kinds(value)
+            yield from rotary_kinds(value)
