@@ -126,7 +126,7 @@ def test_the_base_alone_can_be_asked(place: Path) -> None:
     ("arguments", "expected"),
     [
         (["zero", "--benchmarks", "pika"], "Unknown benchmark 'pika'"),
-        (["zero", "--benchmarks", "piqa", "--limit", "0"], "at least one question"),
+        (["zero", "--benchmarks", "piqa", "--limit", "0"], "--limit must be a whole number from 1"),
         (["nowhere", "--benchmarks", "piqa"], "no adapter nowhere"),
         (["zero", "--gate"], "--gate needs"),
         (["zero", "--benchmarks", "piqa", "--gate", "--least-accuracy", "60"], "name the preferences with -p"),

@@ -189,6 +189,13 @@ def test_a_response_ends_as_the_template_ends_it_and_so_does_generation() -> Non
     assert end in chat.end_ids
 
 
+def test_a_plain_response_ends_with_eos_whatever_the_template_says() -> None:
+    tokenizer = tiny_tokenizer(CHATML)
+    chat = ChatFormat(tokenizer, [tokenizer.convert_tokens_to_ids("<|end|>")])
+    assert chat.response_ids(" there", "hi")[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(chat.response_ids(" there", QUESTION)[-1:]) == "<|end|>"
+
+
 def test_a_turn_that_the_next_one_ends() -> None:
     tokenizer = tiny_tokenizer("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>")
     tokenizer.chat_template = tokenizer.chat_template.replace(

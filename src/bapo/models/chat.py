@@ -102,15 +102,14 @@ class ChatFormat:
         self._last: tuple[Turns, _Opened] | None = None
         self._warned = False
         self._tail, self._end = "", ""
-        self._end_id: int = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        self._end_id: int | None = None  # of a turn
         if self.has_template:
             self._read_template()
         if not self.end_ids:
             raise BapoError(
                 "The tokenizer names no end-of-text token, so no response could ever end: set its eos_token."
             )
-        if self._end_id < 0:
-            self._end_id = self.end_ids[-1]
+        self._eos: int = self.end_ids[-1] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         self.has_system = self.has_template and self._shows("system")
 
     @property
@@ -182,10 +181,10 @@ class ChatFormat:
         else:
             before, whole = self._texts.started(prompt), self._texts.started(prompt + response)
             ids = whole[len(before) :] if whole[: len(before)] == before else self._texts.middle(response)
-        return self._ended(ids)
+        return self._ended(ids, self._eos)
 
-    def _ended(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        return ids if ids and ids[-1] in self.end_ids else (*ids, self._end_id)
+    def _ended(self, ids: tuple[int, ...], end: int) -> tuple[int, ...]:
+        return ids if ids and ids[-1] in self.end_ids else (*ids, end)
 
     def _opened(self, prompt: Turns) -> _Opened:
         """A prompt as generation sees it; the last one is kept, because its responses come next."""
@@ -222,10 +221,11 @@ class ChatFormat:
         if not all(_squeezed(part) in _squeezed(opened.text + behind) for part in told if isinstance(part, str)):
             counts[LEFT_OUT] += 1
         self._check_calls(response, held.restore(behind))
+        end = self._eos if self._end_id is None else self._end_id
         ids = self._texts.chat(opened.text + behind, held)
         if ids[: len(opened.ids)] == opened.ids:
-            return self._ended(ids[len(opened.ids) :])
-        return self._ended(self._texts.chat(behind, held, behind=True))  # a token would lie across the boundary
+            return self._ended(ids[len(opened.ids) :], end)
+        return self._ended(self._texts.chat(behind, held, behind=True), end)  # a token would lie across the boundary
 
     def _without_end(self, text: str) -> str:
         """A response that was rendered already loses its end token, which the template writes."""

@@ -117,8 +117,7 @@ def add_base_metrics(sums: MetricSums, base: BaseLogps, parts: LossParts) -> Non
     for name, (total, things) in zip(BASE_METRICS, of_base, strict=True):
         sums.add(name, total, things)
     if parts.anchor is not None:
-        active, held = (parts.anchor > 0) & (weight > 0), float((weight > 0).sum())
-        of_anchor = (((weight * parts.anchor).sum(), count), (active.float().sum(), held))
+        of_anchor = (((weight * parts.anchor).sum(), count), ((weight * (parts.anchor > 0)).sum(), count))
         for name, (total, things) in zip(ANCHOR_METRICS, of_anchor, strict=True):
             sums.add(name, total, things)
 
