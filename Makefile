@@ -13,7 +13,7 @@ demo: $(READY)
 
 # Two processes of one thread each: tiny models gain nothing from threads, and two pools of them fight.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The fast tests with the lowest versions that pyproject.toml allows. TRL is no dependency of the package, so it is not there.
 test-lowest: $(LOWEST)/.ready

@@ -14,6 +14,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_kills.py")
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The real embedded model, in float32."""
