@@ -29,7 +29,7 @@ TURNS = [{"role": "user", "content": "hi"}]
 )  # fmt: skip
 def test_the_date_is_the_one_that_was_told(written: str, expected: str) -> None:
     chat = ChatFormat(tiny_tokenizer(f"<|end|>{written}<|end|>{CHATML}"))
-    assert chat.is_dated
+    assert chat.today is not None
     assert chat.at(DAY).render(TURNS) == f"<|end|>{expected}<|end|><|user|>hi<|end|>\n<|assistant|>"
     assert chat.at(DAY).prompt_ids(TURNS) != chat.at(datetime(2021, 1, 31)).prompt_ids(TURNS)
     assert chat.at(None) is chat
@@ -43,6 +43,6 @@ def test_without_being_told_it_is_today() -> None:
 
 def test_a_template_that_writes_no_date_is_left_alone() -> None:
     chat = ChatFormat(tiny_tokenizer())
-    assert not chat.is_dated
+    assert chat.today is None
     assert chat.at(DAY).render(TURNS) == chat.render(TURNS) == "<|user|>hi<|end|>\n<|assistant|>"
-    assert not ChatFormat(tiny_tokenizer(None)).is_dated
+    assert ChatFormat(tiny_tokenizer(None)).today is None

@@ -34,6 +34,7 @@ ROWS = [
     for i in range(4)
     for word in ("one", "three")
 ]
+HELD_OUT = Dataset.from_list(ROWS[3:8])
 
 
 @pytest.fixture(autouse=True)
@@ -373,14 +374,32 @@ def test_two_processes_are_one(weights: str, tmp_path: Path) -> None:
     done = subprocess.run([*command, str(tmp_path), weights], capture_output=True, text=True, timeout=300, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
     logged = json.loads((tmp_path / "log.json").read_text())
-    trainer = make(tmp_path / "one", per_device_train_batch_size=4, sampler="by-pair")
+    trainer = make(
+        tmp_path / "one",
+        per_device_train_batch_size=4,
+        sampler="by-pair",
+        per_device_eval_batch_size=1,
+        eval_dataset=HELD_OUT,
+    )
     one = trained(trainer)
+    trainer.evaluate()
     if weights == "whole":
         assert relative_gap(torch.load(tmp_path / "weights.pt"), one) < 1e-4
     for entry, expected in zip(logged, trainer.state.log_history, strict=True):
-        for key in ("loss", "rewards/margins", "logps/base", "rewards/accuracies", "loss/pair"):
-            if key in expected:
+        for name in ("loss", "rewards/margins", "logps/base", "rewards/accuracies", "loss/pair"):
+            for key in {name, f"eval_{name}"} & expected.keys():
                 assert entry[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
+
+
+def test_a_loss_of_an_evaluation_is_the_mean_over_its_pairs(tmp_path: Path) -> None:
+    """5 pairs: in batches of 2 the last one has a batch for itself, and counts no more than the others."""
+    losses = []
+    for size in (1, 2, 5):
+        trainer = make(tmp_path, per_device_eval_batch_size=size, eval_dataset=HELD_OUT)
+        shake(trainer.model)
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses == [pytest.approx(losses[0], rel=1e-5)] * 3
+    assert abs(losses[0] - math.log(2)) > 1e-3
 
 
 @pytest.mark.parametrize("products", [nullcontext, rounding_by_rows])

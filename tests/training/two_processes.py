@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from tests.training.test_trainer import make
+from tests.training.test_trainer import HELD_OUT, make
 
 if __name__ == "__main__":
     folder, sharded = Path(sys.argv[1]), sys.argv[2] == "sharded"
@@ -20,9 +20,13 @@ if __name__ == "__main__":
         folder / "two",
         per_device_train_batch_size=2,
         sampler="by-pair",
-        **({"fsdp": "full_shard"} if sharded else {"max_batch_tokens": 20}),
+        max_batch_tokens=20,  # so the processes have unlike numbers of batches
+        per_device_eval_batch_size=2,
+        eval_dataset=HELD_OUT,
+        **({"fsdp": "full_shard"} if sharded else {}),
     )
     trainer.train()
+    trainer.evaluate()
     if trainer.is_world_process_zero():
         if not sharded:
             trained = {n: p.detach() for n, p in trainer.model.named_parameters() if p.requires_grad}

@@ -152,7 +152,7 @@ def anchor(
         counts=dict(counts),
         end_ids=model.chat.end_ids,
         probe=probe,
-        today=model.chat.today if model.chat.is_dated else None,
+        today=model.chat.today,
     )
 
 

@@ -68,7 +68,7 @@ class AnchorStore:
             "scoring_version": SCORING_VERSION,
         }
         self.end_ids = model.chat.end_ids
-        self.today = model.chat.today if model.chat.is_dated else None
+        self.today = model.chat.today
         about = {"model_name": model.name, "precision": model.precision, "machine": machine(model.model.device)}
         self._check_or_create(about)
         self._scores: dict[str, Score] | None = None

@@ -125,7 +125,7 @@ class Examinee:
     def _date(self, task: LoadedTask) -> str:
         """What the date does to a question, where a chat template writes it; nothing elsewhere."""
         chat = self.model.chat
-        return chat.render([{"role": "user", "content": "x"}]) if task.chat and chat.is_dated else ""
+        return chat.render([{"role": "user", "content": "x"}]) if task.chat and chat.today else ""
 
     @cached_property
     def _made_on(self) -> dict[str, Any]:

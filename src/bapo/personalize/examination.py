@@ -239,7 +239,7 @@ def _day(recipe: Recipe, contestants: Sequence[Contestant], base: LoadedModel) -
 
     As in the training of the first adapter that says so; else as in the model's store.
     """
-    if not base.chat.is_dated:
+    if base.chat.today is None:
         return None
     days = (stages.day_of(Path(own.adapter)) for own in contestants if own.adapter is not None)
     return next((day for day in days if day is not None), None) or stages.open_store(recipe, base).today

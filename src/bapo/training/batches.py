@@ -16,9 +16,12 @@ from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
 from bapo.likelihood import ResponseLogps, TokenGroup, TokenIds
 from bapo.objectives import BaseLogps, PairLogps
 
+NO_PAIR = -1
+"""In place of a pair's index: its group is computed and counts for nothing, so that processes keep step."""
+
 
 class PairDataset(Dataset[tuple[int, int]]):
-    """Every pair of anchored preferences, as (group, pair) indices."""
+    """Every pair of anchored preferences, as (group, pair) indices; beyond its end, the first group without a pair."""
 
     def __init__(self, preferences: AnchoredPreferences) -> None:
         self.preferences = preferences
@@ -28,7 +31,21 @@ class PairDataset(Dataset[tuple[int, int]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        return self.items[index]
+        return self.items[index] if index < len(self) else (0, NO_PAIR)
+
+
+class InOrder(Sampler[int]):
+    """All pairs, once and in order, and then none until every process has as many batches as the others."""
+
+    def __init__(self, dataset: PairDataset, step: int) -> None:
+        """``step`` pairs are taken at once by all processes together."""
+        self.length = -(-len(dataset) // step) * step
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.length))
 
 
 class PromptSampler(Sampler[int]):
@@ -92,6 +109,19 @@ class PairBatch:
     def tokens(self) -> int:
         """Input tokens of the batch."""
         return sum(group.cost for group in self.groups)
+
+    @property
+    def idle(self) -> PairBatch:
+        """The same groups and none of their pairs: what a process computes while another has one batch more."""
+        none = self.chosen_B[:0]
+        return replace(
+            self,
+            chosen_B=none,
+            rejected_B=none,
+            ref_chosen_B=self.ref_chosen_B[:0],
+            ref_rejected_B=self.ref_rejected_B[:0],
+            base_weight_K=torch.zeros_like(self.base_weight_K),
+        )
 
     def with_references(self, scored: ResponseLogps) -> PairBatch:
         """The same batch with these scores as its reference log-probs."""
@@ -166,7 +196,8 @@ class Collator:
         """The batches, under the one key that the trainer looks for."""
         pairs_of: dict[int, list[int]] = {}
         for group, pair in items:
-            pairs_of.setdefault(group, []).append(pair)
+            own = pairs_of.setdefault(group, [])
+            own += [pair] if pair != NO_PAIR else []
         collated = [self._of_group(self.preferences.groups[group], own) for group, own in pairs_of.items()]
         shares = _even_shares([batch.tokens for batch in collated], self.max_tokens)
         return {"batches": tuple(join([collated[i] for i in share]) for share in shares)}
@@ -181,12 +212,14 @@ class Collator:
         pairs = [group.pairs[p] for p in own_pairs]
         chosen = [place.setdefault(responses[c], len(place)) for c, _ in pairs]
         rejected = [place.setdefault(responses[r], len(place)) for _, r in pairs]
+        if not pairs:
+            place[responses[0]] = 0
         bases = group.bases if self.with_base else ()
         base_K = tuple(place.setdefault(base.ids, len(place)) for base in bases)
         return PairBatch(
             groups=(TokenGroup(group.tokens.prompt, tuple(place)),),
-            chosen_B=torch.tensor(chosen),
-            rejected_B=torch.tensor(rejected),
+            chosen_B=torch.tensor(chosen, dtype=torch.long),
+            rejected_B=torch.tensor(rejected, dtype=torch.long),
             ref_chosen_B=refs[[c for c, _ in pairs]],
             ref_rejected_B=refs[[r for _, r in pairs]],
             base_K=base_K,

@@ -45,7 +45,7 @@ from bapo.models import (
 from bapo.objectives import LossParts
 from bapo.preferences import Preferences, doubtful
 from bapo.settings import shortened
-from bapo.training.batches import Collator, PairBatch, PairDataset, PairSampler, PromptSampler
+from bapo.training.batches import Collator, InOrder, PairBatch, PairDataset, PairSampler, PromptSampler
 from bapo.training.checkpoints import last_complete, mark_complete
 from bapo.training.compatibility import TRAINER_ARGUMENTS, model_arguments, refuse
 from bapo.training.config import BAPOConfig
@@ -225,6 +225,10 @@ class BAPOTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return sampler(train_dataset or self.train_dataset, seed)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        processes = self.accelerator.num_processes
+        return InOrder(eval_dataset, self.args.eval_batch_size * processes if processes > 1 else 1)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The data loader of one evaluation set, whose batches speak of its own groups."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -263,7 +267,7 @@ class BAPOTrainer(Trainer):
     ) -> Any:
         """The objective summed over the pairs of all batches, divided by the pairs of the whole step (equation 6)."""
         batches: tuple[PairBatch, ...] = inputs["batches"]
-        whole = float(num_items_in_batch) if num_items_in_batch is not None else float(sum(map(len, batches)))
+        whole = float(num_items_in_batch) if num_items_in_batch is not None else float(max(1, sum(map(len, batches))))
         # Gradients are averaged over processes, and this loss is already divided by the pairs of all of them.
         share = (self.accelerator.num_processes if num_items_in_batch is not None else 1) / whole
         total = torch.stack([self._batch_loss(model, batch, share) for batch in batches]).sum()
@@ -280,11 +284,14 @@ class BAPOTrainer(Trainer):
         add_pair_metrics(self._sums[mode], pairs, parts, self.objective.beta)
         if base is not None:
             add_base_metrics(self._sums[mode], base, parts)
-        if mode == "train":
+        if mode == "train" and len(batch):
             self._ending.note(pairs, base, prompts=len(batch.groups))
             self._work.add(len(batch), batch.tokens)
             self._add_part_gradients(parts, base, share)
-        return self.objective.total(parts, base) * share
+        loss = self.objective.total(parts, base)
+        if mode == "eval":
+            self._sums[mode].add("loss", loss.detach(), len(batch))
+        return loss * share
 
     def _with_references_of_its_row(self, batch: PairBatch) -> PairBatch:
         """The batch with its references scored again in its own row, where the policy can be its own reference.
@@ -303,7 +310,7 @@ class BAPOTrainer(Trainer):
         """Forward and backward of every batch, one after the other."""
         if 0 < self.state.max_steps <= self.state.global_step:
             raise _Trained
-        batches: tuple[PairBatch, ...] = inputs["batches"]
+        batches = self._in_step(inputs["batches"])
         loss = torch.zeros((), device=self.args.device)
         for batch in batches:
             # Processes meet once, at the last batch, however many each has.
@@ -311,6 +318,13 @@ class BAPOTrainer(Trainer):
             with apart:
                 loss += super().training_step(model, {"batches": (batch,)}, num_items_in_batch)
         return loss
+
+    def _in_step(self, batches: tuple[PairBatch, ...]) -> tuple[PairBatch, ...]:
+        """The batches; with sharded weights, which processes gather together, as many as the process with most has."""
+        if not self.is_fsdp_enabled:
+            return batches
+        most = self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).max()
+        return (*batches, *[batches[-1].idle] * (int(most) - len(batches)))
 
     @property
     def _most_strands(self) -> int:
@@ -349,7 +363,7 @@ class BAPOTrainer(Trainer):
     ) -> tuple[Tensor, None, None]:
         """The loss of one evaluation batch; everything else is added to the metric sums."""
         with torch.no_grad():
-            return self.compute_loss(model, inputs).detach(), None, None
+            return self.compute_loss(model, {"batches": self._in_step(inputs["batches"])}).detach(), None, None
 
     def _add_part_gradients(self, parts: LossParts, base: Any, share: float) -> None:
         """Every ``part_gradient_steps`` steps, sum up the gradient of each part on its own, over the step's batches."""
