@@ -214,6 +214,16 @@ def test_what_cannot_be_locked_is_one_sentence(tmp_path: Path) -> None:
         pass
 
 
+def test_what_breaks_off_in_rust_is_a_sentence_and_what_a_user_stops_is_not() -> None:
+    class PanicException(BaseException):
+        """As pyo3 raises it."""
+
+    with pytest.raises(BapoError, match=r"^It failed \(no entry\): mend it\.$"), foreign("It failed", "mend it"):
+        raise PanicException("no entry")
+    with pytest.raises(KeyboardInterrupt), foreign("It failed", "mend it"):
+        raise KeyboardInterrupt
+
+
 def test_a_sentence_is_one_line_and_no_longer_than_a_person_reads() -> None:
     error = BapoError(f"The value {'9' * 100_000}\n\n  of it\u2028does not fit: delete it.")
     assert re.fullmatch(r"The value 9+ \.\.\. 9+ of it does not fit: delete it\.", str(error))

@@ -38,9 +38,10 @@ def foreign(failed: str, todo: str) -> Iterator[None]:
     """
     try:
         yield
-    except BapoError:
-        raise
-    except Exception as error:
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of Rust code, which no common class catches
+        if isinstance(error, BapoError) or not (is_panic or isinstance(error, Exception)):
+            raise
         raise BapoError(f"{failed} ({first_line(error)}): {todo}.") from error
 
 

@@ -87,6 +87,7 @@ RANGES: dict[str, Range] = {
     "max_new_tokens": _TOKENS,
     "temperature": _TEMPERATURE,
     "base_temperature": _TEMPERATURE,
+    "top_p": Range(0, 1, "(]"),
     "responses": _RESPONSES,
     "base_responses": _RESPONSES,
     "base_seed": _SEED,

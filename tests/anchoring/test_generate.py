@@ -169,6 +169,15 @@ def test_a_response_ends_where_the_context_does(architecture: str) -> None:
         generate_batch(model, [(5,) * 512], HOW["greedy"], END)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", float("nan")), ("temperature", -1), ("top_p", 0), ("max_new_tokens", 0), ("seed", -1)],
+)
+def test_settings_that_are_no_numbers_of_their_range_are_refused(name: str, value: float) -> None:
+    with pytest.raises(BapoError, match=f"{name} must be a"):
+        GenerationSettings(**{name: value})
+
+
 def test_a_model_whose_configuration_names_no_bound_has_none() -> None:
     assert context_length(tiny_model("mamba-recurrent")) is None
 

@@ -135,6 +135,16 @@ def test_a_model_that_looks_ahead_is_refused_in_a_sentence() -> None:
         ResponseScorer(tf.BertLMHeadModel(config).eval())
 
 
+def test_a_model_that_drops_something_in_evaluation_mode_too_is_refused() -> None:
+    """Dropout of 1 % behind the embeddings that never looks at the mode, as in code that forgets to hand it on."""
+    model = tiny_model("llama")
+    dropping = model.get_input_embeddings().register_forward_hook(lambda *a: torch.dropout(a[-1], 0.01, train=True))
+    with pytest.raises(BapoError, match="gives other numbers each time"):
+        ResponseScorer(model)
+    dropping.remove()
+    ResponseScorer(model)
+
+
 def test_a_model_that_cannot_be_computed_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     monkeypatch.setattr(type(model), "forward", lambda *_, **__: {}["nothing"])

@@ -621,3 +621,14 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         make(tmp_path, bf16=True)
     with pytest.raises(BapoError, match="row 1 has no 'rejected'"):
         make(tmp_path, [{"prompt": "a", "chosen": "b"}])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_model_in_memory_is_called_by_its_own_precision(dtype: torch.dtype) -> None:
+    tokenizer, model = tiny_tokenizer(None), tiny_model("llama").to(dtype)
+    arguments = {"args": BAPOConfig("out", use_cpu=True), "processing_class": tokenizer, "train_dataset": ROWS}
+    if dtype == torch.float64:
+        with pytest.raises(BapoError, match=r"weights are torch\.float64, which is not trained"):
+            BAPOTrainer(model, peft_config=copy.deepcopy(LORA), **arguments)
+    else:
+        assert BAPOTrainer(model, peft_config=copy.deepcopy(LORA), **arguments)._reference.precision == "float16"

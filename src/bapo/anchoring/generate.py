@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
 
@@ -20,6 +20,7 @@ from bapo.anchoring.sampling import OwnDraws, draws_of
 from bapo.errors import BapoError
 from bapo.likelihood import TokenIds, evaluating
 from bapo.models import bare_model, context_length, forget_positions, packed_weights, steady_length
+from bapo.settings import check_number
 
 GENERATION_VERSION = 2
 """Counted up whenever the same settings could give another response than before."""
@@ -47,11 +48,8 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.responses < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise BapoError(
-                "Generation settings are out of range: max_new_tokens and responses start at 1, "
-                "temperature at 0, and top_p lies above 0 up to 1."
-            )
+        for own in fields(self):
+            check_number(own.name, getattr(self, own.name))
         if self.responses > 1 and self.temperature == 0:
             raise BapoError(
                 "Several base responses per prompt would all be the same without sampling: set a temperature."

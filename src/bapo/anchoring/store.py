@@ -176,28 +176,31 @@ class AnchorStore:
 
     def _check_or_create(self, about: dict[str, Any]) -> None:
         path = self.folder / _MANIFEST
-        dated = {} if self.today is None else {"today": self.today.isoformat()}
-        if path.is_file():
-            found = read_record(path, "delete the folder, and it is made again, or name another one")
-            for part, meaning in (
-                ("model", f"of another model ({found.get('model_name', 'unknown')}, {found.get('precision', '?')})"),
-                ("tokenizer", "made with another tokenizer or chat template"),
-                ("scoring_version", "made by another version of the scoring code"),
-                ("format", "in another format"),
-            ):
-                if found.get(part) != self.identity[part]:
-                    raise BapoError(
-                        f"The anchored data in {self.folder} are {meaning} and cannot serve {about['model_name']} "
-                        f"({about['precision']}): name another folder with --anchors, or leave it out."
-                    )
-            if dated and "today" in found:
-                self.today = _day(path, found["today"])
-            elif dated:
-                write_record(path, {**found, **dated})
-            return
-        inside = make_folder(self.folder).iterdir()
-        if any(p.name != ".lock" and not p.name.startswith(f".{_MANIFEST}.") for p in inside):
+        if not path.is_file():
+            with locked(make_folder(self.folder) / ".lock"):  # two at once: the second takes the day of the first
+                if not path.is_file():
+                    self._create(path, about)
+        found = read_record(path, "delete the folder, and it is made again, or name another one")
+        for part, meaning in (
+            ("model", f"of another model ({found.get('model_name', 'unknown')}, {found.get('precision', '?')})"),
+            ("tokenizer", "made with another tokenizer or chat template"),
+            ("scoring_version", "made by another version of the scoring code"),
+            ("format", "in another format"),
+        ):
+            if found.get(part) != self.identity[part]:
+                raise BapoError(
+                    f"The anchored data in {self.folder} are {meaning} and cannot serve {about['model_name']} "
+                    f"({about['precision']}): name another folder with --anchors, or leave it out."
+                )
+        if self.today is not None and "today" in found:
+            self.today = _day(path, found["today"])
+        elif self.today is not None:
+            write_record(path, {**found, "today": self.today.isoformat()})
+
+    def _create(self, path: Path, about: dict[str, Any]) -> None:
+        if any(p.name != ".lock" and not p.name.startswith(f".{_MANIFEST}.") for p in self.folder.iterdir()):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
+        dated = {} if self.today is None else {"today": self.today.isoformat()}
         write_record(path, {**self.identity, **about, **dated})
 
 

@@ -16,7 +16,7 @@ from bapo.likelihood.attention import SEGMENT_ATTENTION, kernels_for
 from bapo.likelihood.fit import Fit, judge, named_lengths
 from bapo.likelihood.head import LogitRule, response_logps
 from bapo.likelihood.layout import Layout, TokenGroup, by_token_budget, lay_out
-from bapo.likelihood.noise import NoiseFloor, noise_floor, nudged
+from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor, nudged
 from bapo.likelihood.strands import MOST_STRANDS, cut, in_strands, noting_changes, strands_for
 from bapo.models import GradientRows, forget_positions, in_float32, machine, noting, steady_length
 
@@ -30,6 +30,10 @@ SCORING_VERSION = 4
 
 MAX_TOKENS = 8192
 """Input tokens scored at once when no gradient is needed."""
+
+REPEATS_WITHIN = 1e-3
+"""Share of its log-probs that a model's float32 passes may differ by when repeated: devices that add in no fixed order
+differ by a thousandth of it, and dropout by a hundred times more."""
 
 LONGER = 256
 """Tokens by which a probe of what changes at some length is longer, at most."""
@@ -80,7 +84,8 @@ class ResponseScorer:
         has_float32: whether the model can be computed in float32 (`float32`), whatever its precision.
 
     Raises:
-        BapoError: the model cannot be computed, gives numbers that are none, or looks at tokens that come later.
+        BapoError: the model cannot be computed, gives numbers that are none or others each time, or looks at tokens
+            that come later.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -358,6 +363,7 @@ class ResponseScorer:
                 "The model gives a log-probability that is not a number for a plain prompt: "
                 "its weights are damaged or its precision is too low."
             )
+        self._refuse_drawing(probe, own)
         for kernel in kernels_for(self.causal_lm.device):
             fit.kernel = kernel
             fit.misfit = self._misfit_on(probe, own)
@@ -401,6 +407,19 @@ class ResponseScorer:
         except Exception as error:  # an architecture that the row does not fit may break off anywhere
             return f"{type(error).__name__}: {first_line(error)}"
         return None
+
+    def _refuse_drawing(self, probe: list[TokenGroup], own: Mapping[torch.dtype, Mapping[str, Tensor]]) -> None:
+        """The same pass once more must give the same numbers: nothing may be dropped or drawn in evaluation mode."""
+        for dtype, passes in own.items():  # the model's own precision, and float32, where order hardly shows
+            with torch.no_grad(), evaluating(self.model), self._in(dtype):
+                again = self._score_plainly(probe).tokens.cpu()
+            if torch.equal(again, passes["plain"]):
+                return
+        if (gap := gap_of(again, passes["plain"])) > REPEATS_WITHIN * float(again.abs().mean()):
+            raise BapoError(
+                f"{type(self.causal_lm).__name__} gives other numbers each time that it is asked (log-probs differ by "
+                f"{gap:.3g} nats in evaluation mode): it drops or draws something, so nothing can be compared with it."
+            )
 
     def _refuse_looking_ahead(self, probe: list[TokenGroup], own: Mapping[torch.dtype, Mapping[str, Tensor]]) -> None:
         """What a token is predicted from must not change with the tokens behind it."""

@@ -21,7 +21,7 @@ from bapo.models.weights import check_4bit, check_finite, whole_model
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["bf16", "float32", "nf4"]
+Precision = Literal["bf16", "float16", "float32", "nf4"]
 AnyPrecision = Literal["auto", "bf16", "float32", "nf4"]
 
 
@@ -103,7 +103,7 @@ def load_model(
             another shape or no numbers; says which and what to do.
     """
     device = torch.device(device) if device is not None else default_device()
-    precision = resolve_precision(precision, device)
+    resolved = resolve_precision(precision, device)
     if adapter is not None:
         check_adapter(adapter)
     source = _source(name)
@@ -111,8 +111,8 @@ def load_model(
     model = _load_weights(
         name,
         source,
-        dtype=torch.float32 if precision == "float32" else torch.bfloat16,
-        quantization_config=_nf4() if precision == "nf4" else None,
+        dtype=torch.float32 if resolved == "float32" else torch.bfloat16,
+        quantization_config=_nf4() if resolved == "nf4" else None,
         device_map={"": device},
         trust_remote_code=trust_remote_code,
     )
@@ -121,7 +121,7 @@ def load_model(
         model = put_on(model, adapter, trainable=adapter_trainable)
         tokenizer = _adapters_tokenizer(adapter, tokenizer)
     model.eval()
-    return LoadedModel(name, model, chat_format(model, tokenizer), precision)
+    return LoadedModel(name, model, chat_format(model, tokenizer), resolved)
 
 
 def _load_weights(name: str, source: str, **how: Any) -> Any:

@@ -70,6 +70,13 @@ _BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
 
 
+_PRECISIONS: dict[torch.dtype, Precision] = {
+    torch.bfloat16: "bf16",
+    torch.float16: "float16",
+    torch.float32: "float32",
+}
+
+
 class BAPOTrainer(Trainer):
     """Preference optimization, anchored or not, with the constructor of `trl.DPOTrainer`.
 
@@ -562,9 +569,9 @@ def _loaded(model: Any, tokenizer: Any, args: BAPOConfig, quantization_config: A
         )
     if tokenizer is None:
         tokenizer = load_tokenizer(model.config._name_or_path, trust_remote_code=args.trust_remote_code)
-    precision: Precision = "float32" if model.dtype == torch.float32 else "bf16"
-    if getattr(model, "is_loaded_in_4bit", False):
-        precision = "nf4"
+    if model.dtype not in _PRECISIONS:
+        raise BapoError(f"The model's weights are {model.dtype}, which is not trained: load it in bfloat16 or float32.")
+    precision: Precision = "nf4" if getattr(model, "is_loaded_in_4bit", False) else _PRECISIONS[model.dtype]
     name = model.config._name_or_path or type(model).__name__
     return LoadedModel(name, model, chat_format(model, tokenizer), precision)
 
