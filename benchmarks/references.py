@@ -9,7 +9,7 @@ it learns, how far it drifts and what a step takes. Ways:
 - tiles: stored, and every product with a weight is made in tiles of a fixed number of rows, when anchoring and when
   training, so that a token's numbers do not depend on its row.
 
-    python benchmarks/references.py [--seeds 3] [--tile 256] [--preference concise]
+    python benchmarks/references.py [--seeds 0 1 2] [--tile 256] [--preference concise]
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def step_times(tile: int, anchored: dict[str, stages.Anchored], rounds: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--preference", default="concise")
     parser.add_argument("--rounds", type=int, default=9)
@@ -163,7 +163,7 @@ def main() -> None:
         tiles = anchored_in("tiles", told.tile, told.preference, Path(folder, "tiles"))
         anchored = {way: tiles if way == "tiles" else stored for way in WAYS}
         rows = []
-        for seed in range(told.seeds):
+        for seed in told.seeds:
             for way in WAYS:
                 start, report = run(way, seed, told.tile, anchored[way])
                 found = [report.reward_accuracy.value * 100, report.margin.value, report.drift.value]

@@ -317,7 +317,10 @@ def test_end_tokens_belong_to_the_key_of_a_base_response_and_not_to_that_of_a_sc
     fresh = anchor(own, model, AnchorStore(tmp_path / "fresh", model), generation=how)
     monkeypatch.setattr(ResponseScorer, "score", counting)
     again = anchor(own, model, AnchorStore(store, model), generation=how)
-    assert [g.bases for g in again.groups] == [g.bases for g in fresh.groups]
+    bases = [[(group.bases[0].ids, group.bases[0].ended) for group in found.groups] for found in (again, fresh)]
+    assert bases[0] == bases[1]
+    logps = [[group.bases[0].ref_logp for group in found.groups] for found in (again, fresh)]
+    assert logps[0] == pytest.approx(logps[1], abs=1e-4)  # scored beside other responses
     cut = again.groups[[group.bases[0].ids for group in first.groups].index(longest)].bases[0]
     assert (cut.ids, cut.ended) == (longest[: longest.index(stop) + 1], True)
     assert again.end_ids == (3, stop, 2)

@@ -44,7 +44,7 @@ def reference_pass(policy: Any, *, fresh: bool = False) -> ReferencePass | None:
         trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         try:
             for parameter, data in zip(trained, before, strict=True):
-                parameter.data = data
+                parameter.data = data.to(parameter.device)
             with policy.disable_adapter() if off else nullcontext():
                 yield
         finally:

@@ -138,18 +138,7 @@ class BAPOTrainer(Trainer):
                 "The model is float32 and the settings ask for bf16 or fp16: load the model in that precision "
                 "(dtype=torch.bfloat16), so that reference and policy are the same numbers."
             )
-        policy = loaded.model
-        keep_4bit_layout(policy)
-        if peft_config is not None:
-            policy = add_adapter(policy, peft_config)
-        check_trainable(policy)
-        check_finite(policy.state_dict(), "The model")
-        fuse_lora(policy)
-        lean_layers(policy)
-        if args.checkpoints_activations and hasattr(policy, "enable_input_require_grads"):
-            policy.enable_input_require_grads()
-        if args.disable_dropout:
-            disable_model_dropout(policy)
+        policy = _made_ready(loaded.model, peft_config, args)
         self.objective = args.make_objective()
         self._reference = LoadedModel(loaded.name, ref_model or policy, loaded.chat, loaded.precision)
         self._store: AnchorStore | None = None
@@ -184,7 +173,6 @@ class BAPOTrainer(Trainer):
             raise BapoError("BAPOTrainer does not run under DeepSpeed: start it with torchrun, or with FSDP.")
         self.scorer = ResponseScorer(policy)
         self.scorer.see_lengths([group.tokens for group in train.groups])  # while all processes are at the same place
-        self._reference_pass = reference_pass(policy, fresh=fresh) if own else None  # on its device by now
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -574,6 +562,21 @@ def _loaded(model: Any, tokenizer: Any, args: BAPOConfig, quantization_config: A
     precision: Precision = "nf4" if getattr(model, "is_loaded_in_4bit", False) else _PRECISIONS[model.dtype]
     name = model.config._name_or_path or type(model).__name__
     return LoadedModel(name, model, chat_format(model, tokenizer), precision)
+
+
+def _made_ready(model: Any, peft_config: Any, args: BAPOConfig) -> Any:
+    """The model with its adapter, checked, and with everything switched on that makes training fast."""
+    keep_4bit_layout(model)
+    policy = model if peft_config is None else add_adapter(model, peft_config)
+    check_trainable(policy)
+    check_finite(policy.state_dict(), "The model")
+    fuse_lora(policy)
+    lean_layers(policy)
+    if args.checkpoints_activations and hasattr(policy, "enable_input_require_grads"):
+        policy.enable_input_require_grads()
+    if args.disable_dropout:
+        disable_model_dropout(policy)
+    return policy
 
 
 def _warn_of_what_is_lost(data: Preferences, anchored: AnchoredPreferences) -> None:
