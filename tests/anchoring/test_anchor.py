@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -261,11 +262,15 @@ def test_long_texts_are_dropped_or_cut_and_counted(tmp_path: Path) -> None:
     assert chosen[-1] not in model.chat.end_ids, "a cut response must not look as if it had ended"
 
 
+def with_bases(own: Preferences, bases: dict[int, tuple[str, ...]]) -> Preferences:
+    groups = (replace(group, bases=bases.get(i, ())) for i, group in enumerate(own.groups))
+    return replace(own, groups=tuple(groups))
+
+
 def test_base_responses_in_words_are_taken_instead_of_generated(tmp_path: Path) -> None:
     model = loaded()
-    own = preferences(2)
-    given = {own.groups[0].prompt: ("my own answer",)}
-    anchored = anchor(own, model, AnchorStore(tmp_path / "a", model), generation=SHORT, bases=given)
+    own = with_bases(preferences(2), {0: ("my own answer",)})
+    anchored = anchor(own, model, AnchorStore(tmp_path / "a", model), generation=SHORT)
     assert anchored.groups[0].bases[0].ids == model.chat.response_ids("my own answer")
     assert anchored.groups[1].bases[0].ids != anchored.groups[0].bases[0].ids
 
@@ -392,11 +397,11 @@ def test_a_store_of_before_gets_a_day_and_one_without_a_date_none(tmp_path: Path
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_base_responses_generated_or_given_end_where_the_context_does(architecture: str, tmp_path: Path) -> None:
     model = LoadedModel("tiny", tiny_model(architecture), ChatFormat(tiny_tokenizer(None)), "float32")
-    pairs = [Pair("p" * 500, "yes", "no"), Pair("q" * 500, "yes", "no"), Pair("short", "yes", "no")]
-    given = {"q" * 500: ("my own answer, which is long",)}
+    given = ("my own answer, which is long",)
+    pairs = [Pair("p" * 500, "yes", "no"), Pair("q" * 500, "yes", "no", given), Pair("short", "yes", "no")]
     how = GenerationSettings(max_new_tokens=20)
     store = AnchorStore(tmp_path / "a", model)
-    anchored = anchor(group_pairs("test", pairs), model, store, generation=how, bases=given)
+    anchored = anchor(group_pairs("test", pairs), model, store, generation=how)
     generated, told, short = (group.bases[0] for group in anchored.groups)
     assert len(generated.ids) <= 12
     assert told.ids == model.chat.response_ids("my own answer, which is long", "q")[:12]
@@ -409,7 +414,6 @@ def test_base_responses_generated_or_given_end_where_the_context_does(architectu
         model,
         store,
         generation=how,
-        bases=given,
         lengths=LengthPolicy(max_tokens=504, max_response_tokens=3),
     )
     assert [len(group.bases[0].ids) for group in bounded.groups][:2] == [min(4, len(generated.ids)), 3]
@@ -417,15 +421,9 @@ def test_base_responses_generated_or_given_end_where_the_context_does(architectu
 
 
 def test_a_base_response_without_text_is_refused(tmp_path: Path) -> None:
-    model, own = loaded(), preferences(2)
+    model, own = loaded(), with_bases(preferences(2), {0: ("ok", " \n")})
     with pytest.raises(BapoError, match=r"given for the prompt 'question 0 ' has no text"):
-        anchor(
-            own,
-            model,
-            AnchorStore(tmp_path / "a", model),
-            generation=SHORT,
-            bases={own.groups[0].prompt: ("ok", " \n")},
-        )
+        anchor(own, model, AnchorStore(tmp_path / "a", model), generation=SHORT)
 
 
 # ---- the model's own response, rejected -----------------------------------------------------------------------------
@@ -435,11 +433,9 @@ def test_a_base_response_that_a_pair_rejects_is_known_and_counted(tmp_path: Path
     model = loaded()
     own = [Pair((Message("user", f"q{i}"),), f"good {i}", f"bad {i}") for i in range(4)]
     own += [Pair((Message("user", "q0"),), "good 0", "mine"), Pair((Message("user", "q3"),), "mine", "worse")]
-    bases = {(Message("user", "q0"),): ("mine",), (Message("user", "q1"),): (" bad 1 ", "other")}
-    bases |= {(Message("user", "q2"),): ("other",), (Message("user", "q3"),): ("mine",)}
-    anchored = anchor(
-        group_pairs("test", own), model, AnchorStore(tmp_path / "a", model), generation=SHORT, bases=bases
-    )
+    bases = {0: ("mine",), 1: (" bad 1 ", "other"), 2: ("other",), 3: ("mine",)}
+    own = with_bases(group_pairs("test", own), bases)
+    anchored = anchor(own, model, AnchorStore(tmp_path / "a", model), generation=SHORT)
     assert [[base.rejected for base in group.bases] for group in anchored.groups] == [
         [True],  # one of its pairs rejects it
         [True, False],  # the same text but for white space

@@ -131,6 +131,7 @@ def test_a_summary_counts_what_is_there() -> None:
     assert found.pairs_per_prompt == {1: 1, 2: 1}
     assert (found.chosen_words.min, found.chosen_words.max) == (1, 3)
     assert [example.prompt for example in found.examples] == ["one two", "x"]
+    assert (found.examples[0].chosen, found.examples[0].rejected) == ("a b c", "d")
     json.dumps(found.to_dict())
 
 

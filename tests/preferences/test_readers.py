@@ -114,7 +114,15 @@ def test_a_saved_data_set_is_a_source(tmp_path: Path) -> None:
         ('{"prompt": "a", "chosen": "b"}', "mine.jsonl line 17 has no 'rejected' .found: prompt, chosen."),
         ('{"question": "a", "good": "b"}', "line 17 has no 'chosen' .found: question, good."),
         ('{"prompt": "a", "chosen": ', "line 17 is not valid JSON"),
-        ('{"prompt": "", "chosen": "b", "rejected": "c"}', "line 17: 'prompt' must be text that is not empty"),
+        ('{"prompt": "a", "chosen": "b", "rejected": null}', "line 17 has no 'rejected' .it is null"),
+        ('{"instruction": "Why?", "chosen": "It a", "rejected": "It b"}', "has no 'prompt', and 'instruction' may be"),
+        ('{"Prompt ": "Why?", "chosen": "It a", "rejected": "It b"}', "has no 'prompt', and 'Prompt ' may be it"),
+        ('{"prompt": {"0": "a"}, "chosen": {"0": "b"}, "rejected": {"0": "c"}}', "holds whole columns.*orient="),
+        (
+            '{"system": "A.", "prompt": [{"role": "system", "content": "B."}, {"role": "user", "content": "x"}],'
+            ' "chosen": "b", "rejected": "c"}',
+            "line 17: 'system' says something else",
+        ),
         ('{"prompt": "a", "chosen": ["b"], "rejected": ["c"]}', "line 17: every turn needs a role"),
         ('{"prompt": "a", "chosen": "b", "rejected": 3}', "line 17: chosen and rejected must both be text"),
         ('{"chosen": "b", "rejected": "c"}', "line 17 has no 'prompt', and chosen and rejected begin with nothing"),
@@ -247,12 +255,55 @@ def test_real_psoups_loses_its_preference_prompt(code: str, data_folder: Path) -
         ("Q: 2+2\nA:\nfour", "Q: 2+2\nA:\nfive", "Q: 2+2\nA:"),
         ("def f(x):\n    return x", "def f(x):\n    pass", "def f(x):"),
         ("a  b", "a  c", "a"),
+        ("\n\nHuman: Hi\n\nAssistant: The a.", "\n\nHuman: Hi\n\nAssistant: The b.", "\n\nHuman: Hi\n\nAssistant:"),
+        ("\n\nHuman: Hi\n\nAssistant: Yes", "\n\nHuman: Hi\n\nAssistant: Yes, so", "\n\nHuman: Hi\n\nAssistant:"),
+        ("\n\nHuman: Hi\n\nAssistant: Yes", "\n\nHuman: Hi\n\nAssistant:", "\n\nHuman: Hi\n\nAssistant:"),
+        ("same words", "same words", "same"),
+        ("same", "same", ""),
     ],
 )
 def test_an_implicit_prompt_and_its_responses_are_the_text_letter_by_letter(chosen, rejected, prompt) -> None:
     (pair,) = pairs_from_dataset([{"chosen": chosen, "rejected": rejected}], "data")
     assert pair.prompt == prompt
     assert (pair.prompt + pair.chosen, pair.prompt + pair.rejected) == (chosen, rejected)
+
+
+def test_what_has_an_empty_prompt_or_response_is_dropped_and_counted(tmp_path: Path) -> None:
+    hh = "\n\nHuman: Hi\n\nAssistant:"
+    rows = [
+        *ROWS,
+        {"prompt": "", "chosen": "a", "rejected": "b"},
+        {"prompt": [turn("user", " ")], "chosen": "a", "rejected": "b"},
+        {"system": "Be kind.", "prompt": "", "chosen": "a", "rejected": "b"},
+        {"chosen": f"{hh} Yes.", "rejected": hh},
+        {"chosen": f"{hh} Yes.", "rejected": f"{hh} Yes."},
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = read_preferences(str(path))
+    assert found.pair_count == len(ROWS)
+    assert found.dropped == {"empty prompt": 3, "empty response": 1, "equal responses": 1}
+
+
+def test_columns_of_a_table_may_have_white_space_around_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt, chosen ,rejected\nask,good,bad\n")
+    assert read_preferences(str(path)).groups[0].responses == ("good", "bad")
+
+
+@pytest.mark.parametrize("written", [json.dumps, repr])
+def test_turns_that_were_written_as_text_are_turns(written: Any) -> None:
+    row = {"prompt": ASK, "chosen": [turn("assistant", "It's yes.")], "rejected": [turn("assistant", "No.")]}
+    (pair,) = pairs_from_dataset([{key: written(value) for key, value in row.items()}], "data")
+    assert (pair,) == tuple(pairs_from_dataset([row], "data"))
+    kept = {"prompt": "Which list?", "chosen": "[{'a': 1}]", "rejected": "[{oops"}
+    assert next(iter(pairs_from_dataset([kept], "data"))).chosen == kept["chosen"]
+
+
+def test_base_responses_come_with_prompts_each_once_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt,chosen,rejected,base\nq,A,B,one\nq,C,B,two\nq,D,B,one\nother,A,B,\n")
+    assert [group.bases for group in read_preferences(str(path)).groups] == [("one", "two"), ()]
 
 
 YES, NO = [turn("assistant", "yes")], [turn("assistant", "no")]

@@ -48,11 +48,9 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [ROWS, CHAT], ids=["plain", "chat"])
 def test_every_kind_of_data_set_gives_the_same_preferences(kind: str, rows: list[dict[str, Any]]) -> None:
-    expected, expected_bases = preferences_from_dataset(rows)
-    found, bases = preferences_from_dataset(KINDS[kind](rows))
+    expected, found = preferences_from_dataset(rows), preferences_from_dataset(KINDS[kind](rows))
     assert found.groups == expected.groups
-    assert bases == expected_bases
-    assert bool(bases) == (rows is ROWS)
+    assert any(group.bases for group in found.groups) == (rows is ROWS)
 
 
 def test_of_several_parts_the_one_named_train_is_trained_on() -> None:
@@ -63,7 +61,7 @@ def test_of_several_parts_the_one_named_train_is_trained_on() -> None:
         train_part(DatasetDict({"train_prefs": parts["train"], "test_prefs": parts["test"]}))
 
 
-@pytest.mark.parametrize("base", [1, -1.5, "", " ", [], ["a", ""], ["a", 2], {"a": 1}])
+@pytest.mark.parametrize("base", [1, -1.5, " ", [], ["a", ""], ["a", 2], {"a": 1}])
 def test_a_base_response_that_is_no_text_is_one_sentence(base: Any) -> None:
     with pytest.raises(BapoError, match=r"the evaluation data row 2: 'base' must be text"):
         preferences_from_dataset([ROWS[0], {**ROWS[1], "base": base}], "the evaluation data")

@@ -14,7 +14,7 @@ from bapo.anchoring.tokens import LengthPolicy, Tokenized, TokenizedGroup, token
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
 from bapo.models import ChatFormat, LoadedModel, check_vocabulary, context_length
-from bapo.preferences import Preferences, Prompt, PromptGroup, prompt_text
+from bapo.preferences import Preferences, PromptGroup, prompt_text
 
 SCORING_BATCH = 16
 """Prompt groups scored and kept at once."""
@@ -92,7 +92,6 @@ def anchor(
     *,
     generation: GenerationSettings | None = None,
     lengths: LengthPolicy | None = None,
-    bases: Mapping[Prompt, Sequence[str]] | None = None,
     today: datetime | None = None,
     on_progress: OnProgress | None = None,
 ) -> AnchoredPreferences:
@@ -102,12 +101,11 @@ def anchor(
     goes on after the last finished batch and ends with the same content.
 
     Args:
-        preferences: the prompt groups.
+        preferences: the prompt groups; base responses that came with one are taken, others generated.
         model: the reference.
         store: where results are kept; the model's store in the user's cache folder by default.
         generation: how base responses are generated; greedy by default.
         lengths: what happens to long texts.
-        bases: base responses that are known already, in words, by prompt; others are generated.
         today: what a chat template that writes the date takes for now; by default the day on which the store was made.
         on_progress: told of each finished batch.
 
@@ -126,15 +124,13 @@ def anchor(
     report = on_progress or (lambda stage, done, total: None)
     scorer = ResponseScorer(model.model)
     with store.writing(lambda: report("waiting for another process that anchors to this model", 0, 1)):
-        given = {group.source.prompt: (bases or {}).get(group.source.prompt) for group in tokenized.groups}
-        _generate_missing(
-            [g.tokens.prompt for g in tokenized.groups if not given[g.source.prompt]], model, store, generation, report
-        )
+        asked = [group.tokens.prompt for group in tokenized.groups if not group.source.bases]
+        _generate_missing(asked, model, store, generation, report)
         generated = store.bases(generation)
         counts = Counter(tokenized.counts)
         base_responses = [
-            _given_bases(group, texts, model, lengths, counts)
-            if (texts := given[group.source.prompt])
+            _given_bases(group, model, lengths, counts)
+            if group.source.bases
             else _within_room(generated[group_key(group.tokens.prompt)], _room(group, lengths), counts)
             for group in tokenized.groups
         ]
@@ -209,8 +205,9 @@ def _generate_missing(
 
 
 def _given_bases(
-    group: TokenizedGroup, texts: Sequence[str], model: LoadedModel, lengths: LengthPolicy, counts: Counter[str]
+    group: TokenizedGroup, model: LoadedModel, lengths: LengthPolicy, counts: Counter[str]
 ) -> tuple[Response, ...]:
+    texts = group.source.bases
     if not all(text.strip() for text in texts):
         raise BapoError(
             f"A base response given for the prompt {prompt_text(group.source.prompt)[:60]!r} has no text: "

@@ -74,9 +74,13 @@ def _tokenize_group(
         if len(ids) > room:
             counts["responses cut: too long"] += 1
         responses.append(ids[:room])
-    pairs = tuple((chosen, rejected) for chosen, rejected in group.pairs if responses[chosen] != responses[rejected])
+    pairs = [(chosen, rejected) for chosen, rejected in group.pairs if responses[chosen] != responses[rejected]]
     if len(pairs) < len(group.pairs):
         counts["pairs dropped: equal as tokens"] += len(group.pairs) - len(pairs)
-    if not pairs:
+    first = {(responses[chosen], responses[rejected]): (chosen, rejected) for chosen, rejected in reversed(pairs)}
+    kept = [pair for pair in pairs if pair == first[responses[pair[0]], responses[pair[1]]]]
+    if len(kept) < len(pairs):  # pairs that repeat in words do so on purpose (the paper's protocol)
+        counts["pairs dropped: the same tokens as an earlier pair"] += len(pairs) - len(kept)
+    if not kept:
         return None
-    return TokenizedGroup(group, TokenGroup(prompt, tuple(responses)), pairs)
+    return TokenizedGroup(group, TokenGroup(prompt, tuple(responses)), tuple(kept))

@@ -59,7 +59,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     while (row := _next_row(reader, path, longest=len(text))) is not None:
         where = f"{path.name} line {reader.line_num}"
         if not header:
-            header = row
+            header = [name.strip() for name in row]
             if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
                 raise BapoError(f"{path.name} has several columns {repeated[0]!r}: leave one of them.")
         elif row and len(row) != len(header):

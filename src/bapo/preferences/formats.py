@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bapo.errors import BapoError
@@ -11,6 +13,12 @@ from bapo.preferences.record import ROLES, TEMPLATE, TOOLS, Message, Pair, Promp
 
 _PROMPTS = ("prompt", "conversations", "question")
 """Names of the column that holds the prompt, the first of those that are there."""
+
+_MAY_BE_PROMPTS = ("prompt", "instruction", "question", "query", "input", "problem")
+"""Names under which a prompt is met as well; it is asked for by name and not guessed."""
+
+_ANSWER = "\n\nAssistant:"
+"""What stands before the answers in texts of the kind of hh-rlhf."""
 
 _NOT_TEXT = ("images", "image", "videos", "video", "audio", "audios")
 """Columns that hold a part of the prompt that is no text."""
@@ -23,11 +31,13 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
     """Read ``chosen``, ``rejected`` and perhaps ``prompt``.
 
     Standard: all are strings. Conversational: prompt is a list of turns, chosen and rejected are a turn, or lists whose
-    last turn is the response and which may begin with the prompt. Without a prompt it is what chosen and rejected begin
-    with in common: whole turns, or text up to the last white space, which goes with the responses.
+    last turn is the response and which may begin with the prompt; lists may be written as text (JSON or Python).
+    Without a prompt it is what chosen and rejected begin with in common: whole turns, or text up to the last
+    "Assistant:", or up to the last white space, which goes with the responses.
 
     Beside them a record may hold ``system``, a text that becomes the first turn; ``tools``, the schemas that the
-    template shows; and ``chat_template_kwargs``. Turns keep all that they hold (tool_calls, reasoning_content, ...).
+    template shows; ``chat_template_kwargs``; and ``base``, the model's own earlier response in words, or several.
+    Turns keep all that they hold (tool_calls, reasoning_content, ...).
 
     Args:
         record: the record.
@@ -39,17 +49,22 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
     if not isinstance(record, Mapping):
         raise BapoError(f"{where} is not an object with the keys prompt, chosen, rejected.")
     for key in ("chosen", "rejected"):
-        if key not in record or record[key] is None:
+        if record.get(key) is None:
+            found = "it is null" if key in record else f"found: {', '.join(map(str, record)) or 'nothing'}"
+            raise BapoError(f"{where} has no {key!r} ({found}): each comparison needs prompt, chosen and rejected.")
+        if isinstance(record[key], Mapping) and record[key] and all(str(name).isdigit() for name in record[key]):
             raise BapoError(
-                f"{where} has no {key!r} (found: {', '.join(map(str, record)) or 'nothing'}): "
-                "each comparison needs prompt, chosen and rejected."
+                f"{where} holds whole columns, and not comparisons: write them one by one, with pandas by "
+                'to_json(..., orient="records", lines=True).'
             )
     for key in _NOT_TEXT:
         if record.get(key):
             raise BapoError(f"{where} has {key!r}, and only text can be scored: leave such comparisons out.")
-    chosen, rejected = record["chosen"], record["rejected"]
-    prompt = next((record[key] for key in _PROMPTS if record.get(key) is not None), None)
+    chosen, rejected = _written_turns(record["chosen"]), _written_turns(record["rejected"])
+    prompt = _written_turns(next((record[key] for key in _PROMPTS if record.get(key) is not None), None))
     if isinstance(chosen, str) and isinstance(rejected, str):
+        if prompt is None:
+            _refuse_other_prompts(record, where)
         pair = _standard(prompt, chosen, rejected, where)
     elif not isinstance(chosen, str) and not isinstance(rejected, str):
         pair = _conversational(prompt, _turns(chosen, where, "chosen"), _turns(rejected, where, "rejected"), where)
@@ -57,21 +72,50 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
         raise BapoError(
             f"{where}: chosen and rejected must both be text, or both be lists of turns with role and content."
         )
-    return _with_columns(pair, record, where)
+    return replace(_with_columns(pair, record, where), bases=_bases(record.get("base"), where))
+
+
+def _refuse_other_prompts(record: Mapping[str, Any], where: str) -> None:
+    for key, value in record.items():
+        if str(key).strip().lower() in _MAY_BE_PROMPTS and isinstance(value, str) and value.strip():
+            raise BapoError(
+                f"{where} has no 'prompt', and {key!r} may be it: call that column prompt, or leave it out."
+            )
+
+
+def _bases(base: Any, where: str) -> tuple[str, ...]:
+    if base is None or base == "":
+        return ()
+    texts = (base,) if isinstance(base, str) else base
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+        raise BapoError(f"{where}: 'base' must be text that is not empty, or a list of such.")
+    return tuple(texts)
+
+
+def _written_turns(value: Any) -> Any:
+    """Turns that were written as text, as spreadsheets and `pandas` do; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            turns = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(turns, list) and all(isinstance(t, dict) and {"role", "from"} & t.keys() for t in turns):
+            return turns
+    return value
 
 
 def _standard(prompt: Any, chosen: str, rejected: str, where: str) -> Pair:
     if prompt is None:
         common = chosen[: _common_length(chosen, rejected)]
-        cut = max(common.rfind(" "), common.rfind("\n")) + 1 if len(common) < min(len(chosen), len(rejected)) else 0
-        prompt = common[:cut].rstrip()
-        if not prompt:
+        before, answer, _ = common.rpartition(_ANSWER)
+        prompt = before + answer or common[: max(common.rfind(" "), common.rfind("\n")) + 1].rstrip()
+        if not prompt and chosen != rejected:
             raise BapoError(f"{where} has no 'prompt', and chosen and rejected begin with nothing in common to be one.")
         return Pair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
     if not isinstance(prompt, str):
         return Pair(_ask(_turns(prompt, where, "prompt"), where), chosen, rejected)
-    if not prompt.strip():
-        raise BapoError(f"{where}: 'prompt' must be text that is not empty, or a list of turns.")
     return Pair(prompt, chosen, rejected)
 
 
@@ -121,7 +165,11 @@ def _with_columns(pair: Pair, record: Mapping[str, Any], where: str) -> Pair:
     if not (system and system.strip()) and not handed:
         return pair
     turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    if system and system.strip() and turns[0].role != "system":
+    if system and system.strip() and Message("system", system) != turns[0]:
+        if turns[0].role == "system":
+            raise BapoError(
+                f"{where}: 'system' says something else than the prompt's own system turn: leave one of them."
+            )
         turns = (Message("system", system), *turns)
     return Pair((*handed, *turns), pair.chosen, pair.rejected)
 
@@ -129,8 +177,8 @@ def _with_columns(pair: Pair, record: Mapping[str, Any], where: str) -> Pair:
 def _ask(turns: Sequence[Message], where: str) -> Prompt:
     if not turns or not any(turn.role in ("user", "tool") for turn in turns):
         raise BapoError(f"{where}: a chat prompt needs a user turn.")
-    if turns[-1].role not in ("user", "tool", "assistant") or not (turns[-1].content.strip() or turns[-1].more):
-        raise BapoError(f"{where}: a chat prompt must end with a user turn that is not empty.")
+    if turns[-1].role not in ("user", "tool", "assistant"):
+        raise BapoError(f"{where}: a chat prompt must end with a user turn.")
     if turns[-1].role == "assistant" and turns[-1].more:
         raise BapoError(f"{where}: an assistant turn that the response goes on with can hold nothing but text.")
     return turns_of(tuple(turns))

@@ -29,7 +29,7 @@ CONTRADICTS, REPEATS, WHITE_SPACE, UNREAD = (
 class ReadingPolicy:
     """What happens to comparisons that teach nothing; each one dropped is counted by its reason.
 
-    Equal and empty responses, and empty prompts, are always dropped.
+    Equal and empty responses, and prompts that end with an empty turn, are always dropped.
 
     Attributes:
         drop_duplicates: keep the first of equal (prompt, chosen, rejected) only.
@@ -50,11 +50,13 @@ def group_pairs(name: str, pairs: Iterable[Pair], policy: ReadingPolicy | None =
     policy = policy or ReadingPolicy()
     responses: dict[Prompt, dict[Response, int]] = {}
     kept: dict[Prompt, list[tuple[int, int]]] = {}
+    bases: dict[Prompt, dict[str, None]] = {}
     seen: set[tuple[Prompt, Response, Response]] = set()
     dropped: Counter[str] = Counter()
     rows = 0
     for pair in pairs:
         rows += 1
+        bases.setdefault(pair.prompt, {}).update(dict.fromkeys(pair.bases))
         reason = _why_not(pair, seen, policy)
         if reason is not None:
             dropped[reason] += 1
@@ -64,7 +66,9 @@ def group_pairs(name: str, pairs: Iterable[Pair], policy: ReadingPolicy | None =
         chosen = places.setdefault(pair.chosen, len(places))
         rejected = places.setdefault(pair.rejected, len(places))
         kept.setdefault(pair.prompt, []).append((chosen, rejected))
-    groups = tuple(PromptGroup(prompt, tuple(responses[prompt]), tuple(own)) for prompt, own in kept.items())
+    groups = tuple(
+        PromptGroup(prompt, tuple(responses[prompt]), tuple(own), tuple(bases[prompt])) for prompt, own in kept.items()
+    )
     return Preferences(name, groups, rows, dict(dropped))
 
 
@@ -74,7 +78,7 @@ def _why_not(pair: Pair, seen: set[tuple[Prompt, Response, Response]], policy: R
         return EMPTY
     if chosen == rejected:
         return EQUAL
-    if not prompt_text(pair.prompt).strip():
+    if not response_text(pair.prompt if isinstance(pair.prompt, str) else pair.prompt[-1]).strip():
         return NO_PROMPT
     if policy.max_prompt_chars is not None and len(prompt_text(pair.prompt)) > policy.max_prompt_chars:
         return TOO_LONG

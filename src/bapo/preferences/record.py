@@ -48,11 +48,12 @@ Response: TypeAlias = str | Message
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One comparison as it was read."""
+    """One comparison as it was read, with the model's own earlier responses to its prompt where they are known."""
 
     prompt: Prompt
     chosen: Response
     rejected: Response
+    bases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class PromptGroup:
         prompt: plain text or chat turns.
         responses: distinct responses.
         pairs: (chosen, rejected) as indices into the responses. Under the paper's protocol a pair may repeat.
+        bases: base responses that came with the data, distinct; none where they are to be generated.
 
     Raises:
         BapoError: responses repeat, or a pair names a response that is not there or compares one with itself.
@@ -71,6 +73,7 @@ class PromptGroup:
     prompt: Prompt
     responses: tuple[Response, ...]
     pairs: tuple[tuple[int, int], ...]
+    bases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.responses)) < len(self.responses):

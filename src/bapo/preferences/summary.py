@@ -40,7 +40,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Counts, lengths in words, what was dropped and why, what is doubtful, and three examples spread over the data."""
+    """Counts, lengths in words, what was dropped and why, what is doubtful, and three examples spread over the data.
+
+    ``with_bases`` counts the prompts that come with base responses of their own.
+    """
 
     name: str
     rows: int
@@ -51,6 +54,7 @@ class Summary:
     prompt_words: Spread
     chosen_words: Spread
     rejected_words: Spread
+    with_bases: int
     dropped: dict[str, int]
     doubtful: dict[str, int]
     examples: tuple[Example, ...]
@@ -77,13 +81,14 @@ def summarize(preferences: Preferences, examples: int = 3) -> Summary:
         rejected_words=Spread.of(
             [len(response_text(group.responses[rejected]).split()) for group, _, rejected in pairs]
         ),
+        with_bases=sum(bool(group.bases) for group in groups),
         dropped=dict(preferences.dropped),
         doubtful=doubtful(preferences),
         examples=tuple(
             Example(
                 prompt_text(groups[i].prompt),
                 response_text(groups[i].responses[groups[i].pairs[0][0]]),
-                response_text(groups[i].responses[groups[i].pairs[-1][1]]),
+                response_text(groups[i].responses[groups[i].pairs[0][1]]),
             )
             for i in shown
         ),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bapo.errors import BapoError, foreign
-from bapo.preferences import Preferences, Prompt, group_pairs, pairs_from_dataset
+from bapo.preferences import Preferences, group_pairs, pairs_from_dataset
 
 
 def train_part(data: Any) -> Any:
@@ -25,10 +25,8 @@ def train_part(data: Any) -> Any:
     return data["train"]
 
 
-def preferences_from_dataset(
-    data: Iterable[Mapping[str, Any]], called: str = "the training data"
-) -> tuple[Preferences, dict[Prompt, tuple[str, ...]]]:
-    """Preferences, and the base responses that a column ``base`` holds (a text, or several) by prompt.
+def preferences_from_dataset(data: Iterable[Mapping[str, Any]], called: str = "the training data") -> Preferences:
+    """The preferences that rows hold.
 
     Plain-text prompts stay plain, as in TRL.
 
@@ -41,20 +39,10 @@ def preferences_from_dataset(
     """
     with foreign(f"{called[0].upper()}{called[1:]} could not be read", "check that it is a data set or a list of rows"):
         rows = list(_in_plain_objects(data))
-    pairs = list(pairs_from_dataset(rows, called))
-    bases: dict[Prompt, tuple[str, ...]] = {}
-    for number, (row, pair) in enumerate(zip(rows, pairs, strict=True), start=1):
-        base = row.get("base")
-        if base is None:
-            continue
-        texts = (base,) if isinstance(base, str) else base
-        if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise BapoError(f"{called} row {number}: 'base' must be text that is not empty, or a list of such.")
-        bases.setdefault(pair.prompt, tuple(texts))
-    preferences = group_pairs(called, pairs)
+    preferences = group_pairs(called, pairs_from_dataset(rows, called))
     if not preferences.groups:
         raise BapoError(f"{called[0].upper()}{called[1:]} hold no usable comparison ({dict(preferences.dropped)}).")
-    return preferences, bases
+    return preferences
 
 
 def _in_plain_objects(data: Any) -> Any:

@@ -179,9 +179,8 @@ class BAPOTrainer(Trainer):
     def _anchored(self, data: Any, args: BAPOConfig, called: str = "the evaluation data") -> AnchoredPreferences:
         if isinstance(data, AnchoredPreferences):
             return data
-        bases: Mapping[Any, Any] | None = None
         if not isinstance(data, Preferences):
-            data, bases = preferences_from_dataset(data, called)
+            data = preferences_from_dataset(data, called)
         with self._as_reference():
             if self._store is None:
                 self._store = (
@@ -189,9 +188,7 @@ class BAPOTrainer(Trainer):
                     if args.anchors
                     else AnchorStore.in_cache(self._reference)
                 )
-            anchored = anchor(
-                data, self._reference, self._store, generation=args.generation(), lengths=args.lengths(), bases=bases
-            )
+            anchored = anchor(data, self._reference, self._store, generation=args.generation(), lengths=args.lengths())
         if args.local_process_index == 0:
             _warn_of_what_is_lost(data, anchored)
         return anchored
