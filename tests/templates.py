@@ -58,6 +58,9 @@ RESPONSES: dict[str, dict[str, Any]] = {
     "line feeds first": {"content": "\n\nThe answer is 4."},
     "indented": {"content": "    return 4"},
     "tool call": {"content": "I look.", "tool_calls": [CALL]},
+    "markup first": {"content": "<b>4</b> is the answer."},
+    "markup first, reasoning in text": {"content": "<think>\nTwo and two.\n</think><b>4</b> is the answer."},
+    "markup first, reasoning beside": {"content": "<b>4</b> is the answer.", "reasoning_content": "Two and two."},
     "another script": {"content": "答案是四。🙂"},
 }
 
@@ -142,6 +145,7 @@ def tokenizer_of(kind: str, template: str, end: str) -> Any:
 
 def judged(tokenizer: Any, end: str, prompt: list[dict[str, Any]], response: dict[str, Any]) -> Verdict:
     """Compare prompt and response ids with the encoding of the template's own rendering."""
+    response = {"role": "assistant", **response}
     counts: Counter[str] = Counter()
     tools = [{"role": "tools", "content": json.dumps([TOOL])}] if "tool_calls" in response else []
     try:
@@ -153,7 +157,7 @@ def judged(tokenizer: Any, end: str, prompt: list[dict[str, Any]], response: dic
     told = counts[NOT_THE_TEMPLATES] + counts[LEFT_OUT]
     beside = {"tools": [TOOL]} if tools else {}
     opened = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **beside)
-    whole = tokenizer.apply_chat_template([*prompt, {"role": "assistant", **response}], tokenize=False, **beside)
+    whole = tokenizer.apply_chat_template([*prompt, response], tokenize=False, **beside)
     at = whole.find(end, max(whole.rfind(last) for last in (str(response["content"]).strip()[-8:], "Paris")))
     whole = whole[: at + len(end)] if at > 0 else whole.rstrip() + end
     if prompt_ids != tuple(tokenizer(opened, add_special_tokens=False)["input_ids"]):
@@ -161,7 +165,8 @@ def judged(tokenizer: Any, end: str, prompt: list[dict[str, Any]], response: dic
     if ids[-1] != tokenizer.eos_token_id:
         return Verdict("wrong", "the response has no end")
     if not whole.startswith(opened):
-        return Verdict("told" if told else "wrong", "the rendering does not begin with what generation sees")
+        why = _unlike_generated(tokenizer.decode(prompt_ids), tokenizer.decode(ids), response["content"])
+        return Verdict("told" if told and not why else "wrong", why or "the rendering does not begin with the prompt")
     right = tuple(tokenizer(whole, add_special_tokens=False)["input_ids"])
     if right[: len(prompt_ids)] == prompt_ids:
         same = right[len(prompt_ids) :] == ids
@@ -170,6 +175,20 @@ def judged(tokenizer: Any, end: str, prompt: list[dict[str, Any]], response: dic
     if not same:
         return Verdict("wrong", f"{tokenizer.decode(ids)!r} for {tokenizer.decode(right[len(prompt_ids) :])!r}")
     return Verdict("told" if told else "right")
+
+
+def _unlike_generated(prompt: str, response: str, content: str) -> str:
+    """Why a model that was given the prompt would not write the response, though it means the content; or nothing."""
+    answer = content.rpartition("</think>")[2].strip()
+    if answer not in response:
+        return f"the answer is not whole: {response!r}"
+    text = prompt.rpartition("2+2?")[2] + response
+    if text.count("</think>") > text.count("<think>"):
+        return f"reasoning ends that did not begin: {text!r}"
+    begins = response.strip()[:3]
+    if begins not in ("<th", "</t", content.strip()[:3], answer[:3], "Two"):
+        return f"the response begins with a part of something: {response!r}"
+    return ""
 
 
 def verdicts(name: str, template: str, kind: str) -> Iterator[tuple[str, Verdict]]:

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, processors
 
 from bapo.errors import BapoError, BapoWarning
 from bapo.models import ChatFormat
-from bapo.models.chat import CHANGED, CONTROL_TOKENS, LEFT_OUT, NOT_THE_TEMPLATES
+from bapo.models.chat import CHANGED, CONTROL_TOKENS, ENDED, LEFT_OUT, NOT_THE_TEMPLATES
 from tests.templates import (
     TOKENIZERS,
     Verdict,
@@ -169,6 +169,76 @@ def test_a_response_that_the_template_writes_otherwise_is_scored_as_it_would_be_
     assert counts == {NOT_THE_TEMPLATES: 2}
 
 
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ({"content": "<b>4</b>", "weight": 1.0}, "<b>4</b><|end|>"),
+        ({"content": "<b>4</b>", "reasoning_content": "Two."}, "<b>4</b><|end|>"),
+        ({"content": "<think>\nA\n</think><b>4</b>"}, "A\n</think><b>4</b><|end|>"),
+    ],
+)
+def test_no_letter_of_a_response_goes_with_a_marker_that_begins_alike(response: dict[str, Any], expected: str) -> None:
+    tokenizer = tiny_tokenizer(OPENS_REASONING)
+    with pytest.warns(BapoWarning):
+        ids = ChatFormat(tokenizer).response_ids({"role": "assistant", **response}, QUESTION)
+    assert tokenizer.decode(ids) == expected
+
+
+def test_reasoning_behind_a_prompt_that_has_closed_it_is_left_out_and_counted() -> None:
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<think>\n{{ m.reasoning_content }}\n"
+        "</think>\n\n{% endif %}{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>\n\n</think>\n\n{% endif %}"
+    )
+    tokenizer, counts = tiny_tokenizer(template), Counter[str]()
+    chat = ChatFormat(tokenizer)
+    ids = chat.response_ids({"content": "4", "reasoning_content": "Two."}, QUESTION, counts)
+    assert tokenizer.decode(ids) == "4<|end|>"
+    assert counts == {LEFT_OUT: 1}
+
+
+def test_reasoning_is_the_responses_own_though_the_template_speaks_of_it() -> None:
+    """As SmolLM3's, whose own system turn says how reasoning is to be marked, and which hides that of earlier turns."""
+    template = (
+        "<|system|>Mark it: <think> so </think>.<|end|>{% for m in messages %}<|{{ m.role }}|>"
+        "{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer, counts = tiny_tokenizer(template), Counter[str]()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    chat = ChatFormat(tokenizer)
+    ids = chat.response_ids("<think>hm</think>4", QUESTION, counts)
+    assert tokenizer.convert_ids_to_tokens(ids)[0] == "<think>"
+    asked = [*QUESTION, {"role": "assistant", "content": "<think>secret</think>2"}, *QUESTION]
+    opened = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert "secret" not in opened
+    assert list(chat.prompt_ids(asked, counts)) == tokenizer(opened, add_special_tokens=False)["input_ids"]
+    assert not counts
+
+
+def test_markers_of_the_assistants_own_turn_are_text_in_words() -> None:
+    """As in gpt-oss, whose assistant's turn has markers that no other turn has."""
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
+        "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer, counts = tiny_tokenizer(template), Counter[str]()
+    tokenizer.add_tokens(["<|channel|>"], special_tokens=True)
+    chat = ChatFormat(tokenizer)
+    prompt = chat.prompt_ids([{"role": "user", "content": "What is <|channel|>?"}], counts)
+    ids = chat.response_ids("It is <|channel|>.", [{"role": "user", "content": "What is <|channel|>?"}], counts)
+    channel = tokenizer.convert_tokens_to_ids("<|channel|>")
+    assert (prompt.count(channel), ids.count(channel)) == (0, 1)
+    assert counts == {CONTROL_TOKENS: 2}
+
+
+def test_a_prompt_that_its_owner_changes_is_another_prompt() -> None:
+    chat, asked = ChatFormat(tiny_tokenizer(CHATML)), [{"role": "user", "content": "a"}]
+    first = chat.prompt_ids(asked)
+    asked[0]["content"] = "b"
+    assert chat.prompt_ids(asked) != first
+
+
 def test_reasoning_that_a_template_leaves_out_is_counted() -> None:
     chat, counts = ChatFormat(tiny_tokenizer(CHATML)), Counter[str]()
     chat.response_ids({"content": "Four.", "reasoning_content": "Two and two."}, QUESTION, counts)
@@ -283,8 +353,9 @@ def test_control_tokens_in_the_words_of_a_chat_are_text(word: str) -> None:
 
 
 def test_a_response_that_was_rendered_already_ends_once() -> None:
-    chat = ChatFormat(tiny_tokenizer(CHATML))
-    assert chat.response_ids("Four.<|end|>\n", QUESTION) == chat.response_ids("Four.", QUESTION)
+    chat, counts = ChatFormat(tiny_tokenizer(CHATML)), Counter[str]()
+    assert chat.response_ids("Four.<|end|>\n", QUESTION, counts) == chat.response_ids("Four.", QUESTION)
+    assert counts == {ENDED: 1}
     plain = ChatFormat(tiny_tokenizer(None))
     assert plain.response_ids(" Four.</s>", "2+2?") == plain.response_ids(" Four.", "2+2?")
 

@@ -22,6 +22,7 @@ TURNS = [{"role": "user", "content": "hi"}]
         ("{{- strftime_now('%A, %-d %B %Y, %H:%M:%S') }}", "Saturday, 6 July 2024, 09:05:03"),
         ("{%- set how = '%j of %y' %}{{ strftime_now(how) }}", "188 of 24"),
         ("{%- if strftime_now is defined %}{% set d = strftime_now('%d') %}{% endif %}{{ d }}", "06"),
+        ("{{ strftime_now('%F %R, %e %B, 100%%d') }}", "2024-07-06 09:05,  6 July, 100%d"),
         ("{% macro head() %}on {{ strftime_now('%d.%m.') }}{% endmacro %}{{ head() }}", "on 06.07."),
         ("{% for m in messages %}{{ strftime_now('%d') }} 100%{% endfor %}", "06 100%"),
         ("{% if not day is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}{{ day }}", "06 Jul 2024"),
@@ -33,6 +34,14 @@ def test_the_date_is_the_one_that_was_told(written: str, expected: str) -> None:
     assert chat.at(DAY).render(TURNS) == f"<|end|>{expected}<|end|><|user|>hi<|end|>\n<|assistant|>"
     assert chat.at(DAY).prompt_ids(TURNS) != chat.at(datetime(2021, 1, 31)).prompt_ids(TURNS)
     assert chat.at(None) is chat
+
+
+@pytest.mark.parametrize("front", ["\n", "  ", "\n\n  ", "{# so #}\n "])
+def test_white_space_at_the_beginning_is_as_transformers_has_it(front: str) -> None:
+    template = front + "{% set d = strftime_now('%Y') %}{{ d }}" + CHATML
+    tokenizer = tiny_tokenizer(template)
+    expected = tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
+    assert ChatFormat(tokenizer).at(datetime.now()).render(TURNS) == expected
 
 
 def test_without_being_told_it_is_today() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -292,7 +293,7 @@ def test_columns_of_a_table_may_have_white_space_around_their_names(tmp_path: Pa
 
 
 @pytest.mark.parametrize("written", [json.dumps, repr])
-def test_turns_that_were_written_as_text_are_turns(written: Any) -> None:
+def test_turns_that_were_written_as_text_are_turns(written: Callable[[object], str]) -> None:
     row = {"prompt": ASK, "chosen": [turn("assistant", "It's yes.")], "rejected": [turn("assistant", "No.")]}
     (pair,) = pairs_from_dataset([{key: written(value) for key, value in row.items()}], "data")
     assert (pair,) == tuple(pairs_from_dataset([row], "data"))

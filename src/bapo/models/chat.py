@@ -9,19 +9,20 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from bapo.errors import BapoError, BapoWarning
-from bapo.models.template import QUESTION, ChatTemplate, Turn, Turns, common, squeezed, turn_dict
+from bapo.models.template import PROBE, QUESTION, ChatTemplate, Turn, Turns, common, squeezed, turn_dict
 from bapo.models.text import HeldWords, TextEncoder
 
-CONTROL_TOKENS, CHANGED, NOT_THE_TEMPLATES, LEFT_OUT = (
+CONTROL_TOKENS, CHANGED, NOT_THE_TEMPLATES, LEFT_OUT, ENDED = (
     "texts hold control tokens of the chat in words: encoded as text",
     "prompts in which the template changes words",
     "responses are not what the template writes: scored as the model would generate them",
     "responses hold reasoning that the template leaves out",
+    "responses end with an end token in words: taken as the end of the turn",
 )
 """What is counted while texts are encoded."""
 
@@ -77,12 +78,14 @@ class ChatFormat:
         if self._template is not None and self._template.end_id is not None:
             self.end_ids = tuple(dict.fromkeys((*self.end_ids, self._template.end_id)))
         self._texts = TextEncoder(tokenizer)
-        self._last: tuple[Turns, _Opened] | None = None
+        self._last: tuple[tuple[Any, ...], _Opened] | None = None
         self._warned = False
         if not self.end_ids:
             raise BapoError(
                 "The tokenizer names no end-of-text token, so no response could ever end: set its eos_token."
             )
+        words = (tokenizer.convert_ids_to_tokens(i) for i in self.end_ids)
+        self._ends = tuple(word for word in words if word)
         self._eos: int = self.end_ids[-1] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         self.has_system = self._template is not None and self._template.shows("system")
 
@@ -163,7 +166,7 @@ class ChatFormat:
 
     def _opened(self, prompt: Turns) -> _Opened:
         """A prompt as generation sees it; the last one is kept, because its responses come next."""
-        if self._last is not None and self._last[0] == prompt:
+        if self._last is not None and self._last[0] == tuple(prompt):
             return self._last[1]
         template = self._required()
         turns, settings = template.prepared(prompt)
@@ -173,7 +176,7 @@ class ChatFormat:
         text = template.render(kept, settings, add_generation_prompt=not goes_on, continue_last=goes_on)
         changed = template.changed(turns, settings, held.restore(text))
         opened = _Opened(kept, settings, text, held, self._texts.chat(text, held), changed)
-        self._last = (prompt, opened)
+        self._last = (tuple(deepcopy(turn) if isinstance(turn, Mapping) else turn for turn in prompt), opened)
         return opened
 
     def _required(self) -> ChatTemplate:
@@ -187,17 +190,27 @@ class ChatFormat:
     def _behind(self, opened: _Opened, response: dict[str, Any], counts: Counter[str]) -> tuple[int, ...]:
         template = self._required()
         held = HeldWords(template.controls, opened.held.words)
-        said = _with_strings({**response, "content": self._without_end(response.get("content") or "")}, held.hold)
+        content = response.get("content") or ""
+        said = _with_strings({**response, "content": self._without_end(content)}, held.hold)
+        counts.update([ENDED] * content.rstrip().endswith(self._ends))
         if len(held.words) > len(opened.held.words):
             counts[CONTROL_TOKENS] += 1
-        whole = template.up_to_the_end(template.render(_joined(opened.turns, said), opened.settings))
+
+        def rendered(turn: dict[str, Any]) -> str:
+            return template.up_to_the_end(template.render(_joined(opened.turns, turn), opened.settings))
+
+        whole = rendered(said)
+        if not whole.startswith(opened.text) and any(map(_is_reasoning, said)):  # the prompt may have closed it already
+            bare = rendered({key: own for key, own in said.items() if not _is_reasoning(key)})
+            whole = bare if bare.startswith(opened.text) else whole
         if whole.startswith(opened.text):
             behind = whole[len(opened.text) :]
         else:
-            behind = _as_generated(opened.text, whole, said, template.end)
+            begins = min(common(opened.text, other) for other in (whole, rendered({"content": PROBE})))
+            behind = _as_generated(opened.text[begins:], whole[begins:], said, template.end)
             counts[NOT_THE_TEMPLATES] += 1
             self._warn(held.restore(whole), held.restore(opened.text + behind))
-        told = (said["content"], *(own for key, own in said.items() if key.startswith("reasoning")))
+        told = (said["content"], *(own for key, own in said.items() if _is_reasoning(key)))
         if not all(squeezed(part) in squeezed(opened.text + behind) for part in told if isinstance(part, str)):
             counts[LEFT_OUT] += 1
         template.check_calls(response, held.restore(behind))
@@ -210,10 +223,7 @@ class ChatFormat:
     def _without_end(self, text: str) -> str:
         """A response that was rendered already loses its end token, which the template writes."""
         bare = text.rstrip()
-        for end in (self.tokenizer.convert_ids_to_tokens(i) for i in self.end_ids):
-            if end and bare.endswith(end):
-                return bare.removesuffix(end)
-        return text
+        return next((bare.removesuffix(end) for end in self._ends if bare.endswith(end)), text)
 
     def _warn(self, template: str, generated: str) -> None:
         if self._warned:
@@ -247,14 +257,24 @@ class ChatFormat:
 
 
 def _as_generated(opened: str, whole: str, said: Mapping[str, Any], end: str) -> str:
-    """What stands behind a prompt with which the template's rendering of the whole does not begin."""
-    at = common(opened, whole)
-    if len(said) > 2:  # more than text: as the template writes it
-        return whole[at:]
-    text, opens = str(said["content"]), opened[at:].strip()
+    """What stands behind a prompt with which the template's rendering of the whole does not begin.
+
+    Args:
+        opened: what only the prompt has, behind what opens the assistant's turn in both.
+        whole: what only the rendering has there.
+        said: the response.
+        end: what the template writes behind a response.
+    """
+    if said.keys() - {"role", "content"}:  # more than text: as the template writes it
+        return whole
+    text, opens = str(said["content"]), opened.strip()
     if opens and text.lstrip().startswith(opens):  # the prompt opens what the response opens once more
         text = text.lstrip().removeprefix(opens).lstrip("\n")
     return text + end
+
+
+def _is_reasoning(key: str) -> bool:
+    return key.startswith(("reasoning", "thinking"))
 
 
 def _joined(turns: Sequence[dict[str, Any]], response: dict[str, Any]) -> list[dict[str, Any]]:

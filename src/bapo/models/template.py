@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from copy import copy
 from datetime import datetime
@@ -11,7 +12,8 @@ from typing import Any, Protocol, TypeAlias
 from bapo.errors import BapoError, first_line
 from bapo.models.template_date import at_moment, writes_date
 
-_PROBE = "\u2042probe\u2042"  # stands for a text whose surroundings in the template are looked for
+PROBE = "\u2042probe\u2042"
+"""Stands for a text whose surroundings in the template are looked for."""
 
 
 class Turn(Protocol):
@@ -29,6 +31,9 @@ Turns: TypeAlias = Sequence[Mapping[str, Any] | Turn]
 """The turns of a chat. The first may have the roles tools (a JSON list of schemas) and template (a JSON object of
 arguments): they are handed to the chat template beside the turns."""
 
+_REASONING = re.compile("think|thought|reason", re.IGNORECASE)
+"""In the name of a control token that is a part of responses: <think>, [THINK], <|START_THINKING|>."""
+
 QUESTION: tuple[dict[str, Any], ...] = ({"role": "user", "content": "x"},)
 """A conversation as short as one can be."""
 
@@ -43,7 +48,7 @@ class ChatTemplate:
     Attributes:
         end: what it writes behind what the assistant says, up to the end of the turn.
         end_id: the token with which it ends the assistant's turn; None where it writes none.
-        controls: the control tokens of a chat, in words.
+        controls: the control tokens around turns, in words; those around reasoning are the response's own.
         today: what it takes for now: the moment of making if nobody says otherwise. None where it writes no date.
 
     Raises:
@@ -89,7 +94,8 @@ class ChatTemplate:
             )
         except Exception as error:  # templates are programs
             raise BapoError(
-                f"The model's chat template refuses a prompt ({first_line(error)}): check its turns and their order."
+                f"The model's chat template refuses a prompt ({first_line(error)}): check its turns, their order and "
+                "what their tool calls hold."
             ) from error
         return text
 
@@ -123,10 +129,10 @@ class ChatTemplate:
         """Whether the template shows a first turn of this role."""
         if role not in self._shown:
             try:
-                text = self.render([{"role": role, "content": _PROBE}, *QUESTION], {}, add_generation_prompt=True)
+                text = self.render([{"role": role, "content": PROBE}, *QUESTION], {}, add_generation_prompt=True)
             except BapoError:
                 text = ""
-            self._shown[role] = _PROBE in text
+            self._shown[role] = PROBE in text
         return self._shown[role]
 
     def changed(self, turns: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], text: str) -> bool:
@@ -142,8 +148,8 @@ class ChatTemplate:
             in_json = (json.dumps(said, ensure_ascii=ascii)[1:-1] for ascii in (True, False))
             if turn["role"] == "assistant" or any(squeezed(own) in shown for own in (said, *in_json)):
                 continue
-            probed = [*turns[:at], {**turn, "content": _PROBE}, *turns[at + 1 :]]
-            if _PROBE not in self.render(probed, settings):
+            probed = [*turns[:at], {**turn, "content": PROBE}, *turns[at + 1 :]]
+            if PROBE not in self.render(probed, settings):
                 raise BapoError(
                     f"The model's chat template leaves out what a turn of the role {turn['role']} says "
                     f"({said[:60]!r}): leave such prompts out, or use a model whose template shows them."
@@ -171,28 +177,27 @@ class ChatTemplate:
     def _read(self, end_ids: Sequence[int]) -> None:
         """What the template writes around turns, and with which token it ends the assistant's."""
         opened = self.render(QUESTION, {}, add_generation_prompt=True)
-        answered: list[dict[str, Any]] = [*QUESTION, {"role": "assistant", "content": _PROBE}]
+        answered: list[dict[str, Any]] = [*QUESTION, {"role": "assistant", "content": PROBE}]
         whole = self.render(answered, {})
-        if _PROBE not in whole:
+        if PROBE not in whole:
             raise BapoError(
                 "The model's chat template hides what the assistant says, so responses cannot be scored with it."
             )
-        self._tail = whole.rpartition(_PROBE)[2]
+        self._tail = whole.rpartition(PROBE)[2]
         added = [word for word in self.tokenizer.get_added_vocab() if word.strip()]
         ends = [word for word in map(self.tokenizer.convert_ids_to_tokens, end_ids) if word]
         end = _first_of(ends, self._tail) or _first_of(added, self._tail)
         if end:
             self.end = self._tail[: self._tail.index(end) + len(end)]
         else:
-            end = _first_of(ends, self._rendered_or_nothing([*answered, *QUESTION]).rpartition(_PROBE)[2])
+            end = _first_of(ends, self._rendered_or_nothing([*answered, *QUESTION]).rpartition(PROBE)[2])
         if end:
             self.end_id = int(self.tokenizer.convert_tokens_to_ids(end))
-        question = self.render(QUESTION, {})
-        asked = self._rendered_or_nothing([{"role": "system", "content": "x"}, *QUESTION]) + question
-        # What stands behind the first control token of a generation prompt is the response's (<think>).
-        opens = _first_of(added, opened[common(opened, question) :])
-        around = {*ends, end, opens, self.tokenizer.bos_token, self.tokenizer.pad_token}
-        self.controls = tuple(word for word in {*added, *ends} if word in asked or word in around)
+        told = [{"role": "system", "content": "x"}, *answered, *QUESTION]
+        written = self._rendered_or_nothing(told) + self._rendered_or_nothing(told[1:]) + opened + whole
+        around = {*ends, end, self.tokenizer.bos_token, self.tokenizer.pad_token}
+        found = [word for word in {*added, *ends} if word in written or word in around]
+        self.controls = tuple(word for word in found if word in around or not _REASONING.search(word))
 
     def _rendered_or_nothing(self, turns: Sequence[Mapping[str, Any]]) -> str:
         try:

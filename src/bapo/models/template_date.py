@@ -6,13 +6,14 @@ import json
 from datetime import datetime
 from typing import Any
 
-_DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
+_DIRECTIVES = "aAbBcCdDeFfgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
 _MACRO = (
-    "{%% macro strftime_now(format) %%}{%% set text = namespace(now=format) %%}"
+    "{%% macro strftime_now(format) %%}{%% set text = namespace(now=format.replace('%%%%', '\x00')) %%}"
     "{%% for directive, meaning in %s.items() %%}"
     "{%% set text.now = text.now.replace(directive, meaning) %%}"
-    "{%% endfor %%}{{ text.now }}{%% endmacro %%}"
+    "{%% endfor %%}{{ text.now.replace('\x00', '%%') }}{%% endmacro %%}\n"
 )
+"""On a line of its own, as `transformers` has the line feed behind a block and the white space before one left out."""
 
 
 def writes_date(tokenizer: Any) -> bool:
@@ -25,7 +26,7 @@ def at_moment(template: str, today: datetime) -> str:
 
     `transformers` hands templates text only, so the function is written in front, as a macro.
     """
-    directives = [f"%{flag}{letter}" for flag in ("-", "") for letter in _DIRECTIVES] + ["%%"]
+    directives = [f"%{flag}{letter}" for flag in ("-", "") for letter in _DIRECTIVES]
     return _MACRO % json.dumps({directive: _written(today, directive) for directive in directives}) + template
 
 
