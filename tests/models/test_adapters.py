@@ -162,6 +162,38 @@ def test_an_adapter_without_effect_is_said_to_be_so(base: Path, tmp_path: Path, 
     assert [record.message for record in caplog.records if "is zero" in record.message]
 
 
+@pytest.mark.parametrize(("alpha", "told"), [(float("nan"), None), (float("inf"), None), (0, "is zero")])
+def test_what_an_adapter_is_multiplied_with_is_a_number_and_not_zero(
+    alpha: float, told: str | None, base: Path, adapter: Path, caplog: Any
+) -> None:
+    reconfigure(adapter, lora_alpha=alpha)
+    if told is None:
+        with pytest.raises(BapoError, match="lora_alpha and r must give a number"):
+            load(base, adapter)
+    else:
+        load(base, adapter)
+        assert told in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"alora_invocation_tokens": [5, 6]}, "is an activated LoRA"),
+        ({"layer_replication": [[0, 4], [2, 4]]}, "repeats layers of the model"),
+        ({"lora_dropout": 1.0}, "must lie from 0 to below 1"),
+    ],
+)
+def test_an_adapter_that_does_more_than_its_layers_is_refused(
+    settings: dict[str, Any], sentence: str, base: Path, tmp_path: Path
+) -> None:
+    config = LoraConfig(**{**LORA, **settings})
+    with pytest.raises(BapoError, match=f"The peft_config {sentence}|The peft_config has .* {sentence}"):
+        add_adapter(tiny_model("llama"), config)
+    get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(BapoError, match=sentence):
+        load(base, tmp_path / "adapter")
+
+
 def test_settings_that_this_peft_does_not_know_are_named(base: Path, adapter: Path, caplog: Any) -> None:
     reconfigure(adapter, brand_new_option=True, another_one=None)
     with caplog.at_level(logging.WARNING, logger="bapo"):

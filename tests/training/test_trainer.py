@@ -22,7 +22,7 @@ from bapo import BAPOConfig, BAPOTrainer
 from bapo.errors import BapoError
 from bapo.likelihood.strands import cut
 from bapo.objectives import PAIR_LOSSES
-from bapo.training.checkpoints import last_complete
+from bapo.training.checkpoints import MARK, last_complete, mark_complete
 from bapo.training.metrics import ANCHOR_METRICS, BASE_METRICS, EVALUATION_METRICS, PAIR_METRICS
 from tests.likelihood.test_scoring import relative_gap
 from tests.rounding import rounding_by_rows
@@ -365,6 +365,33 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     assert relative_gap(checkpointed, plain) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("rewards/margins", True), ("loss/pair", False), ("eval_anchor/active", False), ("logps/rejected", False)],
+)
+def test_which_metric_is_better_when_it_is_smaller(metric: str, greater: bool, tmp_path: Path) -> None:
+    assert BAPOConfig(str(tmp_path), metric_for_best_model=metric).greater_is_better is greater
+
+
+def test_a_fresh_adapter_of_another_kind_is_said_to_have_an_effect_only_if_it_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dora = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    make(tmp_path, peft_config=dora)
+    assert "starts away" not in caplog.text
+    dora.init_lora_weights = False
+    make(tmp_path, peft_config=dora)
+    assert "starts away" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied"])
+def test_single_tokens_of_the_embeddings_can_be_trained(name: str, tmp_path: Path) -> None:
+    lora = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[5, 8], task_type="CAUSAL_LM")
+    trainer = make(tmp_path, name=name, peft_config=lora)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["whole", "sharded"])
 def test_two_processes_are_one(weights: str, tmp_path: Path) -> None:
@@ -376,8 +403,10 @@ def test_two_processes_are_one(weights: str, tmp_path: Path) -> None:
     logged = json.loads((tmp_path / "log.json").read_text())
     trainer = make(
         tmp_path / "one",
+        ROWS[:7],
         per_device_train_batch_size=4,
         sampler="by-pair",
+        max_steps=3,
         per_device_eval_batch_size=1,
         eval_dataset=HELD_OUT,
     )
@@ -392,13 +421,14 @@ def test_two_processes_are_one(weights: str, tmp_path: Path) -> None:
 
 
 def test_a_loss_of_an_evaluation_is_the_mean_over_its_pairs(tmp_path: Path) -> None:
-    """5 pairs: in batches of 2 the last one has a batch for itself, and counts no more than the others."""
+    """5 pairs: in batches of 2 the last one has a batch for itself, and counts no more than the others, nor less."""
     losses = []
-    for size in (1, 2, 5):
-        trainer = make(tmp_path, per_device_eval_batch_size=size, eval_dataset=HELD_OUT)
+    for size, drop_last in ((1, False), (2, False), (5, False), (2, True)):
+        settings = {"per_device_eval_batch_size": size, "dataloader_drop_last": drop_last}
+        trainer = make(tmp_path, eval_dataset=HELD_OUT, **settings)
         shake(trainer.model)
         losses.append(trainer.evaluate()["eval_loss"])
-    assert losses == [pytest.approx(losses[0], rel=1e-5)] * 3
+    assert losses == [pytest.approx(losses[0], rel=1e-5)] * 4
     assert abs(losses[0] - math.log(2)) > 1e-3
 
 
@@ -465,8 +495,41 @@ def test_a_checkpoint_with_a_file_cut_short_or_missing_does_not_count(tmp_path: 
         file.truncate(100)
     assert last_complete(tmp_path / "out") == two
     assert not three.exists()
-    (two / "adapter_model.safetensors").unlink()
+    content = bytearray((two / "adapter_model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (two / "adapter_model.safetensors").write_bytes(content)
     assert last_complete(tmp_path / "out") == one
+    (one / "adapter_model.safetensors").unlink()
+    assert last_complete(tmp_path / "out") is None
+
+
+def test_one_whole_checkpoint_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def marking(checkpoint: Path, reference: str) -> None:
+        found.append([path for path in (tmp_path / "out").glob("checkpoint-*") if (path / MARK).is_file()])
+        mark_complete(checkpoint, reference)
+
+    monkeypatch.setattr("bapo.training.trainer.mark_complete", marking)
+    make(tmp_path, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=1).train()
+    assert [len(before) for before in found] == [0, 1, 1, 1]
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_training_goes_on_from_its_own_whole_checkpoint_only(tmp_path: Path) -> None:
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    make(tmp_path, **settings).train()
+    named = str(tmp_path / "out/checkpoint-1")
+    other = make(tmp_path, name="llama-tied", **settings)
+    with pytest.raises(BapoError, match="belongs to another model or precision"):
+        other.train(resume_from_checkpoint=named)
+    wider = make(tmp_path, peft_config=LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"), **settings)
+    with pytest.raises(BapoError, match="does not fit the model and its adapter"):
+        wider.train(resume_from_checkpoint=named)
+    (tmp_path / "out/checkpoint-1/optimizer.pt").unlink()
+    for folder in (named, str(tmp_path / "nowhere")):
+        with pytest.raises(BapoError, match="is no whole checkpoint"):
+            make(tmp_path, **settings).train(resume_from_checkpoint=folder)
 
 
 def test_what_is_dropped_cut_or_doubtful_is_one_warning_with_counts(tmp_path: Path) -> None:
@@ -611,12 +674,19 @@ def test_a_broken_run_stops_with_a_sentence(damage: str, sentence: str, tmp_path
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for settings, sentence in (
+        ({"max_steps": 0}, "would train nothing"),
+        ({"dataloader_persistent_workers": True}, "needs dataloader_num_workers"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches sends batches as tensors"),
         ({"objective": "bpao"}, "did you mean 'bapo'"),
         ({"sampler": "random"}, "Unknown sampler"),
         ({"objective": "dpo", "objective_settings": {"penalty": 3}}, "has no setting 'penalty'"),
     ):
         with pytest.raises(BapoError, match=sentence):
             BAPOConfig(str(tmp_path), **settings)
+    with pytest.raises(BapoError, match="leaves nothing of 8 pairs"):
+        make(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=16)
+    with pytest.raises(BapoError, match=r"The optimizer .* cannot be made"):
+        make(tmp_path, optim="galore_adamw").train()
     with pytest.raises(BapoError, match="float32 and the settings ask for bf16"):
         make(tmp_path, bf16=True)
     with pytest.raises(BapoError, match="row 1 has no 'rejected'"):

@@ -80,7 +80,8 @@ def response_logps(hidden_PD: Tensor, head: Any, target_P: Tensor, rule: LogitRu
         own = logits.gather(-1, target[:, None])
         return (own - top - total.log())[:, 0], (own.detach() >= top)[:, 0]
 
-    chunk = max(1, CHUNK_ELEMENTS // head.out_features)
+    vocabulary = len(head.weight) if hasattr(head, "weight") else head(hidden_PD[:1]).shape[-1]
+    chunk = max(1, CHUNK_ELEMENTS // vocabulary)
     logps, greedy = zip(
         *(
             checkpoint(of_chunk, hidden, target, use_reentrant=False)

@@ -434,6 +434,7 @@ class ResponseScorer:
 
         ahead = judge(before_the_last(changed), {n: before_the_last(own) for n, own in passes.items()}, dtype)
         if not ahead.right:
+            self._refuse_drawing(probe, own)  # what changes now and then may have given the same twice
             raise BapoError(
                 f"{type(self.causal_lm).__name__} looks at the tokens behind the one that it predicts (log-probs move "
                 f"by {ahead.gap:.3g} nats with the last token): it is no causal language model as it is configured."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +46,17 @@ class AdapterPart:
         return self.adapter in self.layer.active_adapters and not off
 
     @property
+    def scaling(self) -> float:
+        """What the adapter's product is multiplied with; 1 where nothing is said."""
+        return float(getattr(self.layer, "scaling", {}).get(self.adapter, 1.0))
+
+    @property
     def is_zero(self) -> bool:
         """Whether the layer computes the same with and without it: a low-rank product with a factor that is zero, or a
         copy of a module that equals the original."""
         kinds = {kind: list(own.values()) for kind, own in self.tensors.items() if own}
+        if self.scaling == 0:
+            return True
         if set(kinds) == {"modules_to_save"}:
             original = self.layer.original_module.state_dict().values()
             return all(map(torch.equal, kinds["modules_to_save"], original))
@@ -102,7 +110,7 @@ def check_adapter(adapter: str | Path) -> Any:
         "name a folder with an adapter_config.json that this version of PEFT knows, or a hub id",
     ):
         config = PeftConfig.from_pretrained(str(adapter))
-    _check_no_prompt_learning(config, str(adapter))
+    _check_kind(config, f"The adapter {adapter}")
     if (Path(adapter) / "adapter_model.safetensors").is_file():
         _ = _weights(adapter, only_names=True)
     return config
@@ -120,9 +128,30 @@ def _say_what_is_unknown(adapter: str | Path, config: Any) -> None:
         )
 
 
-def _check_no_prompt_learning(config: Any, name: str) -> None:
+def _check_kind(config: Any, name: str) -> None:
+    """Adapters that do something beside what their layers compute, which scoring layer by layer would not see."""
     if getattr(config, "is_prompt_learning", False) or getattr(config, "is_adaption_prompt", False):
         raise BapoError(f"{name} is a {_kind(config)} adapter, which adds tokens to prompts: use LoRA.")
+    if getattr(config, "alora_invocation_tokens", None):
+        raise BapoError(
+            f"{name} is an activated LoRA (alora_invocation_tokens), which has an effect behind certain tokens only, "
+            "and responses that share a prompt are not scored with it: use LoRA."
+        )
+    if getattr(config, "layer_replication", None):
+        raise BapoError(
+            f"{name} repeats layers of the model (layer_replication), so that the model without it is another one than "
+            "the reference: repeat them in the model itself."
+        )
+    if _kind(config) in ("POLY", "XLORA"):
+        raise BapoError(f"{name} is a {_kind(config)} adapter, which chooses anew for each input: use LoRA.")
+    if not 0 <= (getattr(config, "lora_dropout", 0.0) or 0.0) < 1:
+        raise BapoError(f"{name} has lora_dropout={config.lora_dropout}: it must lie from 0 to below 1.")
+
+
+def _check_scaling(adapted: Any, name: str) -> None:
+    for part in adapter_parts(adapted):
+        if not math.isfinite(part.scaling):
+            raise BapoError(f"{name} multiplies with {part.scaling}: its lora_alpha and r must give a number.")
 
 
 def _check_repeatable(config: Any, name: str) -> None:
@@ -185,6 +214,7 @@ def put_on(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
             raise
     check_keys(whole, f"{_FITS}.", missing=loaded.missing_keys, unexpected=loaded.unexpected_keys)
     check_finite(weights, f"The adapter {adapter}")
+    _check_scaling(adapted, f"The adapter {adapter}")
     if not nonzero_adapters(adapted):
         logger.warning("The adapter %s is zero: with it the model computes what it computes without.", adapter)
     fuse_lora(adapted)
@@ -233,7 +263,7 @@ def add_adapter(model: Any, config: Any) -> Any:
             "The model has an adapter already, and peft_config asks for another one: leave peft_config out to train "
             "the one that it has, or merge that into the model first (merge_and_unload)."
         )
-    _check_no_prompt_learning(config, "The peft_config")
+    _check_kind(config, "The peft_config")
     initial = getattr(config, "init_lora_weights", True)
     if initial not in _LEAVES_BASE_ALONE:
         raise BapoError(
@@ -242,6 +272,7 @@ def add_adapter(model: Any, config: Any) -> Any:
         )
     with foreign(f"The model cannot have the {_kind(config)} adapter of peft_config", "check its target_modules"):
         adapted = get_peft_model(model, config)
+    _check_scaling(adapted, "The peft_config")
     fuse_lora(adapted)
     return adapted
 
@@ -254,7 +285,7 @@ def check_trainable(policy: Any) -> None:
     """
     parts = adapter_parts(policy)
     for config in getattr(policy, "peft_config", {}).values():
-        _check_no_prompt_learning(config, "The model's adapter")
+        _check_kind(config, "The model's adapter")
         _check_repeatable(config, "The model's adapter")
     trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
     if not trained:

@@ -35,11 +35,15 @@ class PairDataset(Dataset[tuple[int, int]]):
 
 
 class InOrder(Sampler[int]):
-    """All pairs, once and in order, and then none until every process has as many batches as the others."""
+    """All pairs, once and in order, and then none until every process has as many as the others.
 
-    def __init__(self, dataset: PairDataset, step: int) -> None:
-        """``step`` pairs are taken at once by all processes together."""
-        self.length = -(-len(dataset) // step) * step
+    Args:
+        dataset: the pairs.
+        at_once: pairs that all processes take at once.
+    """
+
+    def __init__(self, dataset: PairDataset, at_once: int = 1) -> None:
+        self.length = -(-len(dataset) // at_once) * at_once
 
     def __len__(self) -> int:
         return self.length
@@ -49,10 +53,11 @@ class InOrder(Sampler[int]):
 
 
 class PromptSampler(Sampler[int]):
-    """A new order of prompts each epoch, the pairs of a prompt one after the other."""
+    """A new order of prompts each epoch, the pairs of a prompt one after the other; at the end as `InOrder`."""
 
-    def __init__(self, dataset: PairDataset, seed: int) -> None:
-        self.seed, self.epoch, self.length = seed, 0, len(dataset)
+    def __init__(self, dataset: PairDataset, seed: int, at_once: int = 1) -> None:
+        self.seed, self.epoch, self.pairs = seed, 0, len(dataset)
+        self.length = -(-len(dataset) // at_once) * at_once
         self.pairs_of: dict[int, list[int]] = {}
         for index, (group, _) in enumerate(dataset.items):
             self.pairs_of.setdefault(group, []).append(index)
@@ -65,6 +70,7 @@ class PromptSampler(Sampler[int]):
         groups = list(self.pairs_of.values())
         for at in torch.randperm(len(groups), generator=generator).tolist():
             yield from groups[at]
+        yield from range(self.pairs, self.length)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of an epoch."""
@@ -74,8 +80,8 @@ class PromptSampler(Sampler[int]):
 class PairSampler(PromptSampler):
     """A new order of single pairs each epoch, whatever prompt they belong to (the paper's way)."""
 
-    def __init__(self, dataset: PairDataset, seed: int) -> None:
-        super().__init__(dataset, seed)
+    def __init__(self, dataset: PairDataset, seed: int, at_once: int = 1) -> None:
+        super().__init__(dataset, seed, at_once)
         self.pairs_of = {index: [index] for index in range(len(dataset))}
 
 

@@ -1,43 +1,73 @@
-"""Checkpoints that a killed run can trust: one counts only when its last file, the mark, fits the others."""
+"""Checkpoints that a killed run can trust: one counts only if its last file, the mark, fits the others byte by byte."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from bapo.files import write_json
+from bapo.errors import BapoError
+from bapo.files import checksum_of_file, write_json
 
 MARK = "complete"
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Say that everything in the checkpoint has been written, and how large each file is."""
-    write_json(checkpoint / MARK, _sizes(checkpoint))
+def mark_complete(checkpoint: Path, reference: str) -> None:
+    """Say that everything in the checkpoint has been written, what each file holds, and which model it belongs to."""
+    write_json(checkpoint / MARK, {"reference": reference, "files": _checksums(checkpoint)})
 
 
 def last_complete(output_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run; torn ones, and those with a file that was cut or deleted, are removed."""
-    whole: list[tuple[int, Path]] = []
-    for folder in output_dir.glob("checkpoint-*"):
-        step = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if step is None:
-            continue
-        if _is_whole(folder):
-            whole.append((int(step[1]), folder))
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-    return max(whole)[1] if whole else None
+    """The newest whole checkpoint of a run; those with a file that was changed, cut or deleted are removed."""
+    for folder in reversed(_in_order(output_dir)):
+        if _mark(folder) is not None:
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def drop_older(output_dir: Path, most: int | None, kept: Collection[Path]) -> None:
+    """Remove the oldest checkpoints until ``most`` are left; the newest one and those in ``kept`` stay."""
+    found = _in_order(output_dir)
+    spare = [folder for folder in found[:-1] if folder not in kept]
+    for folder in spare[: len(found) - most if most else 0]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_checkpoint(checkpoint: Path, reference: str) -> None:
+    """Whether training can go on from there.
+
+    Raises:
+        BapoError: it is no whole checkpoint, or one of another model.
+    """
+    mark = _mark(checkpoint)
+    if mark is None:
+        raise BapoError(
+            f"{checkpoint} is no whole checkpoint of a BAPOTrainer: name another one, or start anew without it."
+        )
+    if mark["reference"] != reference:
+        raise BapoError(
+            f"The checkpoint {checkpoint} belongs to another model or precision: load the one that it was trained from."
+        )
+
+
+def _in_order(output_dir: Path) -> list[Path]:
+    steps = ((re.fullmatch(r"checkpoint-(\d+)", folder.name), folder) for folder in output_dir.glob("checkpoint-*"))
+    return [folder for _, folder in sorted((int(step[1]), folder) for step, folder in steps if step)]
+
+
+def _mark(checkpoint: Path) -> dict[str, Any] | None:
+    """What the mark says, if it fits the files."""
     try:
-        return bool(json.loads((checkpoint / MARK).read_bytes()) == _sizes(checkpoint))
-    except (OSError, ValueError):
-        return False
+        mark = json.loads((checkpoint / MARK).read_bytes())
+        return mark if mark["files"] == _checksums(checkpoint) and mark["reference"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _sizes(checkpoint: Path) -> dict[str, int]:
-    files = (path for path in checkpoint.rglob("*") if path.is_file() and path != checkpoint / MARK)
-    return {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+def _checksums(checkpoint: Path) -> dict[str, str]:
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path != checkpoint / MARK)
+    return {str(path.relative_to(checkpoint)): checksum_of_file(path) for path in files}

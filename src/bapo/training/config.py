@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -17,6 +18,9 @@ SAMPLERS = ("by-prompt", "by-pair")
 
 _LOSS_TYPES = {"hinge": "rso", "ipo": "ipo"}
 """TRL's names of losses that are objectives of another name here."""
+
+_LESS_IS_BETTER = re.compile(r"loss|rejected|anchor/active|runtime")
+"""In the names of metrics of which a smaller value is the better one."""
 
 _MOST_TOKENS = 1024
 """Of a prompt, and of a response, where neither they nor their sum has a bound of its own."""
@@ -112,8 +116,8 @@ class BAPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         self._check_fields()
         refuse_all(self, TRANSFORMERS_SETTINGS)
-        if getattr(self, "greater_is_better", None) is None and "loss/" in str(self.metric_for_best_model):
-            self.greater_is_better = False  # as for transformers' own loss; it looks only at how the name ends
+        if getattr(self, "greater_is_better", None) is None and _LESS_IS_BETTER.search(str(self.metric_for_best_model)):
+            self.greater_is_better = False  # transformers looks only at whether the name ends with "loss"
         with foreign("The settings do not fit", "see transformers.TrainingArguments for what this one takes"):
             super().__post_init__()
         if self.n_gpu > 1:
@@ -123,6 +127,12 @@ class BAPOConfig(TrainingArguments):
                 setattr(self, name, {"use_reentrant": False})
         if self.sampler not in SAMPLERS:
             raise BapoError(f"Unknown sampler {shortened(self.sampler)}: use {' or '.join(SAMPLERS)}.")
+        if self.max_steps == 0:
+            raise BapoError("max_steps=0 would train nothing: leave it out for whole epochs, or name the steps.")
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise BapoError("dataloader_persistent_workers needs dataloader_num_workers above 0.")
+        if getattr(self.accelerator_config, "dispatch_batches", None):
+            raise BapoError("dispatch_batches sends batches as tensors, and these are none: leave it out.")
         self._check_loss_type()
         self.make_objective()
         self.generation()

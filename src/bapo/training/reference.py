@@ -58,9 +58,19 @@ def reference_pass(policy: Any, *, fresh: bool = False) -> ReferencePass | None:
     return as_reference
 
 
-def starts_away(policy: Any, *, fresh: bool) -> bool:
-    """Whether a fresh adapter is not zero, so that training begins elsewhere than at its reference; if so, says it."""
-    away = fresh and bool(nonzero_adapters(policy))
+def starts_away(policy: Any, reference: ReferencePass | None) -> bool:
+    """Whether a fresh adapter has an effect, so that training begins elsewhere than at its reference; if so, says it.
+
+    What an adapter of another kind than LoRA computes cannot be told from its weights, so it is tried out.
+    """
+    if reference is None or not nonzero_adapters(policy):
+        return False
+    scorer = ResponseScorer(policy)
+    probe, float32 = scorer.probe(), scorer.has_float32
+    layouts = scorer.layouts(probe, float32=float32)
+    with reference():
+        without = scorer.float32(probe) if float32 else scorer.row(probe)
+    away = gap_of(layouts["row"], without) > noise_floor(layouts, float32=float32).limit
     if away:
         logger.warning(
             "The fresh adapter is not zero, so training starts away from its reference, which is the model without it."

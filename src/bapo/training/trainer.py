@@ -46,7 +46,7 @@ from bapo.objectives import LossParts
 from bapo.preferences import Preferences, doubtful
 from bapo.settings import shortened
 from bapo.training.batches import Collator, InOrder, PairBatch, PairDataset, PairSampler, PromptSampler
-from bapo.training.checkpoints import last_complete, mark_complete
+from bapo.training.checkpoints import check_checkpoint, drop_older, last_complete, mark_complete
 from bapo.training.compatibility import TRAINER_ARGUMENTS, model_arguments, refuse
 from bapo.training.config import BAPOConfig
 from bapo.training.datasets import preferences_from_dataset, train_part
@@ -150,12 +150,15 @@ class BAPOTrainer(Trainer):
         self._part_gradients_of = -1
         own, fresh = self._reference.model is policy, peft_config is not None
         self._reference_pass = reference_pass(policy, fresh=fresh) if own else None
-        self._starts_away = own and starts_away(policy, fresh=fresh)
+        self._starts_away = fresh and starts_away(policy, self._reference_pass)
         with args.main_process_first(desc="anchoring"):
             train = self._anchored(train_part(train_dataset), args, "the training data")
             evals = _map_datasets(lambda data: self._anchored(data, args), eval_dataset)
         self._with_base = self.objective.anchor is not None or args.track_base
         self._max_batch_tokens = args.max_batch_tokens or _BATCH_TOKENS[args.device.type == "cpu"]
+        pairs = args.train_batch_size * args.world_size
+        if args.dataloader_drop_last and train.pair_count < pairs:
+            raise BapoError(f"dataloader_drop_last leaves nothing of {train.pair_count} pairs: a batch has {pairs}.")
         with foreign("The trainer could not be set up", "change the setting that this names"):
             super().__init__(
                 model=policy,
@@ -215,11 +218,16 @@ class BAPOTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         sampler = PromptSampler if self.args.sampler == "by-prompt" else PairSampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return sampler(train_dataset or self.train_dataset, seed)
+        at_once = 1 if self.args.dataloader_drop_last else self._at_once(self.args.train_batch_size)
+        return sampler(train_dataset or self.train_dataset, seed, at_once)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
-        processes = self.accelerator.num_processes
-        return InOrder(eval_dataset, self.args.eval_batch_size * processes if processes > 1 else 1)
+        return InOrder(eval_dataset, self._at_once(self.args.eval_batch_size))
+
+    def _at_once(self, batch: int) -> int:
+        """Pairs that all processes take at once, if there are several."""
+        processes: int = self.accelerator.num_processes
+        return batch * processes if processes > 1 else 1
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The data loader of one evaluation set, whose batches speak of its own groups."""
@@ -230,14 +238,15 @@ class BAPOTrainer(Trainer):
             raise BapoError(f"There is no evaluation set {shortened(eval_dataset)}: give the trainer an eval_dataset.")
         if not isinstance(dataset, PairDataset):
             dataset = PairDataset(self._anchored(dataset, self.args))
-        training_collator = self.data_collator
+        training_collator, drops = self.data_collator, self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False  # an evaluation is over all pairs
         self.data_collator = Collator(dataset.preferences, with_base=self._with_base, max_tokens=self._max_batch_tokens)
         try:
             return self._get_dataloader(
                 dataset, "Evaluation", batch_size=self.args.eval_batch_size, sampler_fn=self._get_eval_sampler
             )
         finally:
-            self.data_collator = training_collator
+            self.data_collator, self.args.dataloader_drop_last = training_collator, drops
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """The same for `predict`, which gives metrics and no predictions: there are none of a comparison."""
@@ -418,6 +427,8 @@ class BAPOTrainer(Trainer):
         if resume_from_checkpoint is True:
             last = last_complete(Path(self.args.output_dir))
             resume_from_checkpoint = str(last) if last else None
+        if resume_from_checkpoint:
+            check_checkpoint(Path(resume_from_checkpoint), self.train_dataset.preferences.reference)
         self._check_best_metric()
         if not resume_from_checkpoint and self._reference.model is self.model:
             self._check_step_0()
@@ -431,6 +442,18 @@ class BAPOTrainer(Trainer):
             done = self._finish_trained()
         self._say_how_it_ended()
         return done
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with foreign(
+            f"The checkpoint {resume_from_checkpoint} does not fit the model and its adapter",
+            "make them as they were when it was written",
+        ):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `transformers.Trainer`; an optimizer that cannot be had is a sentence."""
+        with foreign(f"The optimizer {self.args.optim} cannot be made", "choose another one with optim"):
+            return super().create_optimizer(*args, **kwargs)
 
     def _finish_trained(self) -> TrainOutput:
         """What the end of training does, without the step that it would take first."""
@@ -471,10 +494,15 @@ class BAPOTrainer(Trainer):
             f"The checkpoint {folder} could not be written",
             "see that there is room and that you may, and start again: it goes on from the last whole checkpoint",
         ):
-            super()._save_checkpoint(model, trial)
+            most, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = most
             self.accelerator.wait_for_everyone()  # each process writes a part of it
             if self.args.should_save:
-                mark_complete(folder)
+                mark_complete(folder, self.train_dataset.preferences.reference)
+                drop_older(folder.parent, most, [Path(self.state.best_model_checkpoint or "")])
 
     def evaluation_loop(
         self,
