@@ -17,7 +17,7 @@ from tests.test_cli import own_preferences
 from tests.tiny import tiny_model, tiny_tokenizer
 
 BAPO = [sys.executable, "-m", "bapo"]
-STOPPED = "bapo: stopped; the same command goes on from here."
+STOPPED = "bapo: stopped; what was finished is kept, and the same command goes on from there."
 
 # Runs the command with one of its parts replaced, so that it is met by a signal or an error at a known point.
 PART = "import sys; from bapo.cli import main; import bapo.preferences as p; sys.argv = ['bapo', 'data']\n{}\nmain()"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 
 from bapo.anchoring import AnchorStore, anchor
+from bapo.errors import BapoError
 from bapo.models import ChatFormat, LoadedModel
 from bapo.personalize import read_recipe, stages
 from bapo.personalize.examination import BASE, Contestant, examine
 from bapo.personalize.recipe import Recipe, TrainingSection
+from bapo.personalize.run import base_answers
 from bapo.preferences import Message, Pair, Preferences, group_pairs
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
@@ -143,3 +146,31 @@ def test_a_run_goes_on_and_is_evaluated_on_other_days_with_the_prompts_that_it_w
     on_the_day = examine(recipe_of(place, "store"), contestants, preferences=True).others[0].preferences
     assert found == on_the_day
     assert stages.day_of(place) is None
+
+
+def test_an_adapter_goes_on_the_model_that_it_was_trained_on_wherever_that_lies(place: Path) -> None:
+    recipe, run = recipe_of(place, "store"), place / "run"
+    set_clock(place, DAYS[0])
+    anchored = stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe))
+    stages.train(recipe, "bapo", anchored.train, run)
+    shutil.copytree(place / "model", place / "moved")
+    shutil.copytree(place / "model", place / "other")
+    tiny_model("llama", 7).save_pretrained(place / "other")
+
+    def on(name: str) -> Recipe:
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(place / name)})})
+
+    assert stages.load(on("moved"), adapter=str(run)).name == str(place / "moved")
+    with pytest.raises(BapoError, match=r"was trained on another model \(.*model\) than .*other"):
+        stages.load(on("other"), adapter=str(run))
+
+
+def test_the_base_models_answers_are_its_base_responses_where_it_would_say_the_same(place: Path) -> None:
+    recipe = recipe_of(place, "store")
+    set_clock(place, DAYS[0])
+    model = stages.load(recipe)
+    groups = stages.anchor_split(recipe, stages.read(recipe), model).held_out.groups
+    for most in (3, 8, 9):  # base responses have 8 tokens
+        asked = recipe.model_copy(update={"answers": recipe.answers.model_copy(update={"max_new_tokens": most})})
+        expected = stages.answer(model, [group.tokens.prompt for group in groups], most)
+        assert base_answers(asked, model, groups) == expected

@@ -94,7 +94,7 @@ def _run() -> int:
         return CLOSED_PIPE
     except _Stopped as stopped:
         _on_signals(signal.SIG_DFL)
-        _say("stopped; the same command goes on from here.")
+        _say("stopped; what was finished is kept, and the same command goes on from there.")
         return BY_SIGNAL + stopped.number
     except BapoError as error:
         _say(str(error))

@@ -128,6 +128,12 @@ def _say_what_is_unknown(adapter: str | Path, config: Any) -> None:
         )
 
 
+def _say_another_base(adapter: str | Path, config: Any, model: Any) -> None:
+    told, own = config.base_model_name_or_path, getattr(model.config, "_name_or_path", None)
+    if told and own and Path(told).name.lower() != Path(own).name.lower():
+        logger.warning("The adapter %s says that it was trained on %s, and this model is %s.", adapter, told, own)
+
+
 def _check_kind(config: Any, name: str) -> None:
     """Adapters that do something beside what their layers compute, which scoring layer by layer would not see."""
     if getattr(config, "is_prompt_learning", False) or getattr(config, "is_adaption_prompt", False):
@@ -197,6 +203,7 @@ def put_on(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
     config, weights = check_adapter(adapter), _weights(adapter)
     _check_repeatable(config, f"The adapter {adapter}")
     _say_what_is_unknown(adapter, config)
+    _say_another_base(adapter, config, model)
     config.inference_mode = not trainable
     _grow_embeddings(model, adapter, weights)
     whole = f"The adapter {adapter} does not fit the model"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,6 @@ from bapo.evaluation.preference import (
     held_out_logps,
     prompted,
 )
-from bapo.files import read_bytes, read_record
 from bapo.personalize import stages
 from bapo.personalize.recipe import Recipe
 
@@ -183,7 +180,8 @@ def examine(
             load_tasks(name, asked=plan.asked, data_folder=plan.data_folder)
         on_progress("reading benchmarks", len(plan.names), len(plan.names), "")
     base = stages.load(recipe)
-    _check_reference(recipe, contestants, base)
+    for own in contestants:
+        stages.check_base(recipe, own.adapter, base)
     if preferences:
         _check_split(recipe, contestants)
     today = _day(recipe, contestants, base)
@@ -219,7 +217,7 @@ def _examine(
         examinee.check(plan)
         for name in plan.names:
             start = time.perf_counter()
-            answers[name] = examinee.ask(name, plan, partial(_tell, on_progress, f"{own.name}: {name}"))
+            answers[name] = examinee.ask(name, plan, stages.counting(on_progress, f"{own.name}: {name}"))
             seconds[name] = time.perf_counter() - start
     from bapo.models import context_length
 
@@ -229,7 +227,7 @@ def _examine(
     if own.system is not None:
         asked = prompted(held_out, model.chat, own.system, reach=context_length(model.model))
     report, scores = evaluate_preferences(
-        model.model, asked, reference=reference, on_progress=partial(_tell, on_progress, f"{own.name}: preferences")
+        model.model, asked, reference=reference, on_progress=stages.counting(on_progress, f"{own.name}: preferences")
     )
     return Examined(own, answers, report, tuple(scores), seconds)
 
@@ -245,39 +243,11 @@ def _day(recipe: Recipe, contestants: Sequence[Contestant], base: LoadedModel) -
     return next((day for day in days if day is not None), None) or stages.open_store(recipe, base).today
 
 
-def _tell(on_progress: stages.OnProgress, stage: str, done: int, total: int) -> None:
-    on_progress(stage, done, total, "")
-
-
-def _check_reference(recipe: Recipe, contestants: Sequence[Contestant], base: LoadedModel) -> None:
-    """Refuse an adapter of bapo's that was trained on other weights.
-
-    It cannot be told in another precision, nor where training went on from an adapter that is not part of the base.
-    """
-    from bapo.models import model_fingerprint
-
-    fingerprint = ""
-    for own in contestants:
-        run = _run_of(own)
-        if run is None:
-            continue
-        trained_on = run["recipe"]["model"]
-        precision = run.get("precision", trained_on["precision"])
-        if precision != base.precision or trained_on["adapter"] != recipe.model.adapter:
-            continue
-        fingerprint = fingerprint or model_fingerprint(base.model)
-        if run["reference"] != fingerprint:
-            raise BapoError(
-                f"The adapter {own.adapter} was trained on another model ({trained_on['name']}) than "
-                f"{recipe.model.name}: name that one with --model."
-            )
-
-
 def _check_split(recipe: Recipe, contestants: Sequence[Contestant]) -> None:
     """Refuse held-out prompts that an adapter was trained on, because it was trained on another split."""
     told = recipe.preferences.model_dump()
     for own in contestants:
-        run = _run_of(own)
+        run = stages.record_of(own.adapter)
         trained_on = run["recipe"].get("preferences") if run else None
         if trained_on is None or trained_on["source"] != told["source"]:
             continue
@@ -288,25 +258,6 @@ def _check_split(recipe: Recipe, contestants: Sequence[Contestant]) -> None:
                 f"The adapter {own.adapter} was trained on another split of {told['source']}, so prompts that it was "
                 f"trained on would be asked: use {settings or 'the recipe that it was trained with'}."
             )
-
-
-def _run_of(own: Contestant) -> dict[str, Any] | None:
-    """What is known of how an adapter of bapo's was trained; None of one that was made elsewhere.
-
-    Raises:
-        BapoError: its record is damaged.
-    """
-    path = Path(own.adapter or "") / "run.json"
-    if own.adapter is None or not path.is_file():
-        return None
-    try:
-        run = json.loads(read_bytes(path))
-        complete = "model" in run["recipe"] and "reference" in run
-    except (ValueError, KeyError, TypeError, AttributeError):
-        complete = False
-    if complete and "checksum" in run:
-        return read_record(path, "train it again, or delete that file, and nothing is known of how it was trained")
-    return run if complete else None
 
 
 def _examined_to_dict(own: Examined) -> dict[str, Any]:

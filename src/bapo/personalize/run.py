@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from bapo.personalize.recipe import Recipe
 from bapo.preferences import doubtful, prompt_text
 
 if TYPE_CHECKING:
+    from bapo.anchoring import AnchoredGroup
     from bapo.evaluation import PreferenceReport
+    from bapo.models import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,13 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
     days = [day for name in objectives if (day := stages.day_of(folder / name))]
     anchored = stages.anchor_split(recipe, split, model, on_progress, today=days[0] if days else None)
-    asked = [group.tokens.prompt for group in anchored.held_out.groups[: recipe.answers.prompts]]
-    reference = held_out_logps(model.model, anchored.held_out)
-    answers = {"base": stages.answer(model, asked, recipe.answers.max_new_tokens)}
+    shown = anchored.held_out.groups[: recipe.answers.prompts]
+    asked = [group.tokens.prompt for group in shown]
+    tell = stages.counting(on_progress, "reference of held-out prompts")
+    reference = held_out_logps(model.model, anchored.held_out, on_progress=tell)
+    on_progress("answers of base", 0, 1, "")
+    answers = {"base": base_answers(recipe, model, shown)}
+    on_progress("answers of base", 1, 1, "")
     made_on = ResponseScorer(model.model).made_on(few_tokens(anchored.train))
     del model
     runs = tuple(stages.train(recipe, name, anchored.train, folder / name, on_progress) for name in objectives)
@@ -103,7 +110,7 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
         reports=reports,
         answers=tuple(
             SideBySide(prompt_text(group.source.prompt), {name: own[i] for name, own in answers.items()})
-            for i, group in enumerate(anchored.held_out.groups[: recipe.answers.prompts])
+            for i, group in enumerate(shown)
         ),
         folder=folder,
         counts={**split.train.dropped, **anchored.train.counts},
@@ -112,3 +119,12 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     )
     write_json(folder / "report.json", result.to_dict())
     return result
+
+
+def base_answers(recipe: Recipe, model: LoadedModel, groups: Sequence[AnchoredGroup]) -> list[str]:
+    """The base model's answers: its base responses, where those are what it would be asked for again."""
+    most, how = recipe.answers.max_new_tokens, recipe.anchoring
+    if how.temperature or how.max_new_tokens < most or any(group.source.bases for group in groups):
+        return stages.answer(model, [group.tokens.prompt for group in groups], most)
+    firsts = [group.bases[0] for group in groups]
+    return [stages.shown(model, base.ids[:most], base.ended and len(base.ids) <= most) for base in firsts]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError, foreign
-from bapo.files import checksum_of_file, locked, make_folder, read_record, write_record
+from bapo.files import checksum_of_file, locked, make_folder, read_bytes, read_record, write_record
 from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.preferences import Preferences, Split, read_preferences, read_split
 
@@ -37,6 +37,11 @@ ENOUGH_STEPS = 40
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """Progress that nobody watches."""
+
+
+def counting(on_progress: OnProgress, stage: str) -> Callable[[int, int], None]:
+    """For what tells only how many are done, and of how many."""
+    return lambda done, total: on_progress(stage, done, total, "")
 
 
 @dataclass(frozen=True)
@@ -116,17 +121,64 @@ def read_all(recipe: Recipe) -> Preferences:
 
 
 def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False) -> LoadedModel:
-    """The recipe's model; ``adapter`` replaces the recipe's own one."""
+    """The recipe's model; ``adapter`` replaces the recipe's own one.
+
+    Raises:
+        BapoError: it cannot be loaded, or the adapter was trained on another model.
+    """
     from bapo.models import load_model
 
-    own = recipe.model
+    own, adapter = recipe.model, adapter or recipe.model.adapter
+    record = record_of(adapter)
+    if record is not None and record["recipe"]["model"]["name"] != own.name:
+        alone = recipe.model_copy(update={"model": own.model_copy(update={"adapter": None})})
+        check_base(alone, adapter, load(alone))
     return load_model(
         own.name,
         precision=own.precision,
-        adapter=adapter or own.adapter,
+        adapter=adapter,
         adapter_trainable=trainable,
         trust_remote_code=own.trust_remote_code,
     )
+
+
+def record_of(adapter: str | None) -> dict[str, Any] | None:
+    """What is known of how an adapter of bapo's was trained; None of one that was made elsewhere.
+
+    Raises:
+        BapoError: its record is damaged.
+    """
+    path = Path(adapter or "") / _DONE
+    if adapter is None or not path.is_file():
+        return None
+    try:
+        run = json.loads(read_bytes(path))
+        complete = "name" in run["recipe"]["model"] and "reference" in run
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if complete and "checksum" in run:
+        return read_record(path, "train it again, or delete that file, and nothing is known of how it was trained")
+    return run if complete else None
+
+
+def check_base(recipe: Recipe, adapter: str | None, base: LoadedModel) -> None:
+    """Refuse an adapter of bapo's that was trained on other weights than a base model's.
+
+    It cannot be told in another precision, nor where training went on from an adapter that is not part of the base.
+    """
+    from bapo.models import model_fingerprint
+
+    run = record_of(adapter)
+    if run is None:
+        return
+    trained_on = run["recipe"]["model"]
+    if run.get("precision", trained_on["precision"]) != base.precision or trained_on["adapter"] != recipe.model.adapter:
+        return
+    if run["reference"] != model_fingerprint(base.model):
+        raise BapoError(
+            f"The adapter {adapter} was trained on another model ({trained_on['name']}) than {recipe.model.name}: "
+            "name that one with --model."
+        )
 
 
 def open_store(recipe: Recipe, model: LoadedModel) -> AnchorStore:
@@ -203,12 +255,15 @@ def train(
         if (folder / _DONE).is_file():
             return read_run(folder)
         write_record(folder / _STARTED, {"identity": identity, **_dated(anchored)})
+        on_progress(f"checks before {objective}", 0, 1, "")
         trainer = _trainer(recipe, settings, anchored, folder, on_progress)
         trainer.train(resume_from_checkpoint=True)
         steps, asked = trainer.state.global_step, trainer.state.max_steps
         if steps < asked:
             raise BapoError(f"Training into {folder} ended after {steps} of {asked} steps: start the command again.")
+        on_progress(f"saving {objective}", 0, 1, "")
         _save(recipe, settings, anchored, trainer, folder, identity)
+        on_progress(f"saving {objective}", 1, 1, "")
         return read_run(folder)
 
 
@@ -322,13 +377,8 @@ def evaluate(
     """Reward accuracy, margin and drift on held-out prompts; ``reference`` is `held_out_logps` of the model's base."""
     from bapo.evaluation import evaluate_preferences
 
-    stage = f"evaluating {name}"
-    found, _ = evaluate_preferences(
-        model.model,
-        held_out,
-        reference=reference,
-        on_progress=lambda done, total: on_progress(stage, done, total, ""),
-    )
+    tell = counting(on_progress, f"evaluating {name}")
+    found, _ = evaluate_preferences(model.model, held_out, reference=reference, on_progress=tell)
     return found
 
 
@@ -349,7 +399,12 @@ def answer(
     check_vocabulary(model.model, model.tokenizer, (*prompts, model.chat.end_ids[:1]))
     settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     responses = generate_batch(model.model, [tuple(p) for p in prompts], settings, model.chat.end_ids)
-    return [model.chat.response_text(own[0].ids) + ("" if own[0].ended else " ...") for own in responses]
+    return [shown(model, own[0].ids, own[0].ended) for own in responses]
+
+
+def shown(model: LoadedModel, response: Sequence[int], ended: bool) -> str:
+    """A response for people, which see whether it had come to its end."""
+    return model.chat.response_text(response) + ("" if ended else " ...")
 
 
 def _trainer(
@@ -371,7 +426,7 @@ def _trainer(
         args=_arguments(settings, anchored.pair_count, folder),
         train_dataset=anchored,
         processing_class=loaded.tokenizer,
-        callbacks=[_progress_callback(f"training {settings.objective}", on_progress)],
+        callbacks=[_progress_callback(settings.objective, on_progress)],
     )
     trainer.remove_callback(PrinterCallback)  # it would print every log entry to standard output
     return trainer
@@ -418,16 +473,19 @@ def _enough_epochs(settings: TrainingSection, pairs: int) -> float:
     return max(1, math.ceil(ENOUGH_STEPS / steps_per_epoch))
 
 
-def _progress_callback(stage: str, on_progress: OnProgress) -> Any:
+def _progress_callback(objective: str, on_progress: OnProgress) -> Any:
     from transformers import TrainerCallback
+
+    stage = f"training {objective}"
 
     class Progress(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            on_progress(f"checks before {objective}", 1, 1, "")
             on_progress(stage, state.global_step, state.max_steps, "")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             logs = logs or {}
-            shown = {"loss": "loss", "rewards/accuracies": "accuracy", "logratios/base": "drift"}
+            shown = {"loss": "loss", "rewards/accuracies": "batch accuracy", "logratios/base": "drift, nats"}
             note = ", ".join(f"{label} {logs[key]:.2f}" for key, label in shown.items() if key in logs)
             on_progress(stage, state.global_step, state.max_steps, note)
 
