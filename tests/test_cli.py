@@ -173,7 +173,7 @@ def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
         (["generate", "Hi.", "--temperature", "nan"], "--temperature must be a number from 0 to 100, and it is nan"),
         (["generate", "Hi.", "--max-new-tokens", "0"], "--max-new-tokens must be a whole number"),
         (["evaluate", "--benchmarks", "piqa", "--limit", "0"], "--limit must be a whole number from 1"),
-        (["data", "nowhere.jsonl"], "There are no preferences 'nowhere.jsonl'"),
+        (["data", "nowhere.jsonl"], "There is no file nowhere.jsonl: check its name"),
         (["data", "broken.jsonl"], "broken.jsonl line 2 has no 'rejected'"),
         (["personalize", "--objective", "bpao"], "Unknown objective 'bpao' (did you mean 'bapo'?)"),
         (["personalize", "--recipe", "demoo"], "There is no recipe 'demoo'"),

@@ -14,7 +14,7 @@ import pytest
 
 from bapo import files
 from bapo.errors import LONGEST_SENTENCE, BapoError, foreign
-from bapo.personalize.stages import _alone, silent
+from bapo.personalize.run_folder import alone
 
 RECORDS = [[{"key": f"k{i}", "logp": -1.5 - i}] for i in range(3)]
 
@@ -201,11 +201,11 @@ def test_the_first_process_of_a_run_locks_for_all_and_does_not_let_them_wait(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    with _alone(tmp_path, "training", silent):
-        with pytest.raises(BapoError, match="Another process trains into"), _alone(tmp_path, "training", silent):
+    with alone(tmp_path, print):
+        with pytest.raises(BapoError, match="Another process trains into"), alone(tmp_path, print):
             pass
         monkeypatch.setenv("RANK", "1")
-        with _alone(tmp_path, "training", silent):
+        with alone(tmp_path, print):
             pass
 
 

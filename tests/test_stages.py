@@ -14,7 +14,7 @@ import pytest
 from bapo.anchoring import AnchorStore, anchor
 from bapo.errors import BapoError
 from bapo.models import ChatFormat, LoadedModel
-from bapo.personalize import read_recipe, stages
+from bapo.personalize import personalize, read_recipe, run_folder, stages
 from bapo.personalize.examination import BASE, Contestant, examine
 from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.personalize.run import base_answers
@@ -174,3 +174,20 @@ def test_the_base_models_answers_are_its_base_responses_where_it_would_say_the_s
         asked = recipe.model_copy(update={"answers": recipe.answers.model_copy(update={"max_new_tokens": most})})
         expected = stages.answer(model, [group.tokens.prompt for group in groups], most)
         assert base_answers(asked, model, groups) == expected
+
+
+def test_a_run_with_other_settings_is_refused_at_once_by_their_names_and_one_of_which_nothing_is_kept_is_not(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = recipe_of(place, "store"), place / "out"
+    other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 3, "save_steps": 1})})
+    set_clock(place, DAYS[0])
+    (folder / "bapo").mkdir(parents=True)
+    run_folder.start(folder / "bapo", "a run that was stopped before its first checkpoint", {"steps": 9}, None)
+    personalize(recipe, folder)
+    page = (folder / "bapo/README.md").read_text()
+    assert "pairs of" in page
+    assert str(place / "model") in page
+    monkeypatch.setattr(stages, "load", lambda *_: pytest.fail("the model was loaded first"))
+    with pytest.raises(BapoError, match=r"holds a run with other settings \(steps 2 there and 3 here\)"):
+        personalize(other, folder)

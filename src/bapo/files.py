@@ -93,6 +93,8 @@ def parse_json(text: str, where: str) -> Any:
         value = json.loads(text, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        if isinstance(error, json.JSONDecodeError) and "\n" not in text.strip():
+            reason = f"{error.msg}, at character {error.colno}"  # the line is named already
         raise BapoError(f"{where} is not valid JSON ({reason}): mend or remove it.") from error
     return readable(value) if _ESCAPED_SURROGATE.search(text) else value
 

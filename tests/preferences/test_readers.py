@@ -145,7 +145,7 @@ def test_a_bad_line_is_named(line: str, sentence: str, tmp_path: Path) -> None:
         ("dsp:literatur", "did you mean dsp:literature"),
         ("dsp:academy", "download the data folder of GitHub Linear95/DSP"),
         ("psoups:P2A", "data.zip"),
-        ("no-such.jsonl", "There are no preferences"),
+        ("no-such.jsonl", "There is no file no-such.jsonl: check its name"),
         ("no-such-organization/no-such-data", "could not be read from the hub"),
     ],
 )
@@ -486,3 +486,15 @@ def test_of_several_saved_splits_train_is_read(tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     with pytest.raises(BapoError, match="holds no data set"):
         read_preferences(str(tmp_path / "nothing"))
+
+
+def test_a_name_that_is_nearly_that_of_a_file_beside_it_is_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").touch()
+    with pytest.raises(BapoError, match=r"There is no file .*minee.jsonl \(did you mean mine.jsonl\?\)"):
+        read_preferences(str(tmp_path / "minee.jsonl"))
+
+
+def test_a_line_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a" "chosen": "b"}\n')
+    with pytest.raises(BapoError, match=r"line 1 is not valid JSON \(Expecting ',' delimiter, at character 16\)"):
+        read_preferences(str(tmp_path / "mine.jsonl"))

@@ -46,7 +46,7 @@ def _show(summary: dict[str, Any]) -> None:
         out.print(f"  kept {count:,} of {summary['rows']:,} though doubtful: {reason}")
     if summary["with_bases"]:
         out.print(f"base responses come with {summary['with_bases']:,} prompts")
-    spread = ", ".join(f"{prompts:,} prompts with {pairs}" for pairs, prompts in summary["pairs_per_prompt"].items())
+    spread = ", ".join(f"{pairs} for {prompts:,} prompts" for pairs, prompts in summary["pairs_per_prompt"].items())
     out.print(f"pairs per prompt: {spread}", soft_wrap=True)
     columns = ("min", "p10", "median", "p90", "max")
     rows = [

@@ -79,11 +79,13 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
 
     stages.check(recipe)
     make_folder(folder)
+    objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
+    for name in objectives:
+        stages.check_run(recipe, name, folder / name)
     split = stages.read(recipe)
     on_progress("loading the model", 0, 1, "")
     model = stages.load(recipe)
     on_progress("loading the model", 1, 1, "")
-    objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
     days = [day for name in objectives if (day := stages.day_of(folder / name))]
     anchored = stages.anchor_split(recipe, split, model, on_progress, today=days[0] if days else None)
     shown = anchored.held_out.groups[: recipe.answers.prompts]

@@ -7,16 +7,27 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError, foreign
-from bapo.files import checksum_of_file, locked, make_folder, read_bytes, read_record, write_record
+from bapo.files import make_folder
 from bapo.personalize.recipe import Recipe, TrainingSection
+from bapo.personalize.run_folder import (
+    DONE,
+    Run,
+    alone,
+    check_settings,
+    dated,
+    day_of,
+    finish,
+    read_run,
+    record_of,
+    start,
+)
 from bapo.preferences import Preferences, Split, read_preferences, read_split
 
 if TYPE_CHECKING:
@@ -25,11 +36,10 @@ if TYPE_CHECKING:
     from bapo.evaluation.preference import Logps
     from bapo.models import LoadedModel
 
+__all__ = ["Run", "day_of", "read_run", "record_of"]
+
 OnProgress = Callable[[str, int, int, str], None]
 """Told the stage, how many are done, of how many, and a note to show beside it."""
-
-_STARTED, _DONE = "started.json", "run.json"
-_AGAIN = "delete the folder and train again, or name another with --output"
 
 ENOUGH_STEPS = 40
 """Optimizer steps that a run takes at least, where the recipe says neither epochs nor steps."""
@@ -50,21 +60,6 @@ class Anchored:
 
     train: AnchoredPreferences
     held_out: AnchoredPreferences
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished training run.
-
-    Attributes:
-        name: the objective.
-        folder: where adapter, settings and log lie.
-        log: what the trainer logged, one entry per logging step.
-    """
-
-    name: str
-    folder: Path
-    log: tuple[dict[str, float], ...]
 
 
 def check(recipe: Recipe, adapters: Sequence[str] = ()) -> None:
@@ -140,25 +135,6 @@ def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False)
         adapter_trainable=trainable,
         trust_remote_code=own.trust_remote_code,
     )
-
-
-def record_of(adapter: str | None) -> dict[str, Any] | None:
-    """What is known of how an adapter of bapo's was trained; None of one that was made elsewhere.
-
-    Raises:
-        BapoError: its record is damaged.
-    """
-    path = Path(adapter or "") / _DONE
-    if adapter is None or not path.is_file():
-        return None
-    try:
-        run = json.loads(read_bytes(path))
-        complete = "name" in run["recipe"]["model"] and "reference" in run
-    except (ValueError, KeyError, TypeError, AttributeError):
-        complete = False
-    if complete and "checksum" in run:
-        return read_record(path, "train it again, or delete that file, and nothing is known of how it was trained")
-    return run if complete else None
 
 
 def check_base(recipe: Recipe, adapter: str | None, base: LoadedModel) -> None:
@@ -246,15 +222,12 @@ def train(
     Raises:
         BapoError: the folder holds a run with other settings, or cannot be written.
     """
-    settings = recipe.training.model_copy(update={"objective": objective})
-    if objective != recipe.training.objective:  # what is special to the recipe's own objective
-        settings = settings.model_copy(update={"objective_settings": {}})
+    settings = _settings_for(recipe, objective)
     identity = _identity(recipe, settings, anchored)
-    with _alone(make_folder(folder), f"training {objective}", on_progress):
-        _check_same_run(folder, identity)
-        if (folder / _DONE).is_file():
+    with alone(make_folder(folder), lambda note: on_progress(f"training {objective}", 0, 1, note)):
+        start(folder, identity, _that_count(settings), anchored.today)
+        if (folder / DONE).is_file():
             return read_run(folder)
-        write_record(folder / _STARTED, {"identity": identity, **_dated(anchored)})
         on_progress(f"checks before {objective}", 0, 1, "")
         trainer = _trainer(recipe, settings, anchored, folder, on_progress)
         trainer.train(resume_from_checkpoint=True)
@@ -265,37 +238,6 @@ def train(
         _save(recipe, settings, anchored, trainer, folder, identity)
         on_progress(f"saving {objective}", 1, 1, "")
         return read_run(folder)
-
-
-def _dated(anchored: AnchoredPreferences) -> dict[str, str]:
-    return {} if anchored.today is None else {"today": anchored.today.isoformat()}
-
-
-@contextmanager
-def _alone(folder: Path, stage: str, on_progress: OnProgress) -> Iterator[None]:
-    """Hold the folder of a run; the same command started twice waits here, and then finds the run finished.
-
-    Of the processes of one run the first holds it for all.
-    """
-    if int(os.environ.get("RANK", "0")) > 0:
-        yield
-        return
-
-    def on_wait() -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the others would wait for this one, and not for the lock
-            raise BapoError(f"Another process trains into {folder}: wait for it, or name another with --output.")
-        on_progress(stage, 0, 1, f"waiting for another process that trains into {folder}")
-
-    with locked(folder / ".lock", on_wait):
-        yield
-
-
-def _check_same_run(folder: Path, identity: str) -> None:
-    for path in (folder / _STARTED, folder / _DONE):
-        if path.is_file() and read_record(path, _AGAIN)["identity"] != identity:
-            raise BapoError(
-                f"{folder} holds a run with other settings or data: name another with --output, or delete it."
-            )
 
 
 def _save(
@@ -311,14 +253,11 @@ def _save(
             "see that there is room and that you may, and start again: it goes on from the last checkpoint",
         ):
             trainer.save_model(str(folder))
-        weights = {path.name: checksum_of_file(path) for path in sorted(folder.glob("*.safetensors"))}
-        if not weights:
-            raise BapoError(f"Nothing that was trained lies in {folder} after it was written: start the command again.")
-        write_record(
-            folder / _DONE,
+        finish(
+            folder,
             {
                 "identity": identity,
-                **_dated(anchored),
+                **dated(anchored.today),
                 "objective": settings.objective,
                 "recipe": recipe.model_copy(update={"training": settings}).model_dump(),
                 "reference": anchored.reference,
@@ -326,42 +265,11 @@ def _save(
                 "pairs": anchored.pair_count,
                 "made_on": trainer.scorer.made_on(few_tokens(anchored)),
                 "steps": trainer.state.global_step,
-                "weights": weights,
                 "log": [entry for entry in trainer.state.log_history if "loss" in entry],
             },
         )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-
-
-def read_run(folder: Path) -> Run:
-    """A finished run.
-
-    Raises:
-        BapoError: the folder holds none, or its record or its weights are not what was written.
-    """
-    path = folder / _DONE
-    if not path.is_file():
-        raise BapoError(f"{folder} holds no finished run (no {_DONE}): train it first.")
-    content = read_record(path, _AGAIN)
-    for name, checksum in content["weights"].items():
-        if checksum_of_file(folder / name) != checksum:
-            raise BapoError(f"{folder / name} is not what was trained, but damaged or replaced: {_AGAIN}.")
-    return Run(content["objective"], folder, tuple(content["log"]))
-
-
-def day_of(folder: Path) -> datetime | None:
-    """What the chat template took for now when the prompts of a run were written; None where that is not known.
-
-    A run that goes on, or is evaluated, on a later day or with another store keeps the prompts that it was trained on.
-    """
-    for path in (folder / _DONE, folder / _STARTED):
-        if path.is_file():
-            try:
-                return datetime.fromisoformat(json.loads(path.read_text())["today"])
-            except (ValueError, KeyError, TypeError):
-                continue
-    return None
 
 
 def load_run(recipe: Recipe, run: Run) -> LoadedModel:
@@ -493,13 +401,33 @@ def _progress_callback(objective: str, on_progress: OnProgress) -> Any:
 
 
 def _identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences) -> str:
-    """Hash of every setting, as it was asked for, that can change the adapter, and of the data.
+    """Hash of every setting, as it was asked for, that can change the adapter, and of the data."""
+    groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    content = json.dumps([_that_count(settings), processes, recipe.model.adapter, anchored.reference, groups])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def check_run(recipe: Recipe, objective: str, folder: Path) -> None:
+    """Find out before anything costly is done that a folder holds a run with other settings.
+
+    Raises:
+        BapoError: it does; says which settings.
+    """
+    check_settings(folder, _that_count(_settings_for(recipe, objective)))
+
+
+def _settings_for(recipe: Recipe, objective: str) -> TrainingSection:
+    settings = recipe.training.model_copy(update={"objective": objective})
+    if objective == recipe.training.objective:
+        return settings
+    return settings.model_copy(update={"objective_settings": {}})  # which are special to the recipe's own objective
+
+
+def _that_count(settings: TrainingSection) -> dict[str, Any]:
+    """Settings that can change the adapter.
 
     When checkpoints are saved and where is reported cannot. How much is computed at once can: strands and passes have
     dropout draws of their own, and so has the number of processes its batches.
     """
-    told = settings.model_dump(exclude={"save_steps", "report_to"})
-    groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    content = json.dumps([told, processes, recipe.model.adapter, anchored.reference, groups])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return settings.model_dump(exclude={"save_steps", "report_to"})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bapo.errors import BapoError
 from bapo.preferences import dsp, psoups
-from bapo.preferences.comparisons import read_comparisons
+from bapo.preferences.comparisons import SUFFIXES, read_comparisons
 from bapo.preferences.grouping import ReadingPolicy, group_pairs
 from bapo.preferences.hub import read_hub, read_saved_dataset
 from bapo.preferences.record import Pair, Preferences, as_chat
@@ -59,6 +59,10 @@ def read_pairs(source: str, data_folder: Path | None = None) -> Iterator[Pair]:
         return read_saved_dataset(path)
     if path.is_file():
         return read_comparisons(path)
+    if path.suffix.lower() in SUFFIXES:
+        beside = [own.name for own in path.parent.glob("*") if own.suffix.lower() in SUFFIXES]
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        raise BapoError(f"There is no file {source}{f' (did you mean {near[0]}?)' if near else ''}: check its name.")
     if path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
         near = difflib.get_close_matches(source, known_names(), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
