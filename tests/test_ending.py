@@ -49,8 +49,10 @@ def test_a_signal_in_a_finalizer_is_not_lost() -> None:
         assert running.stderr is not None
         assert running.stderr.readline() == "here\n"
         running.send_signal(signal.SIGINT)
+        sent = time.monotonic()
         _, err = running.communicate(timeout=LIMIT_S)
     assert (running.returncode, err.strip()) == (130, STOPPED)
+    assert time.monotonic() - sent < 50, "it was heard when the sleep was over"
 
 
 def test_a_signal_while_the_command_is_imported_is_a_sentence_too(tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _stop_again(unraisable: sys.UnraisableHookArgs) -> None:
     """Where nothing can be raised, in a finalizer say, a signal's exception would be printed and forgotten."""
     if isinstance(unraisable.exc_value, _Stopped):
-        threading.Timer(0.01, signal.raise_signal, (unraisable.exc_value.number,)).start()
+        main, number = threading.main_thread().ident, unraisable.exc_value.number
+        threading.Timer(0.01, signal.pthread_kill, (main, number)).start()  # which wakes it, if it sleeps
     else:
         sys.__unraisablehook__(unraisable)
 
