@@ -126,8 +126,8 @@ def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False)
     own, adapter = recipe.model, adapter or recipe.model.adapter
     record = record_of(adapter)
     if record is not None and record["recipe"]["model"]["name"] != own.name:
-        alone = recipe.model_copy(update={"model": own.model_copy(update={"adapter": None})})
-        check_base(alone, adapter, load(alone))
+        without = recipe.model_copy(update={"model": own.model_copy(update={"adapter": None})})
+        check_base(without, adapter, load(without))
     return load_model(
         own.name,
         precision=own.precision,
