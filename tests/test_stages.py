@@ -185,9 +185,21 @@ def test_a_run_with_other_settings_is_refused_at_once_by_their_names_and_one_of_
     (folder / "bapo").mkdir(parents=True)
     run_folder.start(folder / "bapo", "a run that was stopped before its first checkpoint", {"steps": 9}, None)
     personalize(recipe, folder)
+    (folder / "bapo/run.json").unlink()
+    personalize(recipe, folder)
     page = (folder / "bapo/README.md").read_text()
     assert "pairs of" in page
     assert str(place / "model") in page
     monkeypatch.setattr(stages, "load", lambda *_: pytest.fail("the model was loaded first"))
     with pytest.raises(BapoError, match=r"holds a run with other settings \(steps 2 there and 3 here\)"):
         personalize(other, folder)
+
+
+def test_a_page_of_ones_own_stays(place: Path) -> None:
+    recipe, folder = recipe_of(place, "store"), place / "run"
+    set_clock(place, DAYS[0])
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
+    anchored = stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe))
+    stages.train(recipe, "bapo", anchored.train, folder)
+    assert "\nmine\n" in (folder / "README.md").read_text()  # below what PEFT writes

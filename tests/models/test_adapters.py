@@ -175,6 +175,14 @@ def test_what_an_adapter_is_multiplied_with_is_a_number_and_not_zero(
         assert told in caplog.text
 
 
+def test_a_whole_module_with_a_scaling_of_its_own_can_be_trained(base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["down_proj"], modules_to_save=["self_attn"], task_type="CAUSAL_LM")
+    assert not nonzero_adapters(add_adapter(tiny_model("llama"), config))
+    policy = trained(config)
+    policy.save_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(load(base, tmp_path / "adapter").model(IDS).logits, policy(IDS).logits)
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -355,7 +355,8 @@ def test_control_tokens_in_the_words_of_a_chat_are_text(word: str) -> None:
 def test_a_response_that_was_rendered_already_ends_once() -> None:
     chat, counts = ChatFormat(tiny_tokenizer(CHATML)), Counter[str]()
     assert chat.response_ids("Four.<|end|>\n", QUESTION, counts) == chat.response_ids("Four.", QUESTION)
-    assert counts == {ENDED: 1}
+    assert chat.response_ids("Four.<|end|></s>", QUESTION, counts) == chat.response_ids("Four.", QUESTION)
+    assert counts == {ENDED: 2}
     plain = ChatFormat(tiny_tokenizer(None))
     assert plain.response_ids(" Four.</s>", "2+2?") == plain.response_ids(" Four.", "2+2?")
 

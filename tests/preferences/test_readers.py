@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -292,19 +294,27 @@ def test_columns_of_a_table_may_have_white_space_around_their_names(tmp_path: Pa
     assert read_preferences(str(path)).groups[0].responses == ("good", "bad")
 
 
-@pytest.mark.parametrize("written", [json.dumps, repr])
+@pytest.mark.parametrize(
+    "written",
+    [json.dumps, repr, partial(json.dumps, indent=2), lambda turns: str(np.array(turns, dtype=object))],
+    ids=["JSON", "Python", "indented", "numpy"],
+)
 def test_turns_that_were_written_as_text_are_turns(written: Callable[[object], str]) -> None:
     row = {"prompt": ASK, "chosen": [turn("assistant", "It's yes.")], "rejected": [turn("assistant", "No.")]}
     (pair,) = pairs_from_dataset([{key: written(value) for key, value in row.items()}], "data")
     assert (pair,) == tuple(pairs_from_dataset([row], "data"))
-    kept = {"prompt": "Which list?", "chosen": "[{'a': 1}]", "rejected": "[{oops"}
-    assert next(iter(pairs_from_dataset([kept], "data"))).chosen == kept["chosen"]
+    for text in ("[{'a': 1}]", "[{oops", '[{"name": "Ann", "role": "admin"}]', '[{"from": "Berlin", "to": "Rome"}]'):
+        kept = {"prompt": text, "chosen": text, "rejected": "no"}
+        assert next(iter(pairs_from_dataset([kept], "data"))).chosen == text
 
 
 def test_base_responses_come_with_prompts_each_once_in_order(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("prompt,chosen,rejected,base\nq,A,B,one\nq,C,B,two\nq,D,B,one\nother,A,B,\n")
     assert [group.bases for group in read_preferences(str(path)).groups] == [("one", "two"), ()]
+    for base, expected in (([], ()), (float("nan"), ()), (["a", None], ("a",)), ('["a", "b"]', ("a", "b"))):
+        row = {"prompt": "p", "chosen": "x", "rejected": "y", "base": base}
+        assert next(iter(pairs_from_dataset([row], "data"))).bases == expected
 
 
 YES, NO = [turn("assistant", "yes")], [turn("assistant", "no")]

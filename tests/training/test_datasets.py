@@ -61,7 +61,7 @@ def test_of_several_parts_the_one_named_train_is_trained_on() -> None:
         train_part(DatasetDict({"train_prefs": parts["train"], "test_prefs": parts["test"]}))
 
 
-@pytest.mark.parametrize("base", [1, -1.5, " ", [], ["a", ""], ["a", 2], {"a": 1}])
+@pytest.mark.parametrize("base", [1, -1.5, True, " ", ["a", ""], ["a", 2], {"a": 1}])
 def test_a_base_response_that_is_no_text_is_one_sentence(base: Any) -> None:
     with pytest.raises(BapoError, match=r"the evaluation data row 2: 'base' must be text"):
         preferences_from_dataset([ROWS[0], {**ROWS[1], "base": base}], "the evaluation data")

@@ -367,7 +367,15 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("metric", "greater"),
-    [("rewards/margins", True), ("loss/pair", False), ("eval_anchor/active", False), ("logps/rejected", False)],
+    [
+        ("rewards/margins", True),
+        ("loss/pair", False),
+        ("eval_anchor/active", False),
+        ("logps/rejected", False),
+        ("glossary_rewards/margins", True),
+        ("eval_rejected_rewards/margins", True),
+        ("eval_mine_loss", False),
+    ],
 )
 def test_which_metric_is_better_when_it_is_smaller(metric: str, greater: bool, tmp_path: Path) -> None:
     assert BAPOConfig(str(tmp_path), metric_for_best_model=metric).greater_is_better is greater
@@ -493,14 +501,27 @@ def test_a_checkpoint_with_a_file_cut_short_or_missing_does_not_count(tmp_path: 
     assert last_complete(tmp_path / "out") == three
     with (three / "optimizer.pt").open("r+b") as file:
         file.truncate(100)
+    (two / "notes.txt").touch()
     assert last_complete(tmp_path / "out") == two
-    assert not three.exists()
+    assert three.exists(), "who came with a folder keeps it"
     content = bytearray((two / "adapter_model.safetensors").read_bytes())
     content[-1] ^= 1
     (two / "adapter_model.safetensors").write_bytes(content)
     assert last_complete(tmp_path / "out") == one
     (one / "adapter_model.safetensors").unlink()
     assert last_complete(tmp_path / "out") is None
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    make(tmp_path, **settings).train()
+    folder = tmp_path / "out/checkpoint-1"
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != MARK}
+    (folder / MARK).write_text(json.dumps(sizes))
+    make(tmp_path, **settings).train(resume_from_checkpoint=str(folder))
+    (folder / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(BapoError, match="is no whole checkpoint"):
+        make(tmp_path, **settings).train(resume_from_checkpoint=str(folder))
 
 
 def test_one_whole_checkpoint_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,7 @@ def train(
         from bapo.preferences import doubtful
 
         stages.check(told)
+        stages.check_run(told, told.training.objective, output)
         today = stages.day_of(make_folder(output))
         split = stages.read(told)
         anchored = stages.anchor_split(told, split, stages.load(told), on_progress, today=today).train

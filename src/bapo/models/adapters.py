@@ -48,7 +48,8 @@ class AdapterPart:
     @property
     def scaling(self) -> float:
         """What the adapter's product is multiplied with; 1 where nothing is said."""
-        return float(getattr(self.layer, "scaling", {}).get(self.adapter, 1.0))
+        own = vars(self.layer).get("scaling")  # not that of a module that it wraps
+        return float(own.get(self.adapter, 1.0)) if isinstance(own, dict) else 1.0
 
     @property
     def is_zero(self) -> bool:
@@ -129,9 +130,17 @@ def _say_what_is_unknown(adapter: str | Path, config: Any) -> None:
 
 
 def _say_another_base(adapter: str | Path, config: Any, model: Any) -> None:
+    if (Path(adapter) / "run.json").is_file():  # bapo's own record knows the weights, and is looked at elsewhere
+        return
     told, own = config.base_model_name_or_path, getattr(model.config, "_name_or_path", None)
-    if told and own and Path(told).name.lower() != Path(own).name.lower():
+    if told and own and _last_name(told) != _last_name(own):
         logger.warning("The adapter %s says that it was trained on %s, and this model is %s.", adapter, told, own)
+
+
+def _last_name(model: str) -> str:
+    """Of a path or hub id, also as the hub's cache writes it: models--organization--name/snapshots/..."""
+    cached = [part for part in Path(model).parts if part.startswith("models--")]
+    return (cached[-1].rpartition("--")[2] if cached else Path(model).name).lower()
 
 
 def _check_kind(config: Any, name: str) -> None:

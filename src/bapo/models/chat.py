@@ -221,9 +221,11 @@ class ChatFormat:
         return self._ended(self._texts.chat(behind, held, behind=True), end)  # a token would lie across the boundary
 
     def _without_end(self, text: str) -> str:
-        """A response that was rendered already loses its end token, which the template writes."""
-        bare = text.rstrip()
-        return next((bare.removesuffix(end) for end in self._ends if bare.endswith(end)), text)
+        """A response that was rendered already loses its end tokens, which the template writes."""
+        bare = text
+        while (stripped := bare.rstrip()).endswith(self._ends):
+            bare = next(stripped.removesuffix(end) for end in self._ends if stripped.endswith(end))
+        return bare
 
     def _warn(self, template: str, generated: str) -> None:
         if self._warned:

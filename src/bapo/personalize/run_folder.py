@@ -15,6 +15,7 @@ from bapo.errors import BapoError
 from bapo.files import checksum_of_file, locked, read_bytes, read_record, write_record, write_text
 
 STARTED, DONE = "started.json", "run.json"
+_PEFTS_PAGE, _OWN_PAGE = "# Model Card for Model ID", "Trained with bapo on"
 _AGAIN = "delete the folder and train again, or name another with --output"
 
 
@@ -130,7 +131,10 @@ def finish(folder: Path, record: Mapping[str, Any]) -> None:
     weights = {path.name: checksum_of_file(path) for path in sorted(folder.glob("*.safetensors"))}
     if not weights:
         raise BapoError(f"Nothing that was trained lies in {folder} after it was written: start the command again.")
-    write_text(folder / "README.md", _page(record))
+    page = folder / "README.md"
+    there = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
+    if not there or _PEFTS_PAGE in there or _OWN_PAGE in there:  # the user's own page stays
+        write_text(page, _page(record))
     write_record(folder / DONE, {**record, "weights": weights})
 
 
@@ -187,11 +191,13 @@ def _page(record: Mapping[str, Any]) -> str:
     """What hubs and people read first of a folder: what it is, of which model, and how it is used."""
     told, model, objective = record["recipe"]["training"], record["recipe"]["model"]["name"], record["objective"]
     source = record["recipe"]["preferences"]["source"]
+    is_hub_id = model.count("/") == 1 and not Path(model).exists()
+    base = f"base_model: {model}\n" if is_hub_id else ""
     what, library = ("weights", "transformers") if told["full"] else ("adapter", "peft")
     lines = [
-        f"---\nlibrary_name: {library}\ntags: [bapo, {objective}]\n---\n",
+        f"---\nlibrary_name: {library}\n{base}tags: [{', '.join(dict.fromkeys(('bapo', objective)))}]\n---\n",
         f"# {objective.upper()} {what} for {model}\n",
-        f"Trained with bapo on {record['pairs']:,} pairs of {source} in {record['steps']:,} steps, in "
+        f"{_OWN_PAGE} {record['pairs']:,} pairs of {source} in {record['steps']:,} steps, in "
         f"{record['precision']}. `{DONE}` has every setting, the log and the machine.\n",
     ]
     if told["full"]:

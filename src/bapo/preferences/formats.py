@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,9 @@ _MAY_BE_PROMPTS = ("prompt", "instruction", "question", "query", "input", "probl
 
 _ANSWER = "\n\nAssistant:"
 """What stands before the answers in texts of the kind of hh-rlhf."""
+
+_BEGINS_LIKE_TURNS, _BETWEEN_OBJECTS = re.compile(r"\s*(\[\s*)?\{"), re.compile(r"\}\s+\{")
+"""Turns in text; numpy, and so pandas, puts no comma between those of an array."""
 
 _NOT_TEXT = ("images", "image", "videos", "video", "audio", "audios")
 """Columns that hold a part of the prompt that is no text."""
@@ -63,7 +67,7 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
     chosen, rejected = _written_turns(record["chosen"]), _written_turns(record["rejected"])
     prompt = _written_turns(next((record[key] for key in _PROMPTS if record.get(key) is not None), None))
     if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is None:
+        if prompt is None and not (_ANSWER in chosen and _ANSWER in rejected):
             _refuse_other_prompts(record, where)
         pair = _standard(prompt, chosen, rejected, where)
     elif not isinstance(chosen, str) and not isinstance(rejected, str):
@@ -84,9 +88,14 @@ def _refuse_other_prompts(record: Mapping[str, Any], where: str) -> None:
 
 
 def _bases(base: Any, where: str) -> tuple[str, ...]:
-    if base is None or base == "":
+    base = _parsed(base) if isinstance(base, str) and base.lstrip().startswith("[") else base
+    if base is None or base == "" or base != base:  # NaN is what pandas writes for nothing
         return ()
     texts = (base,) if isinstance(base, str) else base
+    if isinstance(texts, Sequence) and not isinstance(texts, str):
+        texts = [text for text in texts if text is not None]
+        if not texts:
+            return ()
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
         raise BapoError(f"{where}: 'base' must be text that is not empty, or a list of such.")
     return tuple(texts)
@@ -94,16 +103,23 @@ def _bases(base: Any, where: str) -> tuple[str, ...]:
 
 def _written_turns(value: Any) -> Any:
     """Turns that were written as text, as spreadsheets and `pandas` do; any other value as it is."""
-    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+    if not isinstance(value, str) or not _BEGINS_LIKE_TURNS.match(value):
         return value
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, ast.literal_eval, lambda text: ast.literal_eval(_BETWEEN_OBJECTS.sub("}, {", text))):
         try:
             turns = read(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(turns, list) and all(isinstance(t, dict) and {"role", "from"} & t.keys() for t in turns):
+        if all(map(_is_turn, turns if isinstance(turns, list) else [turns])):
             return turns
     return value
+
+
+def _is_turn(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    role = value.get("role", value.get("from"))
+    return role in (*ROLES, *_ROLES) and bool({"content", "value", "tool_calls"} & value.keys())
 
 
 def _standard(prompt: Any, chosen: str, rejected: str, where: str) -> Pair:
@@ -165,7 +181,7 @@ def _with_columns(pair: Pair, record: Mapping[str, Any], where: str) -> Pair:
     if not (system and system.strip()) and not handed:
         return pair
     turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-    if system and system.strip() and Message("system", system) != turns[0]:
+    if system and system.strip() and not (turns[0].role == "system" and turns[0].content.strip() == system.strip()):
         if turns[0].role == "system":
             raise BapoError(
                 f"{where}: 'system' says something else than the prompt's own system turn: leave one of them."

@@ -21,12 +21,8 @@ def mark_complete(checkpoint: Path, reference: str) -> None:
 
 
 def last_complete(output_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run; those with a file that was changed, cut or deleted are removed."""
-    for folder in reversed(_in_order(output_dir)):
-        if _mark(folder) is not None:
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
-    return None
+    """The newest whole checkpoint of a run; those with a file that was changed, cut or deleted are passed over."""
+    return next((folder for folder in reversed(_in_order(output_dir)) if _mark(folder) is not None), None)
 
 
 def drop_older(output_dir: Path, most: int | None, kept: Collection[Path]) -> None:
@@ -48,7 +44,7 @@ def check_checkpoint(checkpoint: Path, reference: str) -> None:
         raise BapoError(
             f"{checkpoint} is no whole checkpoint of a BAPOTrainer: name another one, or start anew without it."
         )
-    if mark["reference"] != reference:
+    if mark["reference"] not in (reference, None):
         raise BapoError(
             f"The checkpoint {checkpoint} belongs to another model or precision: load the one that it was trained from."
         )
@@ -60,11 +56,15 @@ def _in_order(output_dir: Path) -> list[Path]:
 
 
 def _mark(checkpoint: Path) -> dict[str, Any] | None:
-    """What the mark says, if it fits the files."""
+    """What the mark says, if it fits the files that it names; one of an earlier version names their sizes."""
     try:
-        mark = json.loads((checkpoint / MARK).read_bytes())
-        return mark if mark["files"] == _checksums(checkpoint) and mark["reference"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        mark: dict[str, Any] = json.loads((checkpoint / MARK).read_bytes())
+        if "files" not in mark:
+            sizes = {name: (checkpoint / name).stat().st_size for name in mark}
+            return {"reference": None} if mark and sizes == mark else None
+        whole = all(checksum_of_file(checkpoint / name) == found for name, found in mark["files"].items())
+        return mark if mark["files"] and mark["reference"] and whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BapoError):
         return None
 
 

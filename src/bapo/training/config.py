@@ -19,8 +19,8 @@ SAMPLERS = ("by-prompt", "by-pair")
 _LOSS_TYPES = {"hinge": "rso", "ipo": "ipo"}
 """TRL's names of losses that are objectives of another name here."""
 
-_LESS_IS_BETTER = re.compile(r"loss|rejected|anchor/active|runtime")
-"""In the names of metrics of which a smaller value is the better one."""
+_LESS_IS_BETTER = re.compile(r"(^|_)(loss(/pair|/anchor)?|(logps|logratios|rewards)/rejected|anchor/active|runtime)$")
+"""Metrics of which a smaller value is the better one, behind the name of an evaluation set."""
 
 _MOST_TOKENS = 1024
 """Of a prompt, and of a response, where neither they nor their sum has a bound of its own."""
