@@ -200,12 +200,18 @@ def _page(record: Mapping[str, Any]) -> str:
         f"{_OWN_PAGE} {record['pairs']:,} pairs of {source} in {record['steps']:,} steps, in "
         f"{record['precision']}. `{DONE}` has every setting, the log and the machine.\n",
     ]
+    if record["recipe"]["model"]["adapter"]:
+        lines.append(
+            f"It went on from the adapter {record['recipe']['model']['adapter']}, which it takes the place of.\n"
+        )
     if told["full"]:
         lines.append('    bapo generate "..." --model this-folder\n')
     else:
         lines += [
             f'    bapo generate "..." --model {model} --adapter this-folder\n',
-            f'    base = bapo.models.load_model("{model}").model  # or as transformers loads it',
+            "    from bapo.models import load_model",
+            "    from peft import PeftModel",
+            f'    base = load_model("{model}").model  # or as transformers loads it',
             '    PeftModel.from_pretrained(base, "this-folder")\n',
         ]
     return "\n".join(lines)
