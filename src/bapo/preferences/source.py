@@ -60,9 +60,10 @@ def read_pairs(source: str, data_folder: Path | None = None) -> Iterator[Pair]:
     if path.is_file():
         return read_comparisons(path)
     if path.suffix.lower() in SUFFIXES:
-        beside = [own.name for own in path.parent.glob("*") if own.suffix.lower() in SUFFIXES]
-        near = difflib.get_close_matches(path.name, beside, n=1)
-        raise BapoError(f"There is no file {source}{f' (did you mean {near[0]}?)' if near else ''}: check its name.")
+        beside = {own.stem: own.name for own in path.parent.glob("*") if own.suffix.lower() in SUFFIXES}
+        near = difflib.get_close_matches(path.stem, beside, n=1)
+        hint = f" (did you mean {beside[near[0]]}?)" if near else ""
+        raise BapoError(f"There is no file {source}{hint}: check its name.")
     if path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
         near = difflib.get_close_matches(source, known_names(), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
