@@ -124,16 +124,9 @@ def anchor(
     report = on_progress or (lambda stage, done, total: None)
     scorer = ResponseScorer(model.model)
     with store.writing(lambda: report("waiting for another process that anchors to this model", 0, 1)):
-        asked = [group.tokens.prompt for group in tokenized.groups if not group.source.bases]
-        _generate_missing(asked, model, store, generation, report)
-        generated = store.bases(generation)
         counts = Counter(tokenized.counts)
-        base_responses = [
-            _given_bases(group, model, lengths, counts)
-            if group.source.bases
-            else _within_room(generated[group_key(group.tokens.prompt)], _room(group, lengths), counts)
-            for group in tokenized.groups
-        ]
+        _generate_missing(tokenized, model, store, generation, report)
+        base_responses = _base_responses(tokenized, model, store.bases(generation), lengths, counts)
         check_vocabulary(model.model, model.tokenizer, (base.ids for own in base_responses for base in own))
         _score_missing(tokenized, base_responses, scorer, store, report)
         probe = store.probe() or _probe(tokenized, base_responses, scorer, store)
@@ -186,12 +179,13 @@ def _room(group: TokenizedGroup, lengths: LengthPolicy) -> int | None:
 
 
 def _generate_missing(
-    prompts: Sequence[TokenIds],
+    tokenized: Tokenized,
     model: LoadedModel,
     store: AnchorStore,
     settings: GenerationSettings,
     report: OnProgress,
 ) -> None:
+    prompts = [group.tokens.prompt for group in tokenized.groups if not group.source.bases]
     known = store.bases(settings)
     done = 0
     report("base responses", 0, len(prompts))
@@ -202,6 +196,22 @@ def _generate_missing(
             store.add_bases(settings, dict(zip(map(group_key, missing), responses, strict=True)))
         done += len(batch)
         report("base responses", done, len(prompts))
+
+
+def _base_responses(
+    tokenized: Tokenized,
+    model: LoadedModel,
+    generated: Mapping[str, tuple[Response, ...]],
+    lengths: LengthPolicy,
+    counts: Counter[str],
+) -> list[tuple[Response, ...]]:
+    """Of each group: those that came with it, or else the generated ones."""
+    return [
+        _given_bases(group, model, lengths, counts)
+        if group.source.bases
+        else _within_room(generated[group_key(group.tokens.prompt)], _room(group, lengths), counts)
+        for group in tokenized.groups
+    ]
 
 
 def _given_bases(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +26,13 @@ from bapo.likelihood import (
 )
 from bapo.models import (
     LoadedModel,
-    Precision,
-    add_adapter,
-    chat_format,
-    check_finite,
-    check_trainable,
-    disable_model_dropout,
-    fuse_lora,
-    keep_4bit_layout,
     keep_freed_memory,
-    lean_layers,
-    load_model,
-    load_tokenizer,
 )
 from bapo.objectives import LossParts
-from bapo.preferences import Preferences, doubtful
+from bapo.preferences import Preferences
 from bapo.settings import shortened
 from bapo.training.batches import Collator, InOrder, PairBatch, PairDataset, PairSampler, PromptSampler
 from bapo.training.checkpoints import check_checkpoint, drop_older, last_complete, mark_complete
-from bapo.training.compatibility import TRAINER_ARGUMENTS, model_arguments, refuse
 from bapo.training.config import BAPOConfig
 from bapo.training.datasets import preferences_from_dataset, train_part
 from bapo.training.metrics import (
@@ -63,18 +48,12 @@ from bapo.training.metrics import (
 )
 from bapo.training.reference import check_step_0, reference_pass, starts_away
 from bapo.training.saved import check_saved
+from bapo.training.setup import check_arguments, loaded_model, made_ready, tokenizer_of, warn_of_what_is_lost
 
 logger = logging.getLogger(__name__)
 
 _BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
-
-
-_PRECISIONS: dict[torch.dtype, Precision] = {
-    torch.bfloat16: "bf16",
-    torch.float16: "float16",
-    torch.float32: "float32",
-}
 
 
 class BAPOTrainer(Trainer):
@@ -124,21 +103,21 @@ class BAPOTrainer(Trainer):
     ) -> None:
         args = BAPOConfig(output_dir="bapo-output") if args is None else args
         optimizer = {name: others.pop(name) for name in ("optimizer_cls_and_kwargs",) if name in others}
-        processing_class = _tokenizer(processing_class, others)
-        _check_arguments(args, {**others, "data_collator": data_collator, "compute_metrics": compute_metrics})
+        processing_class = tokenizer_of(processing_class, others)
+        check_arguments(args, {**others, "data_collator": data_collator, "compute_metrics": compute_metrics})
         if train_dataset is None:
             raise BapoError("BAPOTrainer needs a train_dataset.")
         if ref_model is not None and (ref_model is model or not isinstance(ref_model, nn.Module)):
             raise BapoError(
                 "ref_model must be a model of its own: leave it out where the reference is the model as it is given."
             )
-        loaded = _loaded(model, processing_class, args, quantization_config)
+        loaded = loaded_model(model, processing_class, args, quantization_config)
         if (args.bf16 or args.fp16) and loaded.model.dtype == torch.float32:
             raise BapoError(
                 "The model is float32 and the settings ask for bf16 or fp16: load the model in that precision "
                 "(dtype=torch.bfloat16), so that reference and policy are the same numbers."
             )
-        policy = _made_ready(loaded.model, peft_config, args)
+        policy = made_ready(loaded.model, peft_config, args)
         self.objective = args.make_objective()
         self._reference = LoadedModel(loaded.name, ref_model or policy, loaded.chat, loaded.precision)
         self._store: AnchorStore | None = None
@@ -193,7 +172,7 @@ class BAPOTrainer(Trainer):
                 )
             anchored = anchor(data, self._reference, self._store, generation=args.generation(), lengths=args.lengths())
         if args.local_process_index == 0:
-            _warn_of_what_is_lost(data, anchored)
+            warn_of_what_is_lost(data, anchored)
         return anchored
 
     @contextmanager
@@ -563,79 +542,6 @@ class _Trained(Exception):  # noqa: N818
     `transformers` asks whether it is done behind each step only, and so takes one more where a run goes on from the
     checkpoint of its last step, inside an epoch.
     """
-
-
-def _loaded(model: Any, tokenizer: Any, args: BAPOConfig, quantization_config: Any) -> LoadedModel:
-    if isinstance(model, str):
-        told: Any = args.model_init_kwargs or {}
-        arguments, attention = model_arguments(
-            {"trust_remote_code": args.trust_remote_code, **told}, quantization_config
-        )
-        loaded = load_model(model, **arguments)
-        if attention is not None:
-            loaded.model.set_attn_implementation(attention)
-        return loaded if tokenizer is None else replace(loaded, chat=chat_format(loaded.model, tokenizer))
-    if args.model_init_kwargs or quantization_config is not None:
-        raise BapoError(
-            "model_init_kwargs and quantization_config say how a model is loaded, and this one is loaded already: "
-            "leave them out, or give the model's name."
-        )
-    if tokenizer is None:
-        tokenizer = load_tokenizer(model.config._name_or_path, trust_remote_code=args.trust_remote_code)
-    if model.dtype not in _PRECISIONS:
-        raise BapoError(f"The model's weights are {model.dtype}, which is not trained: load it in bfloat16 or float32.")
-    precision: Precision = "nf4" if getattr(model, "is_loaded_in_4bit", False) else _PRECISIONS[model.dtype]
-    name = model.config._name_or_path or type(model).__name__
-    return LoadedModel(name, model, chat_format(model, tokenizer), precision)
-
-
-def _made_ready(model: Any, peft_config: Any, args: BAPOConfig) -> Any:
-    """The model with its adapter, checked, and with everything switched on that makes training fast."""
-    keep_4bit_layout(model)
-    policy = model if peft_config is None else add_adapter(model, peft_config)
-    check_trainable(policy)
-    check_finite(policy.state_dict(), "The model")
-    fuse_lora(policy)
-    lean_layers(policy)
-    if args.checkpoints_activations and hasattr(policy, "enable_input_require_grads"):
-        policy.enable_input_require_grads()
-    if args.disable_dropout:
-        disable_model_dropout(policy)
-    return policy
-
-
-def _warn_of_what_is_lost(data: Preferences, anchored: AnchoredPreferences) -> None:
-    """One warning of all that was dropped, cut or is doubtful, with counts."""
-    lost = Counter(data.dropped) + Counter(anchored.counts)
-    kinds = {"dropped or cut": lost, "kept though doubtful": doubtful(data)}
-    said = [
-        f"{kind}: {', '.join(f'{count:,} {reason}' for reason, count in counts.items())}"
-        for kind, counts in kinds.items()
-        if counts
-    ]
-    if said:
-        warnings.warn(f"{data.name}, {data.rows:,} comparisons: {'; '.join(said)}.", stacklevel=2)
-
-
-def _tokenizer(processing_class: Any, others: dict[str, Any]) -> Any:
-    """The tokenizer, by its name of today or its old one, which is taken out of the other arguments."""
-    old = others.pop("tokenizer", None)
-    found = old if processing_class is None else processing_class
-    if found is not None and not callable(getattr(found, "encode", None)):
-        raise BapoError(
-            f"processing_class must be a tokenizer, and it is a {type(found).__name__}: give a processor's tokenizer."
-        )
-    return found
-
-
-def _check_arguments(args: Any, others: Mapping[str, Any]) -> None:
-    """Refuse what the trainer has no use for, by name."""
-    if not isinstance(args, BAPOConfig):
-        raise BapoError(f"args must be a BAPOConfig, and it is a {type(args).__name__}: it takes the same settings.")
-    for name, value in others.items():
-        if name not in TRAINER_ARGUMENTS:
-            raise BapoError(f"BAPOTrainer has no argument {shortened(name)}: see its documentation for those it has.")
-        refuse(name, value, TRAINER_ARGUMENTS[name], "BAPOTrainer")
 
 
 def _map_datasets(function: Callable[[Any], Any], data: Any) -> Any:
