@@ -537,6 +537,22 @@ def test_one_whole_checkpoint_is_there_at_every_moment(tmp_path: Path, monkeypat
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
+def test_as_many_checkpoints_are_kept_as_were_asked_for_those_of_an_earlier_run_first_to_go(tmp_path: Path) -> None:
+    (tmp_path / "out/checkpoint-100").mkdir(parents=True)
+
+    class Saves(TrainerCallback):
+        found: list[list[int]]
+
+        def on_save(self, args: Any, *_: Any, **__: Any) -> None:
+            self.found.append(sorted(int(path.name[11:]) for path in Path(args.output_dir).glob("checkpoint-*")))
+
+    saves = Saves()
+    saves.found = []
+    settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 3, "callbacks": [saves]}
+    make(tmp_path, **settings).train()
+    assert saves.found == [[1, 100], [1, 2, 100], [1, 2, 3], [2, 3, 4], [3, 4, 5]]
+
+
 def test_training_goes_on_from_its_own_whole_checkpoint_only(tmp_path: Path) -> None:
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     make(tmp_path, **settings).train()

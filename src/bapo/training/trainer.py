@@ -481,7 +481,7 @@ class BAPOTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # each process writes a part of it
             if self.args.should_save:
                 mark_complete(folder, self.train_dataset.preferences.reference)
-                drop_older(folder.parent, most, [Path(self.state.best_model_checkpoint or "")])
+                drop_older(folder.parent, most, [folder, Path(self.state.best_model_checkpoint or "")])
 
     def evaluation_loop(
         self,
