@@ -17,6 +17,7 @@ from statistics import mean, median
 from bapo.evaluation import held_out_logps
 from bapo.evaluation.bootstrap import Estimate
 from bapo.personalize import read_recipe, stages
+from bapo.personalize.run_folder import read_run
 from bapo.reporting import draw_logratios, interval, markdown_table
 
 COMMON = {
@@ -144,7 +145,7 @@ def main() -> None:
     for run in arguments.only:
         print(run, flush=True)
         found[run] = do(run, arguments.output)
-        logs[run] = list(stages.read_run(arguments.output / run).log)
+        logs[run] = list(read_run(arguments.output / run).log)
     print(markdown_table(HEADER, [row(run, found[run], logs[run]) for run in found]))
     print(parts_table(logs))
     for seed in (0, 1):

@@ -125,7 +125,7 @@ def test_a_run_goes_on_and_is_evaluated_on_other_days_with_the_prompts_that_it_w
     recipe, run = recipe_of(place, "store"), place / "run"
     set_clock(place, DAYS[0])
     split = stages.read(recipe)
-    first = stages.anchor_split(recipe, split, stages.load(recipe), today=stages.day_of(run))
+    first = stages.anchor_split(recipe, split, stages.load(recipe), today=run_folder.day_of(run))
     assert "Today: 26 Jul 2024" in tiny_tokenizer().decode(first.train.groups[0].tokens.prompt)
     stages.train(recipe, "bapo", first.train, run)
     (run / "run.json").unlink()  # as if it had been killed
@@ -133,7 +133,7 @@ def test_a_run_goes_on_and_is_evaluated_on_other_days_with_the_prompts_that_it_w
     for day, store in zip(DAYS[1:], ("store", "another store"), strict=True):
         set_clock(place, day)
         recipe = recipe_of(place, store)
-        later = stages.anchor_split(recipe, split, stages.load(recipe), today=stages.day_of(run))
+        later = stages.anchor_split(recipe, split, stages.load(recipe), today=run_folder.day_of(run))
         assert later == first
         stages.train(recipe, "bapo", later.train, run)  # refuses other data
         assert json.loads((run / "run.json").read_text())["today"] == DAYS[0].isoformat()
@@ -145,7 +145,7 @@ def test_a_run_goes_on_and_is_evaluated_on_other_days_with_the_prompts_that_it_w
     set_clock(place, DAYS[0])
     on_the_day = examine(recipe_of(place, "store"), contestants, preferences=True).others[0].preferences
     assert found == on_the_day
-    assert stages.day_of(place) is None
+    assert run_folder.day_of(place) is None
 
 
 def test_an_adapter_goes_on_the_model_that_it_was_trained_on_wherever_that_lies(place: Path) -> None:

@@ -59,11 +59,12 @@ def train(
     )
     with live_progress(quiet=as_json) as on_progress:
         from bapo.personalize import stages
+        from bapo.personalize.run_folder import day_of
         from bapo.preferences import doubtful
 
         stages.check(told)
         stages.check_run(told, told.training.objective, output)
-        today = stages.day_of(make_folder(output))
+        today = day_of(make_folder(output))
         split = stages.read(told)
         anchored = stages.anchor_split(told, split, stages.load(told), on_progress, today=today).train
         run = stages.train(told, told.training.objective, anchored, output, on_progress)

@@ -22,6 +22,7 @@ from bapo.evaluation.preference import (
 )
 from bapo.personalize import stages
 from bapo.personalize.recipe import Recipe
+from bapo.personalize.run_folder import day_of, record_of
 
 if TYPE_CHECKING:
     from bapo.anchoring import AnchoredPreferences
@@ -239,7 +240,7 @@ def _day(recipe: Recipe, contestants: Sequence[Contestant], base: LoadedModel) -
     """
     if base.chat.today is None:
         return None
-    days = (stages.day_of(Path(own.adapter)) for own in contestants if own.adapter is not None)
+    days = (day_of(Path(own.adapter)) for own in contestants if own.adapter is not None)
     return next((day for day in days if day is not None), None) or stages.open_store(recipe, base).today
 
 
@@ -247,7 +248,7 @@ def _check_split(recipe: Recipe, contestants: Sequence[Contestant]) -> None:
     """Refuse held-out prompts that an adapter was trained on, because it was trained on another split."""
     told = recipe.preferences.model_dump()
     for own in contestants:
-        run = stages.record_of(own.adapter)
+        run = record_of(own.adapter)
         trained_on = run["recipe"].get("preferences") if run else None
         if trained_on is None or trained_on["source"] != told["source"]:
             continue

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bapo.files import make_folder, write_json
 from bapo.personalize import stages
 from bapo.personalize.recipe import Recipe
+from bapo.personalize.run_folder import Run, day_of
 from bapo.preferences import doubtful, prompt_text
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Personalization:
     """
 
     source: str
-    runs: tuple[stages.Run, ...]
+    runs: tuple[Run, ...]
     reports: dict[str, PreferenceReport]
     answers: tuple[SideBySide, ...]
     folder: Path
@@ -86,7 +87,7 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     on_progress("loading the model", 0, 1, "")
     model = stages.load(recipe)
     on_progress("loading the model", 1, 1, "")
-    days = [day for name in objectives if (day := stages.day_of(folder / name))]
+    days = [day for name in objectives if (day := day_of(folder / name))]
     anchored = stages.anchor_split(recipe, split, model, on_progress, today=days[0] if days else None)
     shown = anchored.held_out.groups[: recipe.answers.prompts]
     asked = [group.tokens.prompt for group in shown]

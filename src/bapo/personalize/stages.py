@@ -22,7 +22,6 @@ from bapo.personalize.run_folder import (
     alone,
     check_settings,
     dated,
-    day_of,
     finish,
     read_run,
     record_of,
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from bapo.evaluation import PreferenceReport
     from bapo.evaluation.preference import Logps
     from bapo.models import LoadedModel
-
-__all__ = ["Run", "day_of", "read_run", "record_of"]
 
 OnProgress = Callable[[str, int, int, str], None]
 """Told the stage, how many are done, of how many, and a note to show beside it."""
