@@ -1,0 +1,15 @@
+"""The anchor of the paper."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from bapo.objectives.logps import BaseLogps
+from bapo.objectives.registry import anchor
+
+
+@anchor("sequence")
+def sequence_anchor(base: BaseLogps) -> Tensor:
+    """max(0, log pi_ref(y_b|x) - log pi_theta(y_b|x)): equation 5 of the BAPO paper."""
+    return F.relu(-base.drift)
