@@ -56,7 +56,8 @@ def test_help_is_quick_and_import_brings_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["personalize", "data", "anchor", "train", "evaluate", "compare", "generate", "data-files", "lm-eval"]
+    "command",
+    ["personalize", "data", "anchor", "train", "sample", "evaluate", "compare", "generate", "data-files", "lm-eval"],
 )
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     assert "usage: " in bapo(command, "--help", cwd=tmp_path).stdout.lower()
