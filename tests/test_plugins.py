@@ -108,7 +108,7 @@ def test_names_are_told_without_torch_or_any_plugin() -> None:
 
 
 def test_a_loss_of_a_script_needs_no_entry_point_and_may_be_defined_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PAIR_LOSSES, "_found", dict(PAIR_LOSSES._found))  # so that it is gone afterwards
+    monkeypatch.setattr(PAIR_LOSSES, "_found", dict(PAIR_LOSSES))  # so that it is gone afterwards
 
     def cell(shift):
         @pair_loss("mine")

@@ -144,15 +144,13 @@ def test_an_adapter_judges_what_the_model_says_and_the_hinge_learns_it(tmp_path:
 
     again = ["-o", "killed.jsonl", "--seed", "1"]  # other draws
     with Command([*sample, *again], tmp_path) as running:
-        while len(list((tmp_path / "store").glob("base-*.jsonl"))) < 3 and not running.wait(0.001):
+        while len(list((tmp_path / "store").glob("base-*.jsonl"))) < 2 and not running.wait(0.001):
             pass
         running.kill()
     assert not (tmp_path / "killed.jsonl").exists()
     bapo(*sample, *again, cwd=tmp_path)
     assert (tmp_path / "killed.jsonl").read_text() != (tmp_path / "whole.jsonl").read_text()
     before = (tmp_path / "killed.jsonl").read_bytes()
-    bapo(*sample, *again, cwd=tmp_path)
-    assert (tmp_path / "killed.jsonl").read_bytes() == before
     assert "in another way" in bapo(*sample, "-o", "killed.jsonl", cwd=tmp_path, code=2).stderr
     (tmp_path / "killed.jsonl").write_bytes(before[:-5])
     assert "changed or damaged" in bapo(*sample, *again, cwd=tmp_path, code=2).stderr

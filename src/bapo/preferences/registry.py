@@ -78,9 +78,12 @@ def examples(*, whole: bool = False) -> str:
     """
     own = own_names("sources")
     told = {name: SOURCES[name].example if name in own else f"{name}:..." for name in SOURCES}
-    for name in own if whole else ():
+    for name in own:
         others = [part for part in SOURCES[name].words if f"{name}:{part}" != told[name]]
-        told[name] += f" (or {', '.join(others)})" if others else ""
+        if not others:
+            told[name] += f" ({SOURCES[name].description})"
+        elif whole:
+            told[name] += f" (or {', '.join(others)})"
     return ", ".join(told.values())
 
 

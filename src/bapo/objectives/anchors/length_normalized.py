@@ -11,5 +11,8 @@ from bapo.objectives.registry import anchor
 
 @anchor("length-normalized")
 def length_normalized_anchor(base: BaseLogps) -> Tensor:
-    """Equation 5 divided by the number of tokens: nats per token; 0 of a response without any."""
+    """What a response has lost per token: equation 5 divided by the number of its tokens.
+
+    0 of a response without any.
+    """
     return F.relu(-base.drift) / base.lengths.clamp(min=1)

@@ -11,5 +11,8 @@ from bapo.objectives.registry import anchor
 
 @anchor("sequence")
 def sequence_anchor(base: BaseLogps) -> Tensor:
-    """max(0, log pi_ref(y_b|x) - log pi_theta(y_b|x)): equation 5 of the BAPO paper."""
+    """What a response has lost as a whole: equation 5 of the BAPO paper.
+
+    max(0, log pi_ref(y_b|x) - log pi_theta(y_b|x)).
+    """
     return F.relu(-base.drift)

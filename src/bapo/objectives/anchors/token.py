@@ -11,5 +11,8 @@ from bapo.objectives.registry import anchor
 
 @anchor("token")
 def token_anchor(base: BaseLogps) -> Tensor:
-    """Sum over tokens of max(0, log pi_ref - log pi_theta): no token's gain makes up for another's loss."""
+    """What its tokens have lost: no token's gain makes up for another's loss.
+
+    Sum over tokens of max(0, log pi_ref - log pi_theta).
+    """
     return base.per_response(F.relu(base.ref_tokens - base.tokens))

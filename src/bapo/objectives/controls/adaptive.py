@@ -10,7 +10,7 @@ MOST_ERROR = 0.2
 
 @anchor_control("adaptive", drift_target=Range(0, 100, "(]"), gain=Range(0, 1, "(]"))
 class Adaptive(AnchorControl):
-    """Rises while base responses lose more than ``drift_target`` nats per token, and falls while they lose less.
+    """Rises while base responses lose more nats per token than a target (0.01), and falls while they lose less.
 
     strength *= 1 + gain * clip((loss - target) / target, -0.2, 0.2), where loss is minus the drift per token: the
     controller by which Ziegler et al. 2019 (section 2.2, gain 0.1) hold a KL divergence at a target.

@@ -20,8 +20,8 @@ def _fits(name: str) -> bool:
 
 @source(
     "file",
-    f"a file of one's own ({', '.join(SUFFIXES)})",
-    example="a file with prompt, chosen and rejected",
+    f"a file with prompt, chosen and rejected ({', '.join(SUFFIXES)})",
+    example="mine.jsonl",
     fits=_fits,
 )
 def read_file(name: str, data_folder: Path | None = None) -> Iterator[Pair]:

@@ -17,7 +17,7 @@ def _fits(name: str) -> bool:
     return name.count("/") == 1 and not path.suffix and not name.startswith((".", "/", "~")) and not path.exists()
 
 
-@source("hub", "a data set of the hub", example="a hub id", fits=_fits)
+@source("hub", "a data set of the hub", example="organization/name", fits=_fits)
 def read_hub(name: str, data_folder: Path | None = None) -> Iterator[Pair]:
     """Comparisons of ``organization/data-set`` (its train split) or ``organization/data-set:split``.
 

@@ -15,7 +15,7 @@ def _fits(name: str) -> bool:
     return Path(name).expanduser().is_dir()
 
 
-@source("saved", "a data set saved with `save_to_disk`", example="a folder of a saved data set", fits=_fits)
+@source("saved", "a data set saved with `save_to_disk`", example="path/to/folder", fits=_fits)
 def read_saved(name: str, data_folder: Path | None = None) -> Iterator[Pair]:
     """Comparisons of a folder written by ``save_to_disk``: a data set, or the train split of several.
 
