@@ -97,8 +97,8 @@ def anchor(
 ) -> AnchoredPreferences:
     """Anchor preferences to a model as it is now: the reference.
 
-    What the store has is taken from there; what it lacks is made and kept. Killed at any moment and called again, it
-    goes on after the last finished batch and ends with the same content.
+    What the store lacks is made and kept. Killed at any moment and called again, it goes on after the last finished
+    batch and ends with the same content.
 
     Args:
         preferences: the prompt groups; base responses that came with one are taken, others generated.
@@ -129,10 +129,8 @@ def anchor(
         generate_missing(prompts, model, store, generation, report)
         base_responses = _base_responses(tokenized, model, store.bases(generation), lengths, counts)
         check_vocabulary(model.model, model.tokenizer, (base.ids for own in base_responses for base in own))
-        groups_and_bases = [
-            (group.tokens, bases) for group, bases in zip(tokenized.groups, base_responses, strict=True)
-        ]
-        score_missing(groups_and_bases, scorer, store, report)
+        tokens = [group.tokens for group in tokenized.groups]
+        score_missing(list(zip(tokens, base_responses, strict=True)), scorer, store, report)
         probe = store.probe() or _probe(tokenized, base_responses, scorer, store)
     groups = tuple(
         _join(group, own, store, model.chat) for group, own in zip(tokenized.groups, base_responses, strict=True)

@@ -30,7 +30,7 @@ Source = Annotated[
         show_default=False,
     ),
 ]
-Data = Annotated[str | None, typer.Option("--data", help="Folder of the psoups: and dsp: files; BAPO_DATA by default.")]
+Data = Annotated[str | None, typer.Option("--data", help="Folder of raw data files; BAPO_DATA by default.")]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Leave plain-text prompts plain instead of making them a user turn.")
 ]

@@ -49,7 +49,7 @@ class PreferenceSection(Section):
     """Which preferences it learns, and what is held out."""
 
     source: str = Field("starter:concise", description=f"such as {examples()}")
-    data_folder: str | None = Field(None, description="where psoups: and dsp: lie; BAPO_DATA by default")
+    data_folder: str | None = Field(None, description="where raw data files lie; BAPO_DATA by default")
     protocol: Literal["by-prompt", "paper"] = Field("by-prompt", description="how training and held-out data are split")
     plain: bool = Field(False, description="plain-text prompts stay plain instead of becoming a user turn")
     held_out: int | None = Field(None, description="prompts held out; a fifth, at most 100, by default")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bapo.errors import BapoError
 from bapo.files import checksum, checksum_of_file, make_folder, read_record, write_record, write_text
@@ -101,9 +101,8 @@ def sample(
 ) -> Sampled:
     """Write a comparison file of accepted candidates, for the prompts that the recipe trains on.
 
-    Held-out prompts are left alone, so that what is trained on the file can be evaluated on them. What was sampled and
-    scored is kept in the stores of the two models: stopped at any moment, the same call goes on from there, and ends
-    with the same bytes.
+    Held-out prompts are left alone, so that what is trained on the file can be evaluated on them. What was made is kept
+    in the two models' stores: stopped at any moment, the same call goes on from there and ends with the same bytes.
 
     Args:
         recipe: its model, the adapter that it may have (both are the reference), its preferences and their split.
@@ -114,8 +113,7 @@ def sample(
         on_progress: told the stage, how many are done, of how many.
 
     Raises:
-        BapoError: the file is there and holds something else, no two candidates of a prompt are left, or anything else
-            that the user can mend.
+        BapoError: the file holds something else, no two candidates of a prompt are left, and so on.
     """
     stages.check(recipe, [reward])
     beta = _beta_of(reward) if beta is None else float(check_number("beta", beta, shown="--beta"))
@@ -129,9 +127,10 @@ def sample(
         **asdict(how),
     }
     record = _claim(path, asked)
-    found, ratios, counts = _judged(recipe, prompts, reward, how, on_progress)
-    rewards = [[beta * ratio for ratio in of_prompt] for of_prompt in ratios]
-    rows = list(_rows(found, rewards, how, counts))
+    judged = _judged(recipe, prompts, reward, how, on_progress)
+    rewards = [[beta * ratio for ratio in of_prompt] for of_prompt in judged.log_ratios]
+    counts = Counter(judged.counts)
+    rows = list(_rows(judged.candidates, rewards, how, counts))
     if not rows:
         raise BapoError(
             f"No prompt has two candidates of unlike reward ({_in_words(counts)}): sample more with --candidates, or "
@@ -140,7 +139,7 @@ def sample(
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     result = Sampled(
         path=path,
-        prompts=len(found),
+        prompts=len(judged.candidates),
         candidates=sum(map(len, rewards)),
         pairs=len(rows),
         mean_reward={
@@ -151,14 +150,23 @@ def sample(
         beta=beta,
         counts=dict(+counts),
     )
-    write_record(record, {"asked": asked, "checksum_of_file": checksum_of_file(path), **result.to_dict()})
+    made_from = {"asked": asked, "reference": judged.reference, "checksum_of_file": checksum_of_file(path)}
+    write_record(record, {**made_from, **result.to_dict()})
     return result
+
+
+class _Judged(NamedTuple):
+    """Candidates to each prompt, their log-ratios, what was left out, and the fingerprint of who said them."""
+
+    candidates: list[Candidates]
+    log_ratios: list[list[float]]
+    counts: Counter[str]
+    reference: str
 
 
 def _judged(
     recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on_progress: stages.OnProgress
-) -> tuple[list[Candidates], list[list[float]], Counter[str]]:
-    """Candidates for each prompt, their log-ratios with the adapter and without it, and what was left out."""
+) -> _Judged:
     from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, candidate_logps, sample_candidates
 
     def tell(stage: str, done: int, total: int) -> None:
@@ -172,15 +180,15 @@ def _judged(
     tell("loading the model", 1, 1)
     store = stages.open_store(recipe, model)
     found, counts = sample_candidates(prompts, model, store, settings, lengths=lengths, on_progress=tell)
-    reference = candidate_logps(found, model, store, "reference log-probs", tell)
+    without = candidate_logps(found, model, store, "reference log-probs", tell)
+    fingerprint = str(store.identity["model"])
     del model, store
     policy = stages.load(recipe, adapter=reward)
     judged = candidate_logps(found, policy, AnchorStore.in_cache(policy), "log-probs with the adapter", tell)
     ratios = [
-        [own - ref for own, ref in zip(ours, theirs, strict=True)]
-        for ours, theirs in zip(judged, reference, strict=True)
+        [own - ref for own, ref in zip(ours, theirs, strict=True)] for ours, theirs in zip(judged, without, strict=True)
     ]
-    return found, ratios, counts
+    return _Judged(found, ratios, counts, fingerprint)
 
 
 def _claim(path: Path, asked: dict[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from bapo.preferences.formats import pairs_from_dataset
 from bapo.preferences.grouping import doubtful, group_pairs
+from bapo.preferences.reading import known_names, preference_in_words, read_preferences
 from bapo.preferences.record import (
     Message,
     Pair,
@@ -15,7 +16,6 @@ from bapo.preferences.record import (
     turns_of,
 )
 from bapo.preferences.registry import SOURCES, PaperRows, examples, source
-from bapo.preferences.reading import known_names, preference_in_words, read_preferences
 from bapo.preferences.splits import Split, paper_split, read_split, split_by_prompt
 from bapo.preferences.summary import Summary, summarize
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from bapo.errors import BapoError
 from bapo.preferences.grouping import group_pairs
-from bapo.preferences.record import Preferences
 from bapo.preferences.reading import in_chat, read_paper_rows, read_preferences
+from bapo.preferences.record import Preferences
 
 Protocol = Literal["by-prompt", "paper"]
 
