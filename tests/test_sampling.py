@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, PhiConfig
 
 from bapo.anchoring import AnchorStore, GenerationSettings, candidate_logps, sample_candidates
 from bapo.anchoring.candidates import CUT, NO_TEXT
@@ -18,7 +19,7 @@ from bapo.personalize.sampling import Sampling, _prompt_columns, _response_colum
 from bapo.preferences import Message, Pair, group_pairs, pairs_from_dataset, prompt_text, read_preferences
 from tests.command import Command, bapo
 from tests.test_cli import own_preferences
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import VOCABULARY, tiny_tokenizer
 
 LEFT_OUT = (CUT, NO_TEXT)
 SAMPLED = GenerationSettings(max_new_tokens=40, temperature=1.0, responses=12)
@@ -34,14 +35,23 @@ def loaded(policy: Any = None) -> LoadedModel:
 
 
 def ending_soon() -> torch.nn.Module:
-    """A tiny model that says plain letters and ends often, so that many of its responses are candidates."""
-    model = tiny_model("llama")
+    """A tiny model that says plain letters and ends often, so that many of its responses are candidates.
+
+    Phi's head has a bias, which can say so.
+    """
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    config = PhiConfig(**sizes, num_attention_heads=4, max_position_embeddings=512, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
     tokenizer = tiny_tokenizer()
     letters = [i for i in range(model.config.vocab_size) if tokenizer.decode([i]).isalnum()]
     wanted = torch.full((model.config.vocab_size,), -30.0)
     wanted[letters] = 0.0
     wanted[ChatFormat(tokenizer).end_ids[-1]] = 3.0
-    model.lm_head.bias = torch.nn.Parameter(wanted)
+    model.lm_head.bias.data = wanted
     return model
 
 
@@ -125,13 +135,15 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], sente
 
 @pytest.mark.slow
 def test_an_adapter_judges_what_the_model_says_and_the_hinge_learns_it(tmp_path: Path) -> None:
-    """The whole way with the real embedded model, killed in the middle of it."""
+    """The whole way, killed in the middle of it."""
     own_preferences(tmp_path)
-    few = ["--held-out", "4", "--set", "preferences.max_train_prompts=6"]
-    reward = ["--steps", "3", "--learning-rate", "1e-3", "--beta", "0.2", "--set", "anchoring.max_new_tokens=12"]
+    ending_soon().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    few = ["--held-out", "4", "-m", "model", "--precision", "float32", "--set", "preferences.max_train_prompts=6"]
+    reward = ["--steps", "3", "--learning-rate", "1e-2", "--beta", "0.2", "--set", "anchoring.max_new_tokens=12"]
     bapo("train", "mine.jsonl", "--objective", "dpo", "-o", "reward", *few, *reward, cwd=tmp_path)
     sample = ["sample", "mine.jsonl", "--reward", "reward", *few, "--candidates", "6", "--accept", "6"]
-    sample += ["--max-new-tokens", "64", "--rejection-beta", "0.05", "--anchors", "store"]
+    sample += ["--max-new-tokens", "40", "--rejection-beta", "0.05", "--anchors", "store"]
     told = json.loads(bapo(*sample, "-o", "whole.jsonl", "--json", cwd=tmp_path).stdout)
     rows = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
     assert told["beta"] == 0.2, "what the adapter was trained with"
@@ -157,5 +169,5 @@ def test_an_adapter_judges_what_the_model_says_and_the_hinge_learns_it(tmp_path:
     assert "is there already" in bapo(*sample, "-o", "mine.jsonl", cwd=tmp_path, code=2).stderr
 
     hinge = ["train", "whole.jsonl", "--objective", "rso", "-o", "rso", "--held-out", "1", "--steps", "3"]
-    bapo(*hinge, "--set", "anchoring.max_new_tokens=12", cwd=tmp_path)
+    bapo(*hinge, "-m", "model", "--precision", "float32", "--set", "anchoring.max_new_tokens=12", cwd=tmp_path)
     assert json.loads((tmp_path / "rso/run.json").read_text())["log"][0]["loss"] == pytest.approx(1.0, abs=0.02)

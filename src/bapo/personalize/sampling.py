@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -143,9 +144,8 @@ def sample(
         candidates=sum(map(len, rewards)),
         pairs=len(rows),
         mean_reward={
-            "all": fmean(own for of_prompt in rewards for own in of_prompt),
-            "chosen": fmean(row["chosen_reward"] for row in rows),
-            "rejected": fmean(row["rejected_reward"] for row in rows),
+            "all": fmean(chain.from_iterable(rewards)),
+            **{side: fmean(row[f"{side}_reward"] for row in rows) for side in ("chosen", "rejected")},
         },
         beta=beta,
         counts=dict(+counts),
