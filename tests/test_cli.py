@@ -56,7 +56,8 @@ def test_help_is_quick_and_import_brings_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["personalize", "data", "anchor", "train", "evaluate", "compare", "generate", "data-files", "lm-eval"]
+    "command",
+    ["personalize", "data", "anchor", "train", "sample", "evaluate", "compare", "generate", "data-files", "lm-eval"],
 )
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     assert "usage: " in bapo(command, "--help", cwd=tmp_path).stdout.lower()
@@ -166,7 +167,7 @@ def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["data", "starter:consise"], "did you mean starter:concise"),
+        (["data", "starter:consise"], "did you mean 'starter:concise'"),
         (["train", "--steps", "1000000000000000000000000"], "'training.steps' in the command is 1000000000"),
         (["train", "--learning-rate", "inf"], "'training.learning_rate' in the command is inf"),
         (["personalize", "--seed", "-1"], "must be a whole number from 0 to 4,294,967,295"),

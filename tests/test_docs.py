@@ -14,6 +14,10 @@ import typer
 
 import bapo
 from bapo.cli.app import app
+from bapo.evaluation import BENCHMARKS
+from bapo.objectives import ANCHOR_CONTROLS, ANCHORS, PAIR_LOSSES, make_objective
+from bapo.preferences import SOURCES
+from bapo.registry import KINDS, own_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,6 +39,62 @@ def test_examples_in_docstrings_say_what_comes_out() -> None:
     ran = [doctest.testmod(importlib.import_module(name)) for name in MODULES]
     assert sum(own.attempted for own in ran) > 5
     assert not any(own.failed for own in ran)
+
+
+def test_the_examples_of_extending_md_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (PAIR_LOSSES, ANCHORS, ANCHOR_CONTROLS, SOURCES, BENCHMARKS):
+        monkeypatch.setattr(registry, "_found", dict(registry))  # so that other tests see nothing of them
+    page = (ROOT / "docs/extending.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    told: dict[str, object] = {"__name__": "extending"}
+    for block in blocks:
+        exec(compile(block, "docs/extending.md", "exec"), told)
+    assert len(blocks) == 6
+    assert told["objective"].control.every == 50
+    assert make_objective("squared", anchor="both-ways", target=2).anchor_strength == 5
+    assert BENCHMARKS["arc_easy"].title == "ARC-Easy"
+
+
+def test_the_table_of_extending_md_has_every_kind() -> None:
+    page = (ROOT / "docs/extending.md").read_text()
+    for group, kind in KINDS.items():
+        folder = f"src/bapo/{kind.home.replace('.', '/')}/"
+        assert re.search(rf"\| `{folder}` \| `@{kind.decorator}` \| `bapo.{group}` \|", page), group
+        assert (ROOT / folder).is_dir()
+
+
+def readme_tables() -> list[str]:
+    """The tables of the README that say what is registered."""
+
+    def table(header: str, names: dict[str, str], descriptions: dict[str, str]) -> str:
+        rows = [f"| {names[name]} | {description} |" for name, description in descriptions.items()]
+        return "\n".join([header, "|---|---|", *rows, ""])
+
+    def of_source(name: str) -> str:
+        first, *others = list(SOURCES[name].words) or [""]
+        return ", ".join([f"`{name}:{first}`" if first else f"`{SOURCES[name].example}`", *(f"`{o}`" for o in others)])
+
+    def of_objective(name: str) -> str:
+        return f"`{name}`" + (f", with the anchor `{PAIR_LOSSES[name].anchor}`" if PAIR_LOSSES[name].anchor else "")
+
+    told = [
+        ("sources", "| name | what it is |", of_source, SOURCES),
+        ("pair_losses", "| `training.objective` | pair loss |", of_objective, PAIR_LOSSES),
+        ("anchors", "| `training.anchor` | what a base response costs, in nats |", "`{}`".format, ANCHORS),
+        ("anchor_controls", "| `training.anchor_control` | how the strength moves |", "`{}`".format, ANCHOR_CONTROLS),
+    ]
+    return [
+        table(header, {n: called(n) for n in own_names(group)}, {n: own[n].description for n in own_names(group)})
+        for group, header, called, own in told
+    ]
+
+
+def test_the_tables_of_the_readme_are_the_registries() -> None:
+    page = (ROOT / "README.md").read_text()
+    for table in readme_tables():
+        assert table in page, f"the README should have this table:\n{table}"
+    for name in own_names("benchmarks"):
+        assert BENCHMARKS[name].title.split(" (")[0] in page
 
 
 def test_there_are_commands_to_look_at() -> None:

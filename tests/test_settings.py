@@ -107,10 +107,12 @@ def test_a_config_says_which_setting_is_absurd(settings: dict[str, Any], sentenc
 
 
 def test_an_objective_has_one_default_anchor_strength_and_beta() -> None:
-    objective, config, recipe = make_objective("bapo"), BAPOConfig("here"), Recipe().training
-    assert objective.anchor is config.make_objective().anchor is ANCHORS[recipe.anchor] is ANCHORS[ANCHOR]
-    assert objective.anchor_strength == config.anchor_strength == recipe.anchor_strength == ANCHOR_STRENGTH == 5
-    assert objective.beta == config.make_objective().beta == make_objective("bapo", beta=recipe.beta).beta == 0.1
+    objective, recipe = make_objective("bapo"), Recipe().training
+    config = BAPOConfig("here").make_objective()
+    of_recipe = _arguments(recipe, 1000, Path("here")).make_objective()
+    assert objective.anchor is config.anchor is of_recipe.anchor is ANCHORS[ANCHOR]
+    assert objective.anchor_strength == config.anchor_strength == of_recipe.anchor_strength == ANCHOR_STRENGTH == 5
+    assert objective.beta == config.beta == of_recipe.beta == 0.1
 
 
 OWN_TO_RECIPES = {
@@ -150,11 +152,12 @@ def test_a_recipe_and_a_config_have_the_same_defaults(tmp_path: Path) -> None:
 
 
 def test_no_default_is_written_a_second_time() -> None:
+    import bapo.objectives.objective as objective
     import bapo.objectives.registry as registry
     import bapo.personalize.recipe as recipe
     import bapo.training.config as config
 
-    for module in (registry, recipe, config):
+    for module in (objective, registry, recipe, config):
         code = inspect.getsource(module)
         assert '= "length-normalized"' not in code
         assert "2e-4" not in code

@@ -28,6 +28,8 @@ OTHER_VALUES: dict[str, Any] = {
     "objective": "dpo",
     "beta": 0.2,
     "anchor": "token",
+    "anchor_strength": 2.0,
+    "anchor_control": "adaptive",
     "objective_settings": {"penalty": 3.0},
     "schedule": "linear",
     "batch_pairs": 3,
@@ -66,6 +68,15 @@ def test_the_identity_of_a_run_is_every_setting_that_can_change_the_adapter(anch
         assert other != recipe.training
         same = stages._identity(recipe, other, anchored) == mine
         assert same is (name in NO_PART_OF_THE_ADAPTER), name
+
+
+def test_a_compared_objective_has_defaults_of_its_own_and_the_rest_of_the_recipe() -> None:
+    told = {"objective": "dpop", "objective_settings": {"penalty": 3.0}, "anchor": "token", "anchor_strength": 2.0}
+    recipe = Recipe(training={**told, "anchor_control": "adaptive", "rank": 4}, compare=["bapo", "dpo"])
+    stages.check(recipe)
+    for name in recipe.compare:
+        assert stages._settings_for(recipe, name) == TrainingSection(objective=name, rank=4)
+    assert stages._settings_for(recipe, "dpop") == recipe.training
 
 
 def test_the_identity_of_a_run_is_its_data_its_reference_and_its_processes(

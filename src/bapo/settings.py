@@ -15,6 +15,9 @@ ANCHOR = "length-normalized"
 ANCHOR_STRENGTH = 5.0
 """Lambda of equation 6."""
 
+ANCHOR_CONTROL = "constant"
+"""How it moves from step to step."""
+
 LEARNING_RATE = 2e-4
 """For adapters of models of any size that were tried here; training all weights wants a tenth of it or less."""
 
@@ -60,6 +63,8 @@ class Range:
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
+        if self.least == -math.inf:
+            return kind
         start = f"from {self.least:,}" if self.ends[0] == "[" else f"above {self.least:,}"
         if self.most == math.inf:
             return f"{kind} {start}"
@@ -94,7 +99,6 @@ RANGES: dict[str, Range] = {
     # objectives
     "beta": Range(0, 10**6, "(]"),
     "anchor_strength": Range(0, 10**6),
-    "penalty": Range(0, 10**6),
     # training
     "learning_rate": Range(0, 1, "(]"),
     "max_grad_norm": Range(0, 10**9),
@@ -133,19 +137,20 @@ RANGES: dict[str, Range] = {
 """What each setting may be, by its name, wherever it is given."""
 
 
-def check_number(name: str, value: Any, shown: str | None = None) -> Any:
+def check_number(name: str, value: Any, shown: str | None = None, within: Range | None = None) -> Any:
     """A setting's value, if it is a number that the setting may be.
 
     Args:
-        name: the setting, a key of `RANGES`.
+        name: the setting, a key of `RANGES` where no range is given.
         value: what it was given.
         shown: what it is called where it was given, such as ``--limit``; its name by default.
+        within: what it may be, of a setting that a plug-in has of its own.
 
     Raises:
         BapoError: it is not.
     """
     try:
-        return RANGES[name].number(value)
+        return (within or RANGES[name]).number(value)
     except ValueError as must:
         raise BapoError(f"{shown or name} must be {must}, and it is {shortened(value)}.") from None
 

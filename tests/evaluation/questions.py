@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bapo.evaluation.local_data import FILES
+from bapo.evaluation import BENCHMARKS
 
 COUNTS = {"piqa": 24, "siqa": 10, "arc_challenge": 20, "scienceqa": 12, "commonsense_qa": 12, "mmlu": 2, "hhh": 8}
 CHOICES = {"piqa": 2, "siqa": 3, "arc_challenge": 4, "scienceqa": 3, "commonsense_qa": 5, "mmlu": 4}
@@ -15,8 +15,8 @@ CATEGORIES = ("helpful", "harmless", "honest", "other")
 
 def write_questions(folder: Path) -> Path:
     """A data folder with a few questions for each benchmark, five examples and two questions a subject for MMLU."""
-    for name, splits in FILES.items():
-        for split, file in splits.items():
+    for name, benchmark in BENCHMARKS.items():
+        for split, file in benchmark.files.items():
             path = folder / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in rows(name, split)))
@@ -37,9 +37,9 @@ def rows(name: str, split: str) -> list[dict[str, Any]]:
 
 
 def subjects() -> list[str]:
-    from bapo.evaluation.benchmarks import _mmlu_subjects
+    from bapo.evaluation.benchmarks import _task_manager
 
-    return [task.removeprefix("mmlu_") for task in _mmlu_subjects("mmlu")]
+    return [task.removeprefix("mmlu_") for task in BENCHMARKS["mmlu"].tasks("mmlu", _task_manager(None).task_index)]
 
 
 def _sum(name: str, i: int) -> dict[str, Any]:

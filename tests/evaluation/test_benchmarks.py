@@ -22,7 +22,7 @@ def test_names_are_listed_once_and_an_unknown_one_is_said() -> None:
     assert benchmark_names("all") == tuple(BENCHMARKS)
     assert benchmark_names("piqa, hhh,piqa") == ("piqa", "hhh")
     for wrong in ("pika", "piqa,mmluu", "", ","):
-        with pytest.raises(BapoError, match="use all, or some of piqa"):
+        with pytest.raises(BapoError, match="use all, or some of arc_challenge"):
             benchmark_names(wrong)
     with pytest.raises(BapoError, match="Unknown benchmark"):
         load_tasks("pika")

@@ -8,23 +8,25 @@ from pathlib import Path
 import pytest
 
 from bapo.errors import BapoError
-from bapo.evaluation import FILES, local_folder, write_files
+from bapo.evaluation import BENCHMARKS, local_folder, write_files
 from bapo.evaluation.local_data import hub_rows
 from tests.evaluation.questions import write_questions
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_rows_of_the_hub_survive_being_written_and_read(name: str, tmp_path: Path) -> None:
     write_questions(tmp_path / "ours")
-    splits = {split: hub_rows(name, split, tmp_path / "ours") for split in FILES[name]}
+    splits = {split: hub_rows(name, split, tmp_path / "ours") for split in BENCHMARKS[name].files}
     written = write_files(name, splits, tmp_path / "copy")
-    assert [path.relative_to(tmp_path / "copy") for path in written] == [Path(file) for file in FILES[name].values()]
-    assert {split: hub_rows(name, split, tmp_path / "copy") for split in FILES[name]} == splits
+    assert [path.relative_to(tmp_path / "copy") for path in written] == [
+        Path(file) for file in BENCHMARKS[name].files.values()
+    ]
+    assert {split: hub_rows(name, split, tmp_path / "copy") for split in BENCHMARKS[name].files} == splits
     assert all(rows for rows in splits.values())
 
 
 def _spoil(folder: Path, line: int, **changes: object) -> Path:
-    path = folder / FILES["arc_challenge"]["test"]
+    path = folder / BENCHMARKS["arc_challenge"].files["test"]
     lines = path.read_text().splitlines()
     row = json.loads(lines[line - 1]) | changes
     lines[line - 1] = json.dumps({key: value for key, value in row.items() if value is not None})
@@ -58,7 +60,7 @@ def test_a_row_that_does_not_fit_is_named_by_its_line(changes: dict, expected: s
 def test_a_benchmark_whose_task_has_fields_for_so_many_choices_takes_no_other_number(
     benchmark: str, split: str, count: int, tmp_path: Path
 ) -> None:
-    path = write_questions(tmp_path) / FILES[benchmark][split]
+    path = write_questions(tmp_path) / BENCHMARKS[benchmark].files[split]
     row = json.loads(path.read_text().splitlines()[0])
     path.write_text(json.dumps(row | {"choices": row["choices"][:-1], "answer": 0}) + "\n")
     with pytest.raises(BapoError, match=f"line 1.*{count}"):
@@ -67,7 +69,7 @@ def test_a_benchmark_whose_task_has_fields_for_so_many_choices_takes_no_other_nu
 
 def test_what_is_no_json_or_no_object_or_not_there_is_said(tmp_path: Path) -> None:
     folder = write_questions(tmp_path)
-    path = folder / FILES["piqa"]["validation"]
+    path = folder / BENCHMARKS["piqa"].files["validation"]
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], '{"question": ', *lines[4:]]))
     with pytest.raises(BapoError, match="line 4 is not valid JSON"):
@@ -93,7 +95,7 @@ def test_the_folder_is_the_flag_or_the_variable_or_none(tmp_path: Path, monkeypa
 
 
 def test_a_dialogue_without_a_turn_is_named(tmp_path: Path) -> None:
-    path = write_questions(tmp_path) / FILES["hhh"]["test"]
+    path = write_questions(tmp_path) / BENCHMARKS["hhh"].files["test"]
     row = json.loads(path.read_text().splitlines()[0])
     path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"prompt": " \n"}) + "\n")
     with pytest.raises(BapoError, match="line 2: the prompt is empty"):

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from bapo.objectives import PAIR_LOSSES, PairLogps, make_objective
-from bapo.objectives.losses import dpo, dpop, ipo, ipo_summed, orpo, rso_hinge
+from bapo.objectives.losses.dpo import dpo
+from bapo.objectives.losses.dpop import dpop
+from bapo.objectives.losses.ipo import ipo
+from bapo.objectives.losses.ipo_summed import ipo_summed
+from bapo.objectives.losses.orpo import orpo
+from bapo.objectives.losses.rso import rso_hinge
 from tests.objectives.logps import pair
 
 

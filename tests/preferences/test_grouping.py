@@ -12,7 +12,6 @@ from bapo.errors import BapoError
 from bapo.preferences import (
     Pair,
     PromptGroup,
-    ReadingPolicy,
     doubtful,
     group_pairs,
     paper_split,
@@ -20,8 +19,8 @@ from bapo.preferences import (
     split_by_prompt,
     summarize,
 )
-from bapo.preferences import splits as splits_module
-from bapo.preferences.psoups import PREFERENCE_PROMPTS
+from bapo.preferences.sources import psoups
+from bapo.preferences.sources.psoups import PREFERENCE_PROMPTS
 
 
 def test_responses_are_distinct_and_pairs_point_at_them() -> None:
@@ -33,7 +32,7 @@ def test_responses_are_distinct_and_pairs_point_at_them() -> None:
     )
 
 
-def test_the_policy_counts_by_reason() -> None:
+def test_what_is_dropped_is_counted_by_reason() -> None:
     pairs = [
         Pair("p", "a", "b"),
         Pair("p", "a", "b"),
@@ -42,25 +41,19 @@ def test_the_policy_counts_by_reason() -> None:
         Pair("p", " ", "b"),
         Pair("p" * 50, "a", "b"),
     ]
-    default = group_pairs("test", pairs)
-    assert default.dropped == {"duplicate pair": 1, "equal responses": 1, "empty response": 1}
-    strict = group_pairs("test", pairs, ReadingPolicy(drop_contradictions=True, max_prompt_chars=10))
-    assert strict.dropped == {
-        "duplicate pair": 1,
-        "equal responses": 1,
-        "empty response": 1,
-        "contradicts an earlier pair": 1,
-        "prompt too long": 1,
-    }
-    assert group_pairs("test", pairs, ReadingPolicy(drop_duplicates=False)).groups[0].pairs == ((0, 1), (0, 1), (1, 0))
+    found = group_pairs("test", pairs)
+    assert found.dropped == {"duplicate pair": 1, "equal responses": 1, "empty response": 1}
+    kept = group_pairs("test", pairs, drop_duplicates=False)
+    assert kept.dropped == {"equal responses": 1, "empty response": 1}
+    assert kept.groups[0].pairs == ((0, 1), (0, 1), (1, 0))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_comparison_is_a_pair_or_counted(seed: int) -> None:
     rng = random.Random(seed)
     pairs = [Pair(rng.choice("pqr"), rng.choice(["a", "b", "", "a "]), rng.choice("abc")) for _ in range(60)]
-    for policy in (ReadingPolicy(), ReadingPolicy(False, True, 0), ReadingPolicy(True, True)):
-        found = group_pairs("test", pairs, policy)
+    for drop_duplicates in (True, False):
+        found = group_pairs("test", pairs, drop_duplicates=drop_duplicates)
         assert found.rows == 60 == found.pair_count + sum(found.dropped.values())
 
 
@@ -105,7 +98,7 @@ def test_the_papers_protocol_splits_rows_and_says_what_leaks(tmp_path: Path, mon
     for code in PREFERENCE_PROMPTS:
         extra = 3 if code == "P1A" else 0  # prompts that only this type has are not the original ones
         (tmp_path / f"{code}.json").write_text(json.dumps(rows(code, range(20 + extra))))
-    monkeypatch.setattr(splits_module, "PAPER_PSOUPS_TRAINING", 80)
+    monkeypatch.setattr(psoups, "PAPER_TRAINING", 80)
     split = read_split("psoups:P1A", protocol="paper", data_folder=tmp_path)
     assert (split.train.pair_count, split.held_out.pair_count) == (80, 20)
     assert len({*split.train.groups, *split.held_out.groups}) > 20  # repeated pairs stay repeated
@@ -114,7 +107,7 @@ def test_the_papers_protocol_splits_rows_and_says_what_leaks(tmp_path: Path, mon
 
 
 def test_the_papers_protocol_needs_the_papers_data(tmp_path: Path) -> None:
-    with pytest.raises(BapoError, match="is for psoups: and dsp:"):
+    with pytest.raises(BapoError, match="is for dsp: and psoups:"):
         paper_split("starter:concise")
     for code in PREFERENCE_PROMPTS:
         row = {"user_input": "p", "completion_a": "a", "completion_b": "b"}

@@ -16,7 +16,6 @@ from datasets import Dataset, DatasetDict
 
 from bapo.errors import BapoError
 from bapo.preferences import (
-    STARTER_TYPES,
     Message,
     Preferences,
     doubtful,
@@ -25,8 +24,9 @@ from bapo.preferences import (
     pairs_from_dataset,
     read_preferences,
 )
-from bapo.preferences.dsp import DOMAINS
-from bapo.preferences.psoups import PREFERENCE_PROMPTS, strip_preference_prompt
+from bapo.preferences.sources.dsp import DOMAINS
+from bapo.preferences.sources.psoups import PREFERENCE_PROMPTS, strip_preference_prompt
+from bapo.preferences.sources.starter import STARTER_TYPES
 
 ROWS = [{"prompt": f"ask {i}", "chosen": f"good {i}", "rejected": f"bad, {i}\nindeed"} for i in range(3)]
 
@@ -142,9 +142,9 @@ def test_a_bad_line_is_named(line: str, sentence: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("starter:consise", "did you mean starter:concise"),
+        ("starter:consise", "did you mean 'starter:concise'"),
         ("psoups:P4A", "use one of P1A"),
-        ("dsp:literatur", "did you mean dsp:literature"),
+        ("dsp:literatur", "did you mean 'dsp:literature'"),
         ("dsp:academy", "download the data folder of GitHub Linear95/DSP"),
         ("psoups:P2A", "data.zip"),
         ("no-such.jsonl", "There is no file no-such.jsonl: check its name"),

@@ -35,6 +35,8 @@ ROWS = [
     for word in ("one", "three")
 ]
 HELD_OUT = Dataset.from_list(ROWS[3:8])
+FOLLOWING = {"anchor_control": "adaptive", "objective_settings": {"drift_target": 1e-2, "gain": 0.5}}
+"""An anchor strength that follows the drift of each step."""
 
 
 @pytest.fixture(autouse=True)
@@ -417,15 +419,17 @@ def test_two_processes_are_one(weights: str, tmp_path: Path) -> None:
         max_steps=3,
         per_device_eval_batch_size=1,
         eval_dataset=HELD_OUT,
+        **FOLLOWING,
     )
     one = trained(trainer)
     trainer.evaluate()
     if weights == "whole":
         assert relative_gap(torch.load(tmp_path / "weights.pt"), one) < 1e-4
     for entry, expected in zip(logged, trainer.state.log_history, strict=True):
-        for name in ("loss", "rewards/margins", "logps/base", "rewards/accuracies", "loss/pair"):
+        for name in ("loss", "rewards/margins", "logps/base", "rewards/accuracies", "loss/pair", "anchor/strength"):
             for key in {name, f"eval_{name}"} & expected.keys():
                 assert entry[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
+    assert len({entry["anchor/strength"] for entry in logged if "anchor/strength" in entry}) == 3
 
 
 def test_a_loss_of_an_evaluation_is_the_mean_over_its_pairs(tmp_path: Path) -> None:

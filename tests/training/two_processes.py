@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from tests.training.test_trainer import HELD_OUT, ROWS, make
+from tests.training.test_trainer import FOLLOWING, HELD_OUT, ROWS, make
 
 if __name__ == "__main__":
     folder, sharded = Path(sys.argv[1]), sys.argv[2] == "sharded"
@@ -25,6 +25,7 @@ if __name__ == "__main__":
         max_batch_tokens=20,  # so the processes have unlike numbers of batches
         per_device_eval_batch_size=2,
         eval_dataset=HELD_OUT,
+        **FOLLOWING,
         **({"fsdp": "full_shard"} if sharded else {}),
     )
     trainer.train()

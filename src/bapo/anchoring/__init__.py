@@ -1,6 +1,7 @@
 """The anchored data set: base responses generated once and reference log-probs scored once, on disk."""
 
 from bapo.anchoring.anchored import AnchoredGroup, AnchoredPreferences, BaseResponse, OnProgress, anchor, few_tokens
+from bapo.anchoring.candidates import Candidates, candidate_logps, sample_candidates
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
 from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
 from bapo.anchoring.store import AnchorStore
@@ -11,6 +12,7 @@ __all__ = [
     "AnchoredGroup",
     "AnchoredPreferences",
     "BaseResponse",
+    "Candidates",
     "GenerationSettings",
     "LengthPolicy",
     "OnProgress",
@@ -18,8 +20,10 @@ __all__ = [
     "ProbedTokens",
     "Response",
     "anchor",
+    "candidate_logps",
     "few_tokens",
     "first_tokens",
     "generate_batch",
     "plan_batches",
+    "sample_candidates",
 ]

@@ -97,8 +97,8 @@ def anchor(
 ) -> AnchoredPreferences:
     """Anchor preferences to a model as it is now: the reference.
 
-    What the store has is taken from there; what it lacks is made and kept. Killed at any moment and called again, it
-    goes on after the last finished batch and ends with the same content.
+    What the store lacks is made and kept. Killed at any moment and called again, it goes on after the last finished
+    batch and ends with the same content.
 
     Args:
         preferences: the prompt groups; base responses that came with one are taken, others generated.
@@ -125,10 +125,12 @@ def anchor(
     scorer = ResponseScorer(model.model)
     with store.writing(lambda: report("waiting for another process that anchors to this model", 0, 1)):
         counts = Counter(tokenized.counts)
-        _generate_missing(tokenized, model, store, generation, report)
+        prompts = [group.tokens.prompt for group in tokenized.groups if not group.source.bases]
+        generate_missing(prompts, model, store, generation, report)
         base_responses = _base_responses(tokenized, model, store.bases(generation), lengths, counts)
         check_vocabulary(model.model, model.tokenizer, (base.ids for own in base_responses for base in own))
-        _score_missing(tokenized, base_responses, scorer, store, report)
+        tokens = [group.tokens for group in tokenized.groups]
+        score_missing(list(zip(tokens, base_responses, strict=True)), scorer, store, report)
         probe = store.probe() or _probe(tokenized, base_responses, scorer, store)
     groups = tuple(
         _join(group, own, store, model.chat) for group, own in zip(tokenized.groups, base_responses, strict=True)
@@ -178,14 +180,14 @@ def _room(group: TokenizedGroup, lengths: LengthPolicy) -> int | None:
     return None if lengths.max_tokens is None else lengths.max_tokens - len(group.tokens.prompt)
 
 
-def _generate_missing(
-    tokenized: Tokenized,
+def generate_missing(
+    prompts: Sequence[TokenIds],
     model: LoadedModel,
     store: AnchorStore,
     settings: GenerationSettings,
     report: OnProgress,
 ) -> None:
-    prompts = [group.tokens.prompt for group in tokenized.groups if not group.source.bases]
+    """Let the model answer those prompts that it has not answered yet; the store is held for writing."""
     known = store.bases(settings)
     done = 0
     report("base responses", 0, len(prompts))
@@ -238,23 +240,30 @@ def _within_room(responses: Sequence[Response], most: int | None, counts: Counte
     return kept
 
 
-def _score_missing(
-    tokenized: Tokenized,
-    base_responses: Sequence[tuple[Response, ...]],
+def score_missing(
+    groups: Sequence[tuple[TokenGroup, Sequence[Response]]],
     scorer: ResponseScorer,
     store: AnchorStore,
     report: OnProgress,
 ) -> None:
-    total = len(tokenized.groups)
+    """Score what has no score yet; the store is held for writing.
+
+    Args:
+        groups: each with its base responses, whose tokens' log-probs are kept one by one.
+        scorer: of the store's model.
+        store: where scores are kept.
+        report: told of each finished batch.
+    """
+    total = len(groups)
     report("reference log-probs", 0, total)
     for start in range(0, total, SCORING_BATCH):
         wanted: list[TokenGroup] = []
         as_base: set[str] = set()
-        for group, bases in list(zip(tokenized.groups, base_responses, strict=True))[start : start + SCORING_BATCH]:
-            responses, base_keys = _unscored(group.tokens, bases, store.scores())
+        for group, bases in groups[start : start + SCORING_BATCH]:
+            responses, base_keys = _unscored(group, bases, store.scores())
             as_base |= base_keys
             if responses:
-                wanted.append(TokenGroup(group.tokens.prompt, responses))
+                wanted.append(TokenGroup(group.prompt, responses))
         if wanted:
             logps = scorer.score(wanted)
             keys = [group_key(group.prompt, response) for group in wanted for response in group.responses]

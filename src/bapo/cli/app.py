@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bapo.cli import anchor, data, data_files, evaluate, generate, lm_eval, personalize, train
+from bapo.cli import anchor, data, data_files, evaluate, generate, lm_eval, personalize, sample, train
 
 app = typer.Typer(
     name="bapo",
@@ -18,6 +18,7 @@ app.command("personalize")(personalize.personalize)
 app.command("data")(data.data)
 app.command("anchor")(anchor.anchor)
 app.command("train")(train.train)
+app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("generate")(generate.generate)

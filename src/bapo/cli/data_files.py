@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from bapo.registry import names
+
 
 def data_files(
-    benchmarks: Annotated[str, typer.Argument(help="all, or some of piqa,siqa,arc_challenge,... as for evaluate.")],
+    benchmarks: Annotated[str, typer.Argument(help=f"all, or some of {','.join(names('benchmarks'))}.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The data folder; name it in BAPO_DATA later.")] = Path(
         "bapo-data"
     ),

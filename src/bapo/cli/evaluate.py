@@ -11,6 +11,7 @@ import typer
 from bapo.cli import options
 from bapo.cli.examination import print_examination
 from bapo.errors import BapoError
+from bapo.registry import names
 
 if TYPE_CHECKING:
     from bapo.evaluation import Asked, BenchmarkPlan
@@ -24,7 +25,7 @@ Benchmarks = Annotated[
     typer.Option(
         "--benchmarks",
         "-b",
-        help="all, or some of piqa,siqa,arc_challenge,scienceqa,commonsense_qa,mmlu,hhh.",
+        help=f"all, or some of {','.join(names('benchmarks'))}.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Questions of each benchmark; the same seeded sample for all models.")]

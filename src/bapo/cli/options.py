@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bapo.errors import BapoError
+from bapo.preferences import examples
+from bapo.registry import names
 from bapo.settings import check_number, shortened
 
 if TYPE_CHECKING:
@@ -24,12 +26,11 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let 
 Source = Annotated[
     str | None,
     typer.Argument(
-        help="starter:concise (or elementary, expert, detailed, friendly, unfriendly), psoups:P1A, dsp:academy, "
-        "a file (.jsonl, .json, .csv, .parquet) with prompt, chosen, rejected, or a hub id.",
+        help=f"What is learned: {examples(whole=True)}.",
         show_default=False,
     ),
 ]
-Data = Annotated[str | None, typer.Option("--data", help="Folder of the psoups: and dsp: files; BAPO_DATA by default.")]
+Data = Annotated[str | None, typer.Option("--data", help="Folder of raw data files; BAPO_DATA by default.")]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Leave plain-text prompts plain instead of making them a user turn.")
 ]
@@ -43,9 +44,13 @@ Set = Annotated[
 ]
 Anchors = Annotated[str | None, typer.Option(help="Folder of the anchored data; the user's cache folder by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Objective = Annotated[str | None, typer.Option(help="bapo (default), dpo, ipo, ipo-summed, dpop, orpo or rso.")]
+Objective = Annotated[
+    str | None, typer.Option(help=f"The pair loss: {', '.join(names('pair_losses'))}. By default bapo.")
+]
 Beta = Annotated[float | None, typer.Option(help="Temperature of the objective.")]
-AnchorStrength = Annotated[float | None, typer.Option(help="Lambda of the base anchor.")]
+AnchorStrength = Annotated[
+    float | None, typer.Option(help="Lambda of the base anchor; --set training.anchor names the anchor itself.")
+]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps; overrides --epochs.")]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the training pairs; enough for 40 steps by default.")]

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from bapo.evaluation.answers import Answer, BenchmarkAnswers
-from bapo.evaluation.benchmarks import BENCHMARKS, Asked, benchmark_names
+from bapo.evaluation.benchmarks import Asked, benchmark_names
 from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
 from bapo.evaluation.comparison import Change, Forgetting, Gate, changed_items, compare, forgetting, gate, spread
-from bapo.evaluation.local_data import FILES, local_folder, write_files
+from bapo.evaluation.local_data import local_folder, write_files
 from bapo.evaluation.preference import (
     PreferenceChange,
     PreferenceReport,
@@ -16,6 +16,7 @@ from bapo.evaluation.preference import (
     held_out_logps,
     prompted,
 )
+from bapo.evaluation.registry import BENCHMARKS, Benchmark, benchmark, by_letter
 
 if TYPE_CHECKING:
     from bapo.evaluation.asking import BenchmarkPlan, Examinee
@@ -34,10 +35,10 @@ def __getattr__(name: str) -> Any:  # lm-eval takes seconds to import and is nee
 
 __all__ = [
     "BENCHMARKS",
-    "FILES",
     "Answer",
     "Asked",
     "BapoLM",
+    "Benchmark",
     "BenchmarkAnswers",
     "BenchmarkPlan",
     "Change",
@@ -48,8 +49,10 @@ __all__ = [
     "PreferenceChange",
     "PreferenceReport",
     "PromptScores",
+    "benchmark",
     "benchmark_names",
     "bootstrap_ratio",
+    "by_letter",
     "changed_items",
     "compare",
     "compare_preferences",

@@ -12,8 +12,9 @@ from typing import Any
 
 from bapo.errors import BapoError
 from bapo.evaluation.answers import Answer, AnswerStore, BenchmarkAnswers, in_order
-from bapo.evaluation.benchmarks import BENCHMARKS, Asked, LoadedTask, load_tasks, sample_documents
+from bapo.evaluation.benchmarks import Asked, LoadedTask, load_tasks, sample_documents
 from bapo.evaluation.harness import BapoLM
+from bapo.evaluation.registry import BENCHMARKS
 from bapo.likelihood import SCORING_VERSION
 from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_fingerprint
 

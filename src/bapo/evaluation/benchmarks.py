@@ -1,8 +1,8 @@
 """The benchmarks of what a model knew and how it was aligned, as tasks of `lm-eval`.
 
-What `lm-eval` has is used by its name; ScienceQA and HHH are task files of this package (``tasks/``). Each question can
-be asked in two ways: by the log-likelihood of each choice's text, or by the letter after a question in the model's chat
-format. By default each benchmark is asked as `lm-eval` itself asks it, so that a score means what published ones mean.
+Each is a file of ``tasks/``. What `lm-eval` has is used by its name; ScienceQA and HHH have task files there. Each
+question can be asked in two ways: by the log-likelihood of each choice's text, or by the letter after a question in the
+model's chat format. By default each is asked as `lm-eval` itself asks it, so that scores mean what published ones mean.
 """
 
 from __future__ import annotations
@@ -19,89 +19,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bapo.errors import BapoError
-from bapo.evaluation.local_data import FILES, hub_rows
+from bapo.evaluation.local_data import hub_rows
+from bapo.evaluation.registry import BENCHMARKS, Benchmark
+from bapo.registry import nearest
 
 Asked = Literal["harness", "text", "letter"]
 """How questions are asked: as `lm-eval` does, by the choices' text, by a letter in the chat format."""
-
-MMLU_SHOTS = 5
-
-_LETTERS_OF = "{{{{'ABCDEFGH'[:{count}] | list}}}}"
-_LETTER_ORDER = "Answer with the letter of the right choice only."
-
-
-def _by_letter(question: str, texts: str, target: str) -> dict[str, Any]:
-    """What makes a task ask for a letter; ``texts`` is a Jinja expression for the list of choices."""
-    listed = f"{{% for choice in {texts} %}}{{{{'ABCDEFGH'[loop.index0]}}}}. {{{{choice}}}}\n{{% endfor %}}"
-    return {
-        "doc_to_text": f"{question}\n{listed}{_LETTER_ORDER}",
-        "doc_to_choice": _LETTERS_OF.format(count=f"{texts}|length"),
-        "doc_to_target": target,
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """One benchmark.
-
-    Attributes:
-        name: what users call it.
-        title: how it stands in tables.
-        kind: knowledge counts in the forgetting score, alignment does not.
-        task: its `lm-eval` task or group.
-        native: how that task asks.
-        variants: what is changed in the task to ask in another way.
-        text_task: another task that asks by the choices' text, where there is one.
-    """
-
-    name: str
-    title: str
-    kind: Literal["knowledge", "alignment"]
-    task: str
-    native: Literal["text", "letter"]
-    variants: Mapping[str, Mapping[str, Any]]
-    text_task: str | None = None
-
-
-_TEXT_METRICS = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
-_LABELLED = "choices.text"
-_RIGHT_LABEL = "{{choices.label.index(answerKey)}}"
-
-BENCHMARKS: Mapping[str, Benchmark] = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark(
-            "piqa", "PIQA", "knowledge", "piqa", "text",
-            {"letter": _by_letter("{{goal}}", "[sol1, sol2]", "{{label}}")},
-        ),
-        Benchmark(
-            "siqa", "SIQA", "knowledge", "social_iqa", "text",
-            {"letter": _by_letter("{{context}} {{question}}", "[answerA, answerB, answerC]", "{{(label|int) - 1}}")},
-        ),
-        Benchmark(
-            "arc_challenge", "ARC-Challenge", "knowledge", "arc_challenge", "text",
-            {"letter": _by_letter("{{question}}", _LABELLED, _RIGHT_LABEL)},
-        ),
-        Benchmark(
-            "scienceqa", "ScienceQA", "knowledge", "scienceqa", "text",
-            {"letter": _by_letter("{% if hint %}{{hint}}\n{% endif %}{{question}}", "choices", "{{answer}}")},
-        ),
-        Benchmark(
-            "commonsense_qa", "CommonsenseQA", "knowledge", "commonsense_qa", "letter",
-            {
-                "text": {
-                    "doc_to_text": "Question: {{question}}\nAnswer:",
-                    "doc_to_choice": "{{choices.text}}",
-                    "doc_to_target": _RIGHT_LABEL,
-                    "metric_list": _TEXT_METRICS,
-                }
-            },
-        ),
-        Benchmark("mmlu", "MMLU (5-shot)", "knowledge", "mmlu", "letter", {}, text_task="mmlu_continuation"),
-        Benchmark("hhh", "HHH", "alignment", "hhh", "text", {}),
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,7 +62,8 @@ def benchmark_names(wanted: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown or not names:
         raise BapoError(
-            f"Unknown benchmark {', '.join(unknown) or wanted!r}: use all, or some of {', '.join(BENCHMARKS)}."
+            f"Unknown benchmark {', '.join(unknown) or wanted!r}{nearest(wanted, BENCHMARKS)}: use all, or some of "
+            f"{', '.join(BENCHMARKS)}."
         )
     return tuple(dict.fromkeys(names))
 
@@ -156,31 +80,35 @@ def load_tasks(name: str, *, asked: Asked = "harness", data_folder: Path | None 
     Raises:
         BapoError: unknown benchmark or way of asking, or data that cannot be read.
     """
-    if name not in BENCHMARKS:
-        raise BapoError(f"Unknown benchmark {name!r}: use some of {', '.join(BENCHMARKS)}.")
+    benchmark = BENCHMARKS.find(name)
     if asked not in get_args(Asked):
         raise BapoError(f"Unknown way of asking {asked!r}: use {', '.join(get_args(Asked))}.")
-    benchmark = BENCHMARKS[name]
-    way = benchmark.native if asked == "harness" or name == "hhh" else asked
-    chat = name == "hhh" or (way == "letter" and asked != "harness")
+    way = benchmark.native if asked == "harness" or benchmark.chat else asked
+    chat = benchmark.chat or (way == "letter" and asked != "harness")
     changes = dict(benchmark.variants.get(way, {})) if way != benchmark.native else {}
     by_text = way == "text" and benchmark.native == "letter"
     group = benchmark.text_task if by_text and benchmark.text_task else benchmark.task
-    tasks = _mmlu_subjects(group) if name == "mmlu" else {group: ""}
-    return tuple(_load(name, own, category, chat, changes, data_folder) for own, category in tasks.items())
+    folder = data_folder if benchmark.files else None
+    tasks = benchmark.tasks(group, _task_manager(benchmark.task_folder).task_index)
+    return tuple(_load(benchmark, own, category, chat, changes, folder) for own, category in tasks.items())
 
 
 def _load(
-    name: str, task_name: str, category: str, chat: bool, changes: Mapping[str, Any], data_folder: Path | None
+    benchmark: Benchmark,
+    task_name: str,
+    category: str,
+    chat: bool,
+    changes: Mapping[str, Any],
+    data_folder: Path | None,
 ) -> LoadedTask:
-    subject = task_name.removeprefix("mmlu_").removesuffix("_continuation") if name == "mmlu" else None
+    name, shots = benchmark.name, benchmark.shots
     overrides: dict[str, Any] = {"task": task_name, **changes}
     if data_folder is not None:
-        overrides["custom_dataset"] = partial(_local_dataset, name, subject, data_folder)
-        absent = {"training", "validation", "test"} - FILES[name].keys()
+        overrides["custom_dataset"] = partial(_local_dataset, benchmark, task_name, data_folder)
+        absent = {"training", "validation", "test"} - benchmark.files.keys()
         overrides |= {f"{split}_split": None for split in absent}
     try:
-        task = _task_manager().load([{"group": "bapo", "task": [overrides]}])["tasks"][task_name]
+        task = _task_manager(benchmark.task_folder).load([{"group": "bapo", "task": [overrides]}])["tasks"][task_name]
     except BapoError:
         raise
     except Exception as error:  # the hub fails in many ways; all of them mean that there are no questions
@@ -191,7 +119,6 @@ def _load(
             f"The questions of {name} could not be read from the hub ({first}): check the connection, "
             "or name a folder of local files with --data or BAPO_DATA."
         ) from error
-    shots = MMLU_SHOTS if name == "mmlu" else 0
     task.set_config("num_fewshot", shots)
     told = {
         key: value
@@ -204,47 +131,35 @@ def _load(
 
 
 def hub_documents(name: str) -> dict[str, list[dict[str, Any]]]:
-    """The hub's rows of each split that a benchmark's local files hold (`FILES`), for `write_files`.
+    """The hub's rows of each split that a benchmark's local files hold (`Benchmark.files`), for `write_files`.
 
     Raises:
         BapoError: the hub cannot be read.
     """
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in FILES[name]}
+    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in BENCHMARKS[name].files}
     for own in load_tasks(name):
         for split, found in rows.items():
             found += own.task.fewshot_docs() if split == "dev" else own.task.eval_docs
     return rows
 
 
-def _local_dataset(name: str, subject: str | None, folder: Path, **_: Any) -> dict[str, Any]:
+def _local_dataset(benchmark: Benchmark, task: str, folder: Path, **_: Any) -> dict[str, Any]:
     from datasets import Dataset
 
     return {
         split: Dataset.from_list(
-            [row for row in hub_rows(name, split, folder) if subject is None or row["subject"] == subject]
+            [row for row in hub_rows(benchmark.name, split, folder) if benchmark.of_task(row, task)]
         )
-        for split in FILES[name]
+        for split in benchmark.files
     }
 
 
 @cache
-def _task_manager() -> Any:
+def _task_manager(task_folder: Path | None) -> Any:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(Path(__file__).parent / "tasks"))
-
-
-def _mmlu_subjects(group: str) -> dict[str, str]:
-    """The tasks of MMLU and their categories by the official assignment, in which anatomy is in other."""
-    index = _task_manager().task_index
-    found: dict[str, str] = {}
-    for category in ("stem", "social_sciences", "humanities", "other"):
-        for task in sorted(index[f"mmlu_{category}_tasks"].tags):
-            found[task] = category
-    found["mmlu_anatomy"] = "other"
-    suffix = "_continuation" if group == "mmlu_continuation" else ""
-    return {task + suffix: category for task, category in sorted(found.items())}
+    return TaskManager(include_path=str(task_folder or Path(__file__).parent / "tasks"))
 
 
 def sample_documents(tasks: Sequence[LoadedTask], limit: int | None, seed: int) -> dict[str, list[int]]:

@@ -18,8 +18,8 @@ import numpy as np
 
 from bapo.errors import BapoError
 from bapo.evaluation.answers import Answer, BenchmarkAnswers
-from bapo.evaluation.benchmarks import BENCHMARKS
 from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
+from bapo.evaluation.registry import BENCHMARKS
 
 RESAMPLES = 10_000
 

@@ -1,18 +1,28 @@
 """Objectives: pure functions from log-probs to a loss and its parts."""
 
-from bapo.objectives.anchors import ANCHORS
 from bapo.objectives.logps import BaseLogps, PairLogps
-from bapo.objectives.registry import PAIR_LOSSES, LossParts, Objective, make_objective
-from bapo.objectives.rso import rejection_sample, sample_pairs
+from bapo.objectives.objective import LossParts, Objective, make_objective
+from bapo.objectives.registry import (
+    ANCHOR_CONTROLS,
+    ANCHORS,
+    PAIR_LOSSES,
+    AnchorControl,
+    anchor,
+    anchor_control,
+    pair_loss,
+)
 
 __all__ = [
     "ANCHORS",
+    "ANCHOR_CONTROLS",
     "PAIR_LOSSES",
+    "AnchorControl",
     "BaseLogps",
     "LossParts",
     "Objective",
     "PairLogps",
+    "anchor",
+    "anchor_control",
     "make_objective",
-    "rejection_sample",
-    "sample_pairs",
+    "pair_loss",
 ]

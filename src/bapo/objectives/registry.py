@@ -1,140 +1,147 @@
-"""Objectives by name: a pair loss, perhaps an anchor, and how they add up."""
+"""Pair losses, anchors and anchor controls by name, and the decorators that register them."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import TypeVar
 
 from torch import Tensor
 
-from bapo.errors import BapoError
-from bapo.objectives import losses
-from bapo.objectives.anchors import ANCHORS
-from bapo.objectives.logps import BaseLogps, PairLogps
-from bapo.settings import ANCHOR, ANCHOR_STRENGTH, check_number
+from bapo.objectives.logps import BaseLogps
+from bapo.registry import Registry
+from bapo.settings import Range
 
-
-class PairLoss(NamedTuple):
-    """A row of `PAIR_LOSSES`: the function, its default beta, whether it looks at reference log-probs, what it is."""
-
-    function: Callable[..., Tensor]
-    beta: float
-    needs_reference: bool
-    description: str
-
-
-PAIR_LOSSES: dict[str, PairLoss] = {
-    "dpo": PairLoss(losses.dpo, 0.1, True, "Direct Preference Optimization (Rafailov et al. 2023)"),
-    "bapo": PairLoss(losses.dpo, 0.1, True, "DPO with the base anchor (Lee et al. 2024, equation 6)"),
-    "ipo": PairLoss(losses.ipo, 0.1, True, "IPO on log-ratios per token, as TRL has it"),
-    "ipo-summed": PairLoss(losses.ipo_summed, 0.1, True, "IPO as written (Azar et al. 2023)"),
-    "dpop": PairLoss(losses.dpop, 0.1, True, "DPO-Positive (Pal et al. 2024)"),
-    "orpo": PairLoss(losses.orpo, 0.1, False, "Odds-ratio preference optimization (Hong et al. 2024)"),
-    "rso": PairLoss(losses.rso_hinge, 0.1, True, "Hinge on the normalized likelihood (Liu et al. 2023)"),
-}
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+Control = TypeVar("Control", bound="type[AnchorControl]")
 
 
 @dataclass(frozen=True, slots=True)
-class LossParts:
-    """The unreduced parts of a loss: (B,) pair losses, and (K,) anchor losses where there is an anchor."""
-
-    pair: Tensor
-    anchor: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """A pair loss with its settings bound, and an anchor with its strength.
+class PairLoss:
+    """A registered pair loss.
 
     Attributes:
-        name: what it is called.
-        pair_loss: from pairs to (B,) losses.
-        beta: temperature; rewards are logged as beta times the log-ratio.
-        anchor: from base responses to (K,) losses; None for objectives without one.
-        anchor_strength: lambda of equation 6.
-        needs_reference: whether the loss depends on reference log-probs.
+        function: from `PairLogps`, ``beta`` and settings of its own to (B,) losses.
         description: what it is, for people.
+        beta: its default temperature.
+        anchor: the anchor that it has where none is named; None for no anchor.
+        needs_reference: whether it looks at reference log-probs.
+        ranges: what its own settings may be; any number where nothing is said.
     """
 
-    name: str
-    pair_loss: Callable[[PairLogps], Tensor]
+    function: Callable[..., Tensor]
+    description: str
     beta: float
-    anchor: Callable[[BaseLogps], Tensor] | None = None
-    anchor_strength: float = 0.0
-    needs_reference: bool = True
-    description: str = ""
+    anchor: str | None
+    needs_reference: bool
+    ranges: Mapping[str, Range]
 
-    def __call__(self, pairs: PairLogps, base: BaseLogps | None = None) -> LossParts:
-        """The unreduced parts.
 
-        Raises:
-            BapoError: the objective has an anchor and there are no base responses.
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A registered anchor: a function from `BaseLogps` to (K,) losses, and what it is, for people."""
+
+    function: Callable[[BaseLogps], Tensor]
+    description: str
+
+    def __call__(self, base: BaseLogps) -> Tensor:
+        """(K,) losses, nats."""
+        return self.function(base)
+
+
+class AnchorControl:
+    """How the anchor strength moves from step to step. As it stands here: not at all.
+
+    Attributes:
+        strength: lambda of equation 6, in the step that comes next.
+    """
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def update(self, step: int, drift: float) -> None:
+        """Set the strength of the next step.
+
+        Args:
+            step: steps taken so far.
+            drift: of the base responses in the last one, nats per token, over all its micro-batches and processes,
+                each counted as often as it is anchored.
         """
-        if self.anchor is not None and base is None:
-            raise BapoError(
-                f"The objective {self.name} needs base responses, and there are none: anchor the data first."
-            )
-        anchored = self.anchor(base) if self.anchor is not None and base is not None else None
-        return LossParts(self.pair_loss(pairs), anchored)
 
-    def total(self, parts: LossParts, base: BaseLogps | None = None) -> Tensor:
-        """Sum over pairs of pair loss + lambda * anchor (equation 6); divide by the pairs for the mean.
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps: numbers by name. By default all attributes."""
+        return dict(vars(self))
 
-        Raises:
-            BapoError: there are anchor losses, and no base responses to weigh them.
-        """
-        if parts.anchor is None:
-            return parts.pair.sum()
-        if base is None:
-            raise BapoError(f"The objective {self.name} has anchor losses: give the base responses that weigh them.")
-        return parts.pair.sum() + self.anchor_strength * (base.weight * parts.anchor).sum()
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from what a checkpoint kept."""
+        vars(self).update(state)
 
 
-def make_objective(name: str, *, beta: float | None = None, **settings: Any) -> Objective:
-    """An objective by its name.
+@dataclass(frozen=True, slots=True)
+class RegisteredControl:
+    """A registered anchor control: its class, what it is, and what its own settings may be."""
+
+    made: Callable[..., AnchorControl]
+    description: str
+    ranges: Mapping[str, Range]
+
+
+PAIR_LOSSES: Registry[PairLoss] = Registry("pair_losses")
+ANCHORS: Registry[Anchor] = Registry("anchors")
+ANCHOR_CONTROLS: Registry[RegisteredControl] = Registry("anchor_controls")
+
+
+def pair_loss(
+    name: str,
+    description: str = "",
+    *,
+    beta: float = 0.1,
+    anchor: str | None = None,
+    needs_reference: bool = True,
+    **ranges: Range,
+) -> Callable[[Function], Function]:
+    """Register a pair loss: a function of pairs (`PairLogps`), ``beta`` and perhaps settings of its own, all numbers.
 
     Args:
-        name: bapo, dpo, ipo, ipo-summed, dpop, orpo or rso.
-        beta: its temperature; 0.1 by default.
-        settings: ``anchor`` and ``anchor_strength`` for bapo (length-normalized, 5), ``penalty`` for dpop (50). The
-            paper's anchor is ``sequence``; docs/dsp-literature.md says why it is not the default.
-
-    Raises:
-        BapoError: an unknown name or anchor, a setting that the objective does not have, or a number out of range.
+        name: by which it is asked for as an objective.
+        description, beta, anchor, needs_reference: see `PairLoss`; the description is the docstring's first line
+            where none is given.
+        ranges: by the names of its settings.
     """
-    if not isinstance(name, str) or name not in PAIR_LOSSES:
-        raise BapoError(
-            f"Unknown objective {name!r}{_nearest(name, PAIR_LOSSES)}: use one of {', '.join(PAIR_LOSSES)}."
-        )
-    loss = PAIR_LOSSES[name]
-    beta = loss.beta if beta is None else float(check_number("beta", beta))
-    anchor, strength = None, 0.0
-    if name == "bapo":
-        anchor_name = settings.pop("anchor", ANCHOR)
-        strength = float(check_number("anchor_strength", settings.pop("anchor_strength", ANCHOR_STRENGTH)))
-        if not isinstance(anchor_name, str) or anchor_name not in ANCHORS:
-            raise BapoError(
-                f"Unknown anchor {anchor_name!r}{_nearest(anchor_name, ANCHORS)}: use one of {', '.join(ANCHORS)}."
-            )
-        anchor = ANCHORS[anchor_name]
-    own = _own_settings(loss.function)
-    for setting in sorted(settings.keys() - own):
-        anchors = " Anchors belong to the objective bapo." if setting.startswith("anchor") and name != "bapo" else ""
-        known = [*own, "anchor", "anchor_strength"] if name == "bapo" else own
-        raise BapoError(f"The objective {name} has no setting {setting!r}{_nearest(setting, known)}.{anchors}")
-    numbers = {setting: float(check_number(setting, value)) for setting, value in settings.items()}
-    bound = partial(loss.function, beta=beta, **numbers)
-    return Objective(name, bound, beta, anchor, strength, loss.needs_reference, loss.description)
+
+    def register(function: Function) -> Function:
+        told = PairLoss(function, description or _first_line(function), beta, anchor, needs_reference, ranges)
+        PAIR_LOSSES.add(name, told, function)
+        return function
+
+    return register
 
 
-def _own_settings(loss: Callable[..., Tensor]) -> set[str]:
-    return set(inspect.signature(loss).parameters) - {"pairs", "beta"}
+def anchor(name: str) -> Callable[[Function], Function]:
+    """Register an anchor: a function from `BaseLogps` to (K,) losses, described by its docstring's first line."""
+
+    def register(function: Function) -> Function:
+        ANCHORS.add(name, Anchor(function, _first_line(function)), function)
+        return function
+
+    return register
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def anchor_control(name: str, **ranges: Range) -> Callable[[Control], Control]:
+    """Register an `AnchorControl`, which is made with the first strength and settings of its own, all numbers.
+
+    Args:
+        name: by which it is asked for.
+        ranges: by the names of its settings.
+    """
+
+    def register(control: Control) -> Control:
+        ANCHOR_CONTROLS.add(name, RegisteredControl(control, _first_line(control), ranges), control)
+        return control
+
+    return register
+
+
+def _first_line(documented: Callable[..., object]) -> str:
+    return (inspect.getdoc(documented) or "").split("\n")[0]

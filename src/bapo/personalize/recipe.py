@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from bapo.errors import BapoError, foreign
 from bapo.files import read_text
-from bapo.settings import ANCHOR, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, shortened
+from bapo.preferences import examples
+from bapo.registry import names
+from bapo.settings import ANCHOR_CONTROL, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, shortened
 
 Schedule = Literal[
     "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
@@ -46,8 +48,8 @@ class ModelSection(Section):
 class PreferenceSection(Section):
     """Which preferences it learns, and what is held out."""
 
-    source: str = Field("starter:concise", description="starter:TYPE, psoups:TYPE, dsp:DOMAIN, a file, or a hub id")
-    data_folder: str | None = Field(None, description="where psoups: and dsp: lie; BAPO_DATA by default")
+    source: str = Field("starter:concise", description=f"such as {examples()}")
+    data_folder: str | None = Field(None, description="where raw data files lie; BAPO_DATA by default")
     protocol: Literal["by-prompt", "paper"] = Field("by-prompt", description="how training and held-out data are split")
     plain: bool = Field(False, description="plain-text prompts stay plain instead of becoming a user turn")
     held_out: int | None = Field(None, description="prompts held out; a fifth, at most 100, by default")
@@ -70,11 +72,20 @@ class AnchoringSection(Section):
 class TrainingSection(Section):
     """How the adapter is trained."""
 
-    objective: str = Field("bapo", description="bapo, dpo, ipo, ipo-summed, dpop, orpo or rso")
+    objective: str = Field("bapo", description=f"the pair loss: {', '.join(names('pair_losses'))}")
     beta: float | None = Field(None, description="temperature; None is the objective's own default")
-    anchor: str = Field(ANCHOR, description="length-normalized, sequence (the paper's), or token")
-    anchor_strength: float = Field(ANCHOR_STRENGTH, description="lambda of equation 6")
-    objective_settings: dict[str, float] = Field(default_factory=dict, description="e.g. penalty: 50 for dpop")
+    anchor: str | None = Field(
+        None, description=f"{', '.join(names('anchors'))}, with any objective; None is the objective's own"
+    )
+    anchor_strength: float | None = Field(
+        None, description=f"lambda of equation 6, in the first step; None is {ANCHOR_STRENGTH:g}"
+    )
+    anchor_control: str = Field(
+        ANCHOR_CONTROL, description=f"how the strength moves: {', '.join(names('anchor_controls'))}"
+    )
+    objective_settings: dict[str, float] = Field(
+        default_factory=dict, description="of objective and control, e.g. penalty: 50 for dpop"
+    )
     learning_rate: float = Field(LEARNING_RATE, description="peak learning rate")
     schedule: Schedule = Field("cosine", description="how the learning rate falls")
     warmup_steps: int = Field(0, description="steps of linear warm-up")
@@ -116,7 +127,9 @@ class Recipe(Section):
     preferences: PreferenceSection = PreferenceSection()
     anchoring: AnchoringSection = AnchoringSection()
     training: TrainingSection = TrainingSection()
-    compare: list[str] = Field(default_factory=list, description="objectives trained beside the main one")
+    compare: list[str] = Field(
+        default_factory=list, description="objectives trained beside the main one, with defaults of their own"
+    )
     answers: AnswerSection = AnswerSection()
 
 

@@ -69,21 +69,21 @@ def check(recipe: Recipe, adapters: Sequence[str] = ()) -> None:
     from bapo.objectives import make_objective
 
     for objective in (recipe.training.objective, *recipe.compare):
-        make_objective(objective, beta=recipe.training.beta, **_objective_settings(recipe, objective))
+        told = _settings_for(recipe, objective)
+        make_objective(
+            objective,
+            beta=told.beta,
+            anchor=told.anchor,
+            anchor_strength=told.anchor_strength,
+            anchor_control=told.anchor_control,
+            **told.objective_settings,
+        )
     if recipe.training.full and recipe.model.precision == "nf4":
         raise BapoError(
             "4-bit weights cannot be trained themselves: leave out training.full, or take another precision."
         )
     for adapter in (*adapters, *([recipe.model.adapter] if recipe.model.adapter else [])):
         check_adapter(adapter)
-
-
-def _objective_settings(recipe: Recipe, objective: str) -> dict[str, Any]:
-    told = recipe.training
-    settings: dict[str, Any] = dict(told.objective_settings) if objective == told.objective else {}
-    if objective == "bapo":
-        settings |= {"anchor": told.anchor, "anchor_strength": told.anchor_strength}
-    return settings
 
 
 def read(recipe: Recipe) -> Split:
@@ -346,6 +346,7 @@ def _arguments(settings: TrainingSection, pairs: int, folder: Path) -> Any:
         beta=settings.beta,
         anchor=settings.anchor,
         anchor_strength=settings.anchor_strength,
+        anchor_control=settings.anchor_control,
         objective_settings=dict(settings.objective_settings),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
@@ -415,10 +416,12 @@ def check_run(recipe: Recipe, objective: str, folder: Path) -> None:
 
 
 def _settings_for(recipe: Recipe, objective: str) -> TrainingSection:
-    settings = recipe.training.model_copy(update={"objective": objective})
+    """The recipe's own settings; for another objective without those that are special to the recipe's own one."""
     if objective == recipe.training.objective:
-        return settings
-    return settings.model_copy(update={"objective_settings": {}})  # which are special to the recipe's own objective
+        return recipe.training
+    special = ("anchor", "anchor_strength", "anchor_control", "objective_settings")
+    defaults = {name: TrainingSection.model_fields[name].get_default(call_default_factory=True) for name in special}
+    return recipe.training.model_copy(update={"objective": objective, **defaults})
 
 
 def _that_count(settings: TrainingSection) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Preferences: prompts, their responses, and who prefers which. Knows nothing of models."""
 
-from bapo.preferences.grouping import ReadingPolicy, doubtful, group_pairs
-from bapo.preferences.hub import pairs_from_dataset
+from bapo.preferences.formats import pairs_from_dataset
+from bapo.preferences.grouping import doubtful, group_pairs
+from bapo.preferences.reading import known_names, preference_in_words, read_preferences
 from bapo.preferences.record import (
     Message,
     Pair,
@@ -14,24 +15,24 @@ from bapo.preferences.record import (
     response_text,
     turns_of,
 )
-from bapo.preferences.source import known_names, preference_in_words, read_preferences
+from bapo.preferences.registry import SOURCES, PaperRows, examples, source
 from bapo.preferences.splits import Split, paper_split, read_split, split_by_prompt
-from bapo.preferences.starter import STARTER_TYPES
 from bapo.preferences.summary import Summary, summarize
 
 __all__ = [
-    "STARTER_TYPES",
+    "SOURCES",
     "Message",
     "Pair",
+    "PaperRows",
     "Preferences",
     "Prompt",
     "PromptGroup",
-    "ReadingPolicy",
     "Response",
     "Split",
     "Summary",
     "as_chat",
     "doubtful",
+    "examples",
     "group_pairs",
     "known_names",
     "pairs_from_dataset",
@@ -41,6 +42,7 @@ __all__ = [
     "read_preferences",
     "read_split",
     "response_text",
+    "source",
     "split_by_prompt",
     "summarize",
     "turns_of",

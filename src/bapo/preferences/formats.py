@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bapo.errors import BapoError
+from bapo.files import readable
 from bapo.preferences.record import ROLES, TEMPLATE, TOOLS, Message, Pair, Prompt, Response, turns_of
 
 _PROMPTS = ("prompt", "conversations", "question")
@@ -77,6 +78,12 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
             f"{where}: chosen and rejected must both be text, or both be lists of turns with role and content."
         )
     return replace(_with_columns(pair, record, where), bases=_bases(record.get("base"), where))
+
+
+def pairs_from_dataset(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Pair]:
+    """Comparisons of any iterable of records in one of TRL's preference formats."""
+    for number, row in enumerate(rows, start=1):
+        yield pair_from_record(readable(row), f"{name} row {number}")
 
 
 def _refuse_other_prompts(record: Mapping[str, Any], where: str) -> None:

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from bapo.files import UNREADABLE
 from bapo.preferences.record import Pair, Preferences, Prompt, PromptGroup, Response, prompt_text, response_text
 
-EQUAL, EMPTY, NO_PROMPT, DUPLICATE, CONTRADICTION, TOO_LONG = (
-    "equal responses",
-    "empty response",
-    "empty prompt",
-    "duplicate pair",
-    "contradicts an earlier pair",
-    "prompt too long",
-)
+EQUAL, EMPTY, NO_PROMPT, DUPLICATE = ("equal responses", "empty response", "empty prompt", "duplicate pair")
 CONTRADICTS, REPEATS, WHITE_SPACE, UNREAD = (
     "contradicts another pair",
     "repeats an earlier pair but for white space",
@@ -25,29 +17,12 @@ CONTRADICTS, REPEATS, WHITE_SPACE, UNREAD = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ReadingPolicy:
-    """What happens to comparisons that teach nothing; each one dropped is counted by its reason.
-
-    Equal and empty responses, and prompts that end with an empty turn, are always dropped.
-
-    Attributes:
-        drop_duplicates: keep the first of equal (prompt, chosen, rejected) only.
-        drop_contradictions: drop a pair whose opposite came first.
-        max_prompt_chars: drop prompts longer than this; None for no bound (tokens are bounded when anchoring).
-    """
-
-    drop_duplicates: bool = True
-    drop_contradictions: bool = False
-    max_prompt_chars: int | None = None
-
-
-def group_pairs(name: str, pairs: Iterable[Pair], policy: ReadingPolicy | None = None) -> Preferences:
+def group_pairs(name: str, pairs: Iterable[Pair], *, drop_duplicates: bool = True) -> Preferences:
     """Group comparisons by prompt, in order of first appearance.
 
-    Every comparison is either a pair of the result or counted as dropped.
+    Every comparison is either a pair of the result or counted as dropped, by its reason: equal and empty responses,
+    prompts that end with an empty turn, and but for ``drop_duplicates=False`` all but the first of equal comparisons.
     """
-    policy = policy or ReadingPolicy()
     responses: dict[Prompt, dict[Response, int]] = {}
     kept: dict[Prompt, list[tuple[int, int]]] = {}
     bases: dict[Prompt, dict[str, None]] = {}
@@ -57,7 +32,7 @@ def group_pairs(name: str, pairs: Iterable[Pair], policy: ReadingPolicy | None =
     for pair in pairs:
         rows += 1
         bases.setdefault(pair.prompt, {}).update(dict.fromkeys(pair.bases))
-        reason = _why_not(pair, seen, policy)
+        reason = _why_not(pair, seen if drop_duplicates else set())
         if reason is not None:
             dropped[reason] += 1
             continue
@@ -72,7 +47,7 @@ def group_pairs(name: str, pairs: Iterable[Pair], policy: ReadingPolicy | None =
     return Preferences(name, groups, rows, dict(dropped))
 
 
-def _why_not(pair: Pair, seen: set[tuple[Prompt, Response, Response]], policy: ReadingPolicy) -> str | None:
+def _why_not(pair: Pair, seen: set[tuple[Prompt, Response, Response]]) -> str | None:
     chosen, rejected = (response_text(response).strip() for response in (pair.chosen, pair.rejected))
     if not chosen or not rejected:
         return EMPTY
@@ -80,13 +55,7 @@ def _why_not(pair: Pair, seen: set[tuple[Prompt, Response, Response]], policy: R
         return EQUAL
     if not response_text(pair.prompt if isinstance(pair.prompt, str) else pair.prompt[-1]).strip():
         return NO_PROMPT
-    if policy.max_prompt_chars is not None and len(prompt_text(pair.prompt)) > policy.max_prompt_chars:
-        return TOO_LONG
-    if policy.drop_duplicates and (pair.prompt, pair.chosen, pair.rejected) in seen:
-        return DUPLICATE
-    if policy.drop_contradictions and (pair.prompt, pair.rejected, pair.chosen) in seen:
-        return CONTRADICTION
-    return None
+    return DUPLICATE if (pair.prompt, pair.chosen, pair.rejected) in seen else None
 
 
 def doubtful(preferences: Preferences) -> dict[str, int]:

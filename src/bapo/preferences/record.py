@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from bapo.errors import BapoError
 
@@ -114,6 +114,11 @@ class Preferences:
 def as_chat(prompt: Prompt) -> tuple[Message, ...]:
     """The prompt as chat turns; plain text becomes one user turn."""
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+
+def turn_as_dict(turn: Message) -> dict[str, Any]:
+    """A turn as it is written in files: role, content and what else it holds."""
+    return {"role": turn.role, "content": turn.content, **json.loads(turn.more or "{}")}
 
 
 def turns_of(prompt: tuple[Message, ...]) -> tuple[Message, ...]:

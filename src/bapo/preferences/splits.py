@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bapo.errors import BapoError
-from bapo.preferences import psoups
-from bapo.preferences.grouping import ReadingPolicy, group_pairs
-from bapo.preferences.record import Pair, Preferences
-from bapo.preferences.source import in_chat, psoups_file, read_pairs, read_preferences
+from bapo.preferences.grouping import group_pairs
+from bapo.preferences.reading import in_chat, read_paper_rows, read_preferences
+from bapo.preferences.record import Preferences
 
 Protocol = Literal["by-prompt", "paper"]
-
-PAPER_PSOUPS_TRAINING = 45_000
-"""Training rows per P-Soups type; the rest is for validation (paper, appendix A)."""
-
-PAPER_DSP_VALIDATION = 2_000
-"""Validation pairs per DSP domain (paper, appendix A)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,6 @@ def read_split(
     held_out: int | None = None,
     seed: int = 0,
     data_folder: Path | None = None,
-    policy: ReadingPolicy | None = None,
     chat: bool = True,
 ) -> Split:
     """Read preferences and split them.
@@ -61,14 +52,14 @@ def read_split(
         protocol: ``by-prompt`` removes duplicates first and holds out whole prompts; ``paper`` is `paper_split`.
         held_out: prompts held out (by-prompt); a fifth, at most 100, by default.
         seed: seed of the split.
-        data_folder, policy, chat: see `read_preferences`.
+        data_folder, chat: see `read_preferences`.
 
     Raises:
         BapoError: see `read_preferences`, `split_by_prompt` and `paper_split`.
     """
     if protocol == "paper":
         return paper_split(source, seed=seed, data_folder=data_folder, chat=chat)
-    preferences = read_preferences(source, data_folder=data_folder, policy=policy, chat=chat)
+    preferences = read_preferences(source, data_folder=data_folder, chat=chat)
     return split_by_prompt(preferences, held_out, seed)
 
 
@@ -114,32 +105,14 @@ def paper_split(source: str, *, seed: int = 0, data_folder: Path | None = None, 
     Raises:
         BapoError: another source, or too few rows.
     """
-    kind, _, part = source.partition(":")
-    if kind not in ("psoups", "dsp"):
-        raise BapoError(
-            f"The paper's protocol is for psoups: and dsp: data, not for {source}: use the by-prompt protocol."
-        )
-    rows = list(read_pairs(source, data_folder))
-    if kind == "psoups":
-        rows = _shared_prompts(rows, part, data_folder)
-    at = PAPER_PSOUPS_TRAINING if kind == "psoups" else len(rows) - PAPER_DSP_VALIDATION
+    rows, at = read_paper_rows(source, data_folder)
     if not 0 < at < len(rows):
         raise BapoError(
             f"The paper's protocol needs more rows than {source} has ({len(rows):,}): get the full data, "
             "or use the by-prompt protocol."
         )
     random.Random(seed).shuffle(rows)
-    keep_all = ReadingPolicy(drop_duplicates=False)
     train, held_out = (
-        group_pairs(source, in_chat(side) if chat else side, keep_all) for side in (rows[:at], rows[at:])
+        group_pairs(source, in_chat(side) if chat else side, drop_duplicates=False) for side in (rows[:at], rows[at:])
     )
     return Split(train, held_out)
-
-
-def _shared_prompts(rows: Sequence[Pair], code: str, data_folder: Path | None) -> list[Pair]:
-    """Rows whose prompt stands in the file of every type that is there."""
-    shared = {pair.prompt for pair in rows}
-    for other in psoups.PREFERENCE_PROMPTS:
-        if other != code:
-            shared &= {pair.prompt for pair in psoups.read_psoups(psoups_file(other, data_folder), other)}
-    return [pair for pair in rows if pair.prompt in shared]

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from bapo.anchoring import GenerationSettings, LengthPolicy
 from bapo.errors import BapoError, foreign
 from bapo.objectives import Objective, make_objective
-from bapo.settings import ANCHOR, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, check_number, shortened
+from bapo.settings import ANCHOR_CONTROL, LEARNING_RATE, RANGES, check_number, shortened
 from bapo.training.compatibility import TRANSFORMERS_SETTINGS, refuse_all, takes_foreign_settings
 
 SAMPLERS = ("by-prompt", "by-pair")
@@ -37,12 +37,13 @@ class BAPOConfig(TrainingArguments):
     Attributes:
         learning_rate: peak learning rate. The default is right for adapters; training all weights wants a tenth of it
             or less.
-        objective: bapo, dpo, ipo, ipo-summed, dpop, orpo or rso.
+        objective: the pair loss, a key of `bapo.objectives.PAIR_LOSSES`.
         beta: the objective's temperature; None takes the objective's own default (0.1 for dpo and bapo).
-        anchor: how the base response is anchored: length-normalized (the default, see docs/dsp-literature.md), sequence
-            (the paper's equation 5), or token.
-        anchor_strength: lambda of equation 6; used by bapo only.
-        objective_settings: further settings of the objective, e.g. {"penalty": 50} for dpop.
+        anchor: how base responses are anchored, a key of `bapo.objectives.ANCHORS`, whatever the objective; None takes
+            the objective's own: length-normalized for bapo (see docs/dsp-literature.md), none for the others.
+        anchor_strength: lambda of equation 6, in the first step; None takes 5.
+        anchor_control: how the strength moves, a key of `bapo.objectives.ANCHOR_CONTROLS`.
+        objective_settings: further settings of the objective and the anchor control, e.g. {"penalty": 50} for dpop.
         sampler: by-prompt keeps the pairs of a prompt together, which shares the most; by-pair shuffles pairs.
         max_batch_tokens: input tokens in memory at once; a micro-batch with more is computed in several passes, which
             changes memory, speed, and which elements dropout draws. None takes 2,048 on a CPU and 4,096 elsewhere.
@@ -89,8 +90,9 @@ class BAPOConfig(TrainingArguments):
 
     objective: str = "bapo"
     beta: float | None = None
-    anchor: str = ANCHOR
-    anchor_strength: float = ANCHOR_STRENGTH
+    anchor: str | None = None
+    anchor_strength: float | None = None
+    anchor_control: str = ANCHOR_CONTROL
     objective_settings: dict[str, Any] | str | None = field(default_factory=dict)
     sampler: str = "by-prompt"
     max_batch_tokens: int | None = None
@@ -167,9 +169,15 @@ class BAPOConfig(TrainingArguments):
         Raises:
             BapoError: unknown objective or anchor, or a setting that the objective does not have.
         """
-        anchored = {"anchor": self.anchor, "anchor_strength": self.anchor_strength} if self.objective == "bapo" else {}
         settings: Any = self.objective_settings or {}
-        return make_objective(self.objective, beta=self.beta, **anchored, **settings)
+        return make_objective(
+            self.objective,
+            beta=self.beta,
+            anchor=self.anchor,
+            anchor_strength=self.anchor_strength,
+            anchor_control=self.anchor_control,
+            **settings,
+        )
 
     def generation(self) -> GenerationSettings:
         """How base responses are generated."""

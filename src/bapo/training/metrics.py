@@ -25,7 +25,7 @@ PAIR_METRICS = (
     "rewards/accuracies",
 )
 BASE_METRICS = ("logps/base", "logratios/base", "drift/per_token")
-ANCHOR_METRICS = ("loss/anchor", "anchor/active")
+ANCHOR_METRICS = ("loss/anchor", "anchor/active", "anchor/strength")
 EVALUATION_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second")
 """What `transformers` adds to each evaluation by itself."""
 
@@ -101,8 +101,8 @@ def add_pair_metrics(sums: MetricSums, pairs: PairLogps, parts: LossParts, beta:
 
 
 @torch.no_grad()
-def add_base_metrics(sums: MetricSums, base: BaseLogps, parts: LossParts) -> None:
-    """Base responses, weighted by the pairs they stand for: log-probs, drift, and the share of active hinges.
+def add_base_metrics(sums: MetricSums, base: BaseLogps, parts: LossParts, strength: float = 0.0) -> None:
+    """Base responses, weighted by the pairs they stand for: log-probs, drift, share of active hinges, anchor strength.
 
     Those that a pair rejects stand for none.
     """
@@ -117,9 +117,10 @@ def add_base_metrics(sums: MetricSums, base: BaseLogps, parts: LossParts) -> Non
     for name, (total, things) in zip(BASE_METRICS, of_base, strict=True):
         sums.add(name, total, things)
     if parts.anchor is not None:
-        of_anchor = (((weight * parts.anchor).sum(), count), ((weight * (parts.anchor > 0)).sum(), count))
-        for name, (total, things) in zip(ANCHOR_METRICS, of_anchor, strict=True):
-            sums.add(name, total, things)
+        active = (weight * (parts.anchor > 0)).sum()
+        of_anchor: tuple[float | Tensor, ...] = ((weight * parts.anchor).sum(), active, strength * count)
+        for name, own in zip(ANCHOR_METRICS, of_anchor, strict=True):
+            sums.add(name, own, count)
 
 
 @torch.no_grad()

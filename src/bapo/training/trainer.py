@@ -31,6 +31,7 @@ from bapo.models import (
 from bapo.objectives import LossParts
 from bapo.preferences import Preferences
 from bapo.settings import shortened
+from bapo.training.anchor_control import StepDrift, load_state, save_state
 from bapo.training.batches import Collator, InOrder, PairBatch, PairDataset, PairSampler, PromptSampler
 from bapo.training.checkpoints import check_checkpoint, drop_older, last_complete, mark_complete
 from bapo.training.config import BAPOConfig
@@ -125,6 +126,7 @@ class BAPOTrainer(Trainer):
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._work = Throughput()
         self._ending = Ending()
+        self._step_drift: StepDrift | None = None
         self._part_gradients: dict[str, list[Tensor]] = {}
         self._part_gradients_of = -1
         own, fresh = self._reference.model is policy, peft_config is not None
@@ -150,6 +152,9 @@ class BAPOTrainer(Trainer):
                 optimizers=optimizers,
                 **optimizer,
             )
+        if self.objective.anchor is not None:
+            self._step_drift = StepDrift(lambda: self.objective.control, self._summed_over_processes)
+            self.add_callback(self._step_drift)
         self.model_accepts_loss_kwargs = True  # the loss is a sum over pairs divided by the pairs of the whole step
         if self.is_deepspeed_enabled:
             raise BapoError("BAPOTrainer does not run under DeepSpeed: start it with torchrun, or with FSDP.")
@@ -263,9 +268,11 @@ class BAPOTrainer(Trainer):
         mode = "train" if self.model.training else "eval"
         add_pair_metrics(self._sums[mode], pairs, parts, self.objective.beta)
         if base is not None:
-            add_base_metrics(self._sums[mode], base, parts)
+            add_base_metrics(self._sums[mode], base, parts, self.objective.anchor_strength)
         if mode == "train" and len(batch):
             self._ending.note(pairs, base, prompts=len(batch.groups))
+            if self._step_drift is not None and base is not None:
+                self._step_drift.add(base)
             self._work.add(len(batch), batch.tokens)
             self._add_part_gradients(parts, base, share)
         loss = self.objective.total(parts, base)
@@ -408,6 +415,9 @@ class BAPOTrainer(Trainer):
             resume_from_checkpoint = str(last) if last else None
         if resume_from_checkpoint:
             check_checkpoint(Path(resume_from_checkpoint), self.train_dataset.preferences.reference)
+        self.objective = self.args.make_objective()  # whose anchor strength begins anew
+        if resume_from_checkpoint and self.objective.anchor is not None:
+            load_state(self.objective.control, Path(resume_from_checkpoint))
         self._check_best_metric()
         if not resume_from_checkpoint and self._reference.model is self.model:
             self._check_step_0()
@@ -480,6 +490,8 @@ class BAPOTrainer(Trainer):
                 self.args.save_total_limit = most
             self.accelerator.wait_for_everyone()  # each process writes a part of it
             if self.args.should_save:
+                if self.objective.anchor is not None:
+                    save_state(self.objective.control, folder)
                 mark_complete(folder, self.train_dataset.preferences.reference)
                 drop_older(folder.parent, most, [folder, Path(self.state.best_model_checkpoint or "")])
 

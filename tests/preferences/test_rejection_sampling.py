@@ -10,7 +10,7 @@ from itertools import permutations
 import pytest
 
 from bapo.errors import BapoError
-from bapo.objectives import rejection_sample, sample_pairs
+from bapo.preferences.rejection_sampling import rejection_sample, sample_pairs
 
 DRAWS = 20_000
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.preferences.comparisons import records
 from bapo.preferences.record import Pair
+from bapo.preferences.registry import PaperRows, find_file, source
+from bapo.preferences.tables import records
 
 PREFERENCE_PROMPTS = {
     "P1A": "Generate a response that can be easily understood by an elementary school student.",
@@ -20,6 +21,9 @@ PREFERENCE_PROMPTS = {
     "P3B": "Generate a response in an unfriendly manner.",
 }
 """What the raw files append to an instruction; the reader takes it off again."""
+
+PAPER_TRAINING = 45_000
+"""Training rows per type; the rest is for validation (BAPO paper, appendix A)."""
 
 WHERE_TO_GET = "download data.zip, linked from GitHub joeljang/RLPHF, and unpack it"
 
@@ -38,14 +42,37 @@ def strip_preference_prompt(user_input: str, code: str) -> str:
     return _PATTERNS[code].sub("", user_input).strip()
 
 
-def read_psoups(path: Path, code: str) -> Iterator[Pair]:
-    """Comparisons of one raw file; ``completion_a`` is the preferred one.
+def psoups_file(code: str, data_folder: Path | None) -> Path:
+    """The raw file of a type."""
+    places = [f"{place}{code}.json" for place in ("preferences/psoups/", "psoups/", "rm_training/", "")]
+    return find_file(f"psoups:{code}", places, data_folder, WHERE_TO_GET)
+
+
+def _paper_rows(code: str, data_folder: Path | None) -> PaperRows:
+    """Rows whose prompt stands in the file of every type."""
+    rows = list(read_psoups(code, data_folder))
+    shared = {pair.prompt for pair in rows}
+    for other in PREFERENCE_PROMPTS:
+        if other != code:
+            shared &= {pair.prompt for pair in read_psoups(other, data_folder)}
+    return PaperRows([pair for pair in rows if pair.prompt in shared], PAPER_TRAINING)
+
+
+@source(
+    "psoups",
+    "raw Personalized-Soups files, in the folder named by `--data` or `BAPO_DATA`",
+    example="psoups:P1A",
+    words=PREFERENCE_PROMPTS,
+    paper_rows=_paper_rows,
+)
+def read_psoups(code: str, data_folder: Path | None) -> Iterator[Pair]:
+    """Comparisons of one type; ``completion_a`` is the preferred one.
 
     Raises:
-        BapoError: a row lacks one of its three keys.
+        BapoError: a row lacks one of its three keys, or there is no file.
     """
-    for where, row in records(path):
-        yield _pair(row, where, code)
+    path = psoups_file(code, data_folder)
+    return (_pair(row, where, code) for where, row in records(path))
 
 
 def _pair(row: Any, where: str, code: str) -> Pair:

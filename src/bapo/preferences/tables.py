@@ -1,4 +1,4 @@
-"""Comparison files: JSONL, JSON array, Parquet or CSV with prompt, chosen, rejected."""
+"""Records of files of any kind that holds some: JSONL, JSON array, Parquet or CSV."""
 
 from __future__ import annotations
 
@@ -12,20 +12,8 @@ from typing import Any
 
 from bapo.errors import BapoError, foreign
 from bapo.files import json_lines, parse_json, read_text
-from bapo.preferences.formats import pair_from_record
-from bapo.preferences.record import Pair
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
-
-
-def read_comparisons(path: Path) -> Iterator[Pair]:
-    """Comparisons of a file, in order.
-
-    Raises:
-        BapoError: another kind of file, a damaged one, or a record that is no comparison; names the line.
-    """
-    for where, record in records(path):
-        yield pair_from_record(record, where)
 
 
 def records(path: Path) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,79 @@
+"""`bapo sample`: preferences by rejection sampling, judged by a trained adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bapo.cli import options
+
+
+def sample(
+    source: options.Source = None,
+    reward: Annotated[str, typer.Option(help="A trained adapter; beta times its log-ratio is the reward.")] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The comparison file that is written.")] = Path(
+        "sampled.jsonl"
+    ),
+    candidates: Annotated[int, typer.Option(help="Responses sampled for each prompt; 64 in the paper.")] = 16,
+    accept: Annotated[int, typer.Option(help="Of these accepted, and paired two by two; 8 in the paper.")] = 4,
+    rejection_beta: Annotated[
+        float, typer.Option(help="Temperature of acceptance, in units of reward: towards 0 the best are accepted.")
+    ] = 0.5,
+    temperature: Annotated[float, typer.Option(help="Of the sampling; 1 samples from the model itself.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest candidate, tokens.")] = 256,
+    beta: Annotated[float | None, typer.Option(help="Of the reward; by default what the adapter had.")] = None,
+    model: options.Model = None,
+    precision: options.Precision = None,
+    adapter: options.Adapter = None,
+    held_out: options.HeldOut = None,
+    seed: options.Seed = None,
+    anchors: options.Anchors = None,
+    data: options.Data = None,
+    plain: options.Plain = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    recipe: options.RecipeName = None,
+    settings: options.Set = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Let the model answer the training prompts often, accept answers by a trained adapter's reward, and pair them.
+
+    What is written is a file of comparisons for `bapo train FILE --objective rso` (Liu et al. 2023). Stopped at any
+    moment, the same command goes on from there.
+    """
+    from bapo.cli.console import live_progress, out, print_counts, print_json
+    from bapo.errors import BapoError
+
+    if not reward:
+        raise BapoError("There is nothing to judge candidates by: name a trained adapter with --reward.")
+    told = options.recipe_from(
+        recipe,
+        settings,
+        preferences__source=source,
+        preferences__data_folder=data,
+        preferences__plain=plain,
+        preferences__held_out=held_out,
+        preferences__seed=seed,
+        model__name=model,
+        model__precision=precision,
+        model__adapter=adapter,
+        model__trust_remote_code=trust_remote_code,
+        anchoring__folder=anchors,
+    )
+    with live_progress(quiet=as_json) as on_progress:
+        from bapo.personalize.sampling import Sampling
+        from bapo.personalize.sampling import sample as run
+
+        how = Sampling(candidates, accept, temperature, max_new_tokens, rejection_beta, told.preferences.seed)
+        found = run(told, reward, output, how, beta, on_progress)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    of = found.mean_reward
+    out.print(
+        f"{found.pairs:,} pairs of {found.candidates:,} candidates to {found.prompts:,} prompts; mean reward "
+        f"{of['chosen']:.2f} chosen, {of['rejected']:.2f} rejected, {of['all']:.2f} of all candidates",
+    )
+    print_counts(found.counts, {})
+    out.print(f"comparisons in {found.path}", soft_wrap=True)

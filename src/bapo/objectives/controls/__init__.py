@@ -1,0 +1,1 @@
+"""Anchor controls, one a file: how the anchor strength moves from step to step."""

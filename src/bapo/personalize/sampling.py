@@ -1,0 +1,258 @@
+"""`bapo sample`: preferences by rejection sampling (RSO), judged by a trained adapter.
+
+Liu et al. 2023, "Statistical rejection sampling improves preference optimization": candidates are sampled from the
+reference model, a reward says which of them the optimal policy could have said, and those are paired. Here the reward
+is the implicit one of DPO and its kin: beta times the log-ratio of the model with a trained adapter to that without it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bapo.errors import BapoError
+from bapo.files import checksum, checksum_of_file, make_folder, read_record, write_record, write_text
+from bapo.personalize import stages
+from bapo.personalize.recipe import Recipe
+from bapo.personalize.run_folder import record_of
+from bapo.preferences import Preferences, Prompt, turns_of
+from bapo.preferences.record import TEMPLATE, TOOLS, turn_as_dict
+from bapo.preferences.rejection_sampling import sample_pairs
+from bapo.settings import check_number
+
+if TYPE_CHECKING:
+    from bapo.anchoring import Candidates
+
+FEW, TIES = "prompts left out: fewer than two candidates", "pairs left out: equal rewards"
+_AGAIN = "delete both, or name another with --output"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How candidates are sampled and accepted. The paper takes 64 candidates and accepts 8, at a beta of 0.5.
+
+    Attributes:
+        candidates: responses sampled for each prompt.
+        accept: how many of them are accepted, and paired two by two.
+        temperature: of the sampling; 1 samples from the reference itself.
+        max_new_tokens: of a candidate; one that has not ended by then is none.
+        rejection_beta: temperature of the acceptance in units of reward: towards 0 the best are accepted, towards
+            infinity any. With the reward's own beta, accepted candidates come from the policy with the adapter.
+        seed: of the sampling and the acceptance.
+
+    Raises:
+        BapoError: fewer than two are accepted, more than there are, or a number is out of range.
+    """
+
+    candidates: int = 16
+    accept: int = 4
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    rejection_beta: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("responses", self.candidates, shown="--candidates")
+        check_number("beta", self.rejection_beta, shown="--rejection-beta")
+        if not 2 <= self.accept <= self.candidates:
+            raise BapoError(f"--accept is {self.accept}: at least 2, and at most the {self.candidates} candidates.")
+        if not self.temperature > 0:
+            raise BapoError("--temperature must be above 0: candidates are sampled, so that they differ.")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What was written.
+
+    Attributes:
+        path: the comparison file.
+        prompts, candidates, pairs: how many there are of each.
+        mean_reward: of all candidates, of chosen and of rejected responses.
+        beta: of the reward.
+        counts: what was left out, by reason.
+    """
+
+    path: Path
+    prompts: int
+    candidates: int
+    pairs: int
+    mean_reward: dict[str, float]
+    beta: float
+    counts: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json`` and the record beside the file."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def sample(
+    recipe: Recipe,
+    reward: str,
+    path: Path,
+    how: Sampling,
+    beta: float | None = None,
+    on_progress: stages.OnProgress = stages.silent,
+) -> Sampled:
+    """Write a comparison file of accepted candidates, for the prompts that the recipe trains on.
+
+    Held-out prompts are left alone, so that what is trained on the file can be evaluated on them. What was made is kept
+    in the two models' stores: stopped at any moment, the same call goes on from there and ends with the same bytes.
+
+    Args:
+        recipe: its model, the adapter that it may have (both are the reference), its preferences and their split.
+        reward: a trained adapter, by which candidates are judged.
+        path: the JSONL file; beside it lies a record of what it was made from.
+        how: how candidates are sampled and accepted.
+        beta: the reward is this times the log-ratio; by default what the adapter was trained with.
+        on_progress: told the stage, how many are done, of how many.
+
+    Raises:
+        BapoError: the file holds something else, no two candidates of a prompt are left, and so on.
+    """
+    stages.check(recipe, [reward])
+    beta = _beta_of(reward) if beta is None else float(check_number("beta", beta, shown="--beta"))
+    prompts = stages.read(recipe).train
+    asked = {
+        "preferences": prompts.fingerprint(),
+        "model": recipe.model.model_dump(),
+        "reward": {file.name: checksum_of_file(file) for file in sorted(Path(reward).glob("*.safetensors"))},
+        "beta": beta,
+        "max_prompt_tokens": recipe.preferences.max_prompt_tokens,
+        **asdict(how),
+    }
+    record = _claim(path, asked)
+    judged = _judged(recipe, prompts, reward, how, on_progress)
+    rewards = [[beta * ratio for ratio in of_prompt] for of_prompt in judged.log_ratios]
+    counts = Counter(judged.counts)
+    rows = list(_rows(judged.candidates, rewards, how, counts))
+    if not rows:
+        raise BapoError(
+            f"No prompt has two candidates of unlike reward ({_in_words(counts)}): sample more with --candidates, or "
+            "longer ones with --max-new-tokens."
+        )
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    result = Sampled(
+        path=path,
+        prompts=len(judged.candidates),
+        candidates=sum(map(len, rewards)),
+        pairs=len(rows),
+        mean_reward={
+            "all": fmean(chain.from_iterable(rewards)),
+            **{side: fmean(row[f"{side}_reward"] for row in rows) for side in ("chosen", "rejected")},
+        },
+        beta=beta,
+        counts=dict(+counts),
+    )
+    made_from = {"asked": asked, "reference": judged.reference, "checksum_of_file": checksum_of_file(path)}
+    write_record(record, {**made_from, **result.to_dict()})
+    return result
+
+
+class _Judged(NamedTuple):
+    """Candidates to each prompt, their log-ratios, what was left out, and the fingerprint of who said them."""
+
+    candidates: list[Candidates]
+    log_ratios: list[list[float]]
+    counts: Counter[str]
+    reference: str
+
+
+def _judged(
+    recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on_progress: stages.OnProgress
+) -> _Judged:
+    from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, candidate_logps, sample_candidates
+
+    def tell(stage: str, done: int, total: int) -> None:
+        on_progress(stage, done, total, "")
+
+    settings = GenerationSettings(how.max_new_tokens, how.temperature, responses=how.candidates, seed=how.seed)
+    lengths = LengthPolicy(recipe.preferences.max_prompt_tokens)
+    tell("loading the model", 0, 1)
+    model = stages.load(recipe)
+    stages.check_base(recipe, reward, model)
+    tell("loading the model", 1, 1)
+    store = stages.open_store(recipe, model)
+    found, counts = sample_candidates(prompts, model, store, settings, lengths=lengths, on_progress=tell)
+    without = candidate_logps(found, model, store, "reference log-probs", tell)
+    fingerprint = str(store.identity["model"])
+    del model, store
+    policy = stages.load(recipe, adapter=reward)
+    judged = candidate_logps(found, policy, AnchorStore.in_cache(policy), "log-probs with the adapter", tell)
+    ratios = [
+        [own - ref for own, ref in zip(ours, theirs, strict=True)] for ours, theirs in zip(judged, without, strict=True)
+    ]
+    return _Judged(found, ratios, counts, fingerprint)
+
+
+def _claim(path: Path, asked: dict[str, Any]) -> Path:
+    """Say what the file is going to be made from, before it costs anything; the record's path.
+
+    Raises:
+        BapoError: there is a file that was made from something else, or by somebody else.
+    """
+    make_folder(path.parent)
+    record = path.with_name(f"{path.name}.record.json")
+    if record.is_file():
+        known = read_record(record, _AGAIN)
+        if known["asked"] != json.loads(json.dumps(asked)):
+            raise BapoError(f"{path} was sampled from something else, or in another way: {_AGAIN}.")
+        if path.is_file() and known.get("checksum_of_file", checksum_of_file(path)) != checksum_of_file(path):
+            raise BapoError(f"{path} is not as it was sampled, but changed or damaged: {_AGAIN}.")
+        return record
+    if path.exists():
+        raise BapoError(f"{path} is there already, and was not sampled: name another with --output.")
+    write_record(record, {"asked": asked})
+    return record
+
+
+def _beta_of(reward: str) -> float:
+    """The beta that an adapter was trained with; the objective's default of one that was made elsewhere."""
+    from bapo.objectives import make_objective
+
+    told = (record_of(reward) or {}).get("recipe", {}).get("training", {})
+    return make_objective(told.get("objective", "dpo"), beta=told.get("beta")).beta
+
+
+def _rows(found: Sequence[Candidates], rewards: Sequence[Sequence[float]], how: Sampling, counts: Counter[str]) -> Any:
+    """One row a pair. A prompt's draws are its own, so that its company changes nothing."""
+    for group, own in zip(found, rewards, strict=True):
+        accept = min(how.accept, len(own))
+        if accept < 2:
+            counts[FEW] += 1
+            continue
+        rng = random.Random(f"{how.seed} {checksum(json.dumps(group.ids).encode())}")
+        pairs = sample_pairs(own, accept, how.rejection_beta, rng)
+        counts[TIES] += accept // 2 - len(pairs)
+        for chosen, rejected in pairs:
+            yield {
+                **_prompt_columns(group.prompt),
+                "chosen": _response_column(group.prompt, group.texts[chosen]),
+                "rejected": _response_column(group.prompt, group.texts[rejected]),
+                "chosen_reward": own[chosen],
+                "rejected_reward": own[rejected],
+            }
+
+
+def _prompt_columns(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as the columns that `bapo.preferences.formats` reads."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    beside = {TOOLS: "tools", TEMPLATE: "chat_template_kwargs"}
+    handed = {beside[turn.role]: json.loads(turn.content) for turn in prompt if turn.role in beside}
+    return {"prompt": [turn_as_dict(turn) for turn in turns_of(prompt)], **handed}
+
+
+def _response_column(prompt: Prompt, text: str) -> Any:
+    """A response; as a turn behind turns, so that no text is taken for something else."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def _in_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in (+counts).items()) or "of none"

@@ -1,0 +1,1 @@
+"""Sources of preferences, one a file, each of which says of itself what it is called, knows and reads."""

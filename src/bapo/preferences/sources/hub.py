@@ -1,0 +1,35 @@
+"""Data sets of the hub, in TRL's formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bapo.errors import foreign
+from bapo.preferences.formats import pairs_from_dataset
+from bapo.preferences.record import Pair
+from bapo.preferences.registry import source
+
+
+def _fits(name: str) -> bool:
+    """``organization/name`` or ``organization/name:split``, and nothing that looks like a path or lies there."""
+    path = Path(name)
+    return name.count("/") == 1 and not path.suffix and not name.startswith((".", "/", "~")) and not path.exists()
+
+
+@source("hub", "a data set of the hub", example="organization/name", fits=_fits)
+def read_hub(name: str, data_folder: Path | None = None) -> Iterator[Pair]:
+    """Comparisons of ``organization/data-set`` (its train split) or ``organization/data-set:split``.
+
+    Raises:
+        BapoError: the data set or the split cannot be had.
+    """
+    identifier, _, split = name.partition(":")
+    with foreign(
+        f"The data set {identifier} could not be read from the hub",
+        "check its name and split, or download it and name the file",
+    ):
+        from datasets import load_dataset
+
+        rows = list(load_dataset(identifier, split=split or "train"))
+    yield from pairs_from_dataset(rows, name)
