@@ -69,6 +69,7 @@ def evaluate(
     answers: Answers = None,
     model: options.Model = None,
     precision: options.Precision = None,
+    kernels: options.Kernels = None,
     held_out: options.HeldOut = None,
     seed: options.Seed = None,
     anchors: options.Anchors = None,
@@ -94,6 +95,7 @@ def evaluate(
         preferences__seed=seed,
         model__name=model,
         model__precision=precision,
+        model__kernels=kernels,
         model__trust_remote_code=trust_remote_code,
         anchoring__folder=anchors,
     )
@@ -115,6 +117,7 @@ def compare(
     answers: Answers = None,
     model: options.Model = None,
     precision: options.Precision = None,
+    kernels: options.Kernels = None,
     held_out: options.HeldOut = None,
     seed: options.Seed = None,
     data: options.Data = None,
@@ -132,6 +135,7 @@ def compare(
         preferences__seed=seed,
         model__name=model,
         model__precision=precision,
+        model__kernels=kernels,
     )
     shown = Shown(budget, show, False, as_json)
     plan = _plan(told, benchmarks, limit, ask, answers)

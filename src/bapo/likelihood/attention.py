@@ -21,8 +21,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from bapo.kernels.gradient_rows import rows_of
+from bapo.kernels.kept_memory import reusable_empty
 from bapo.likelihood.layout import Segments
-from bapo.models import reusable_empty, rows_of
 
 if TYPE_CHECKING:
     from bapo.likelihood.strands import Ties
