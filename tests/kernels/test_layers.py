@@ -72,8 +72,7 @@ class Louder(torch.nn.Module):
         self.down_proj, self.act_fn = torch.nn.Linear(96, 64, bias=False), torch.nn.GELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        return down_proj
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
 def test_the_probe_finds_what_the_code_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,9 +85,7 @@ def test_the_probe_finds_what_the_code_does_not_tell(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_an_update_that_peft_does_not_compute_is_found_by_the_probe(
-    mode: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_update_that_is_not_pefts_is_found_by_the_probe(mode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """PEFT's own code does something else in one of the two modes, and B is zero as in every fresh adapter."""
     from peft.tuners.lora.layer import Linear
 
