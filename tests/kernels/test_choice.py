@@ -74,3 +74,9 @@ def test_the_help_of_a_command_has_all_names() -> None:
 def test_names_are_known_without_torch() -> None:
     code = "import sys, bapo.kernels; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_page_has_a_row_for_each() -> None:
+    page = (Path(__file__).parents[2] / "docs/kernels.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", page, re.MULTILINE))
+    assert rows == KERNELS

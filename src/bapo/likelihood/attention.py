@@ -38,8 +38,7 @@ KERNELS = ("flex", "split")
 QUERIES_AT_ONCE = 256
 """Queries whose attention weights are held at once in a backward pass."""
 
-# Arguments that change what attention computes and that this function does not know.
-_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
+_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")  # arguments that this function does not know
 
 
 class UnsupportedAttentionError(Exception):
