@@ -38,9 +38,9 @@ from tests.faults import neighbours_prompt, off_by_one, seen_by_the_next
 from torch import Tensor
 
 from bapo.errors import BapoError, first_line
-from bapo.likelihood import ResponseScorer, TokenGroup, evaluating, gap_of, judge, scoring
+from bapo.likelihood import ResponseScorer, TokenGroup, evaluating, gap_of, judge, passes
 from bapo.likelihood.noise import nudged
-from bapo.models import add_lora, disable_model_dropout, fuse_lora, lean_layers, steady_length
+from bapo.models import add_lora, disable_model_dropout, steady_length
 from bapo.reporting import markdown_table
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -157,8 +157,6 @@ def own_numbers(
 def sped_up(model: Any) -> Any:
     """As the trainer has its policy."""
     policy = copy.deepcopy(model)
-    fuse_lora(policy)
-    lean_layers(policy)
     disable_model_dropout(policy)
     return policy
 
@@ -166,12 +164,12 @@ def sped_up(model: Any) -> Any:
 @contextmanager
 def in_two_strands() -> Iterator[None]:
     """Whatever number of threads there is."""
-    original = scoring.strands_for
-    scoring.strands_for = lambda model: 2
+    original = passes.strands_for
+    passes.strands_for = lambda model: 2
     try:
         yield
     finally:
-        scoring.strands_for = original
+        passes.strands_for = original
 
 
 class DisagreementError(Exception):
@@ -250,7 +248,7 @@ def by_fault(model: Any) -> dict[str, float]:
         scored: dict[str, Tensor] = {}
         for name, broken in FAULTS.items():
             with broken(scorer.model), torch.no_grad(), evaluating(scorer.model):
-                scored[name] = scorer._score_row(GROUPS, 1).tokens
+                scored[name] = scorer.passes.in_row(GROUPS, 1).tokens
     else:
         other = [
             TokenGroup(before.prompt, group.responses)
@@ -369,12 +367,12 @@ def examine_again(
 
 def way_of(scorer: ResponseScorer) -> tuple[str, str]:
     """How the scorer has scored the groups, and why."""
-    beyond = [misfit for misfit in scorer._fit.beyond.values() if misfit]
+    beyond = [misfit for misfit in scorer.passes.fit.beyond.values() if misfit]
     if scorer.fallback is not None:
         return PLAIN, scorer.fallback
     if beyond:
         return LONG, f"beyond a window or chunk: {beyond[0]}"
-    return (ROW, "") if scorer._fit.longest is None else (LONG, "rotary frequencies go by the longest position")
+    return (ROW, "") if scorer.passes.fit.longest is None else (LONG, "rotary frequencies go by the longest position")
 
 
 def _in_process(case: str, precisions: Sequence[str], pipe: Any) -> None:

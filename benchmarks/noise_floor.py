@@ -54,7 +54,7 @@ def measure(precision: str, prompts: int) -> dict[str, Any]:
     row = layouts["row"]
     alone = torch.cat([scorer.row([TokenGroup(group.prompt, (r,))]) for group in groups for r in group.responses])
     with torch.no_grad():
-        plain = scorer._score_plainly(groups).tokens
+        plain = scorer.passes.plainly(groups).tokens
     is_float32 = precision == "float32"
     floor = noise_floor(layouts, float32=is_float32)
     generator, alarms = torch.Generator().manual_seed(0), 0

@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -21,8 +22,9 @@ import torch
 from training_speed import bapo_side, memory_of, optimizer_of, train_step
 
 from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
+from bapo.kernels.kept_memory import kept_memory
 from bapo.likelihood import TokenGroup
-from bapo.models import keep_freed_memory, load_model
+from bapo.models import load_model
 from bapo.reporting import markdown_table
 
 
@@ -89,7 +91,8 @@ def measure(point: Point, steps: int) -> dict[str, float]:
     side = bapo_side([data], loaded, tempfile.mkdtemp())
     optimizer = optimizer_of(side.model)
     side.model.train()
-    keep_freed_memory()  # which the trainer does when it starts to train
+    memory = ExitStack()
+    memory.enter_context(kept_memory(torch.device("cpu")))  # as in the trainer's train()
     seconds: list[float] = []
 
     def step() -> None:

@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import Any
@@ -36,13 +37,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
+from bapo.kernels.kept_memory import kept_memory
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import (
     AnyPrecision,
     LoadedModel,
     Precision,
     add_lora,
-    keep_freed_memory,
     load_model,
     lora_config,
     resolve_precision,
@@ -279,8 +280,9 @@ def memory_of(work: Callable[[], object]) -> float:
 def facts_of(name: str, workload: Workload) -> dict[str, Any]:
     """What is measured once: what the steps add to the memory and compute, and the loss in float32."""
     side, steps = make_side(name, workload)
+    memory = ExitStack()
     if name == "bapo":
-        keep_freed_memory()  # which the trainer does when it starts to train
+        memory.enter_context(kept_memory(torch.device("cpu")))  # as in the trainer's train()
     optimizer = optimizer_of(side.model)
     side.model.train()
     gc.collect()
@@ -334,8 +336,9 @@ class Worker:
 
 def _work(connection: Any, names: Sequence[str], workload: Workload) -> None:
     made = {name: make_side(name, workload)[0] for name in names}
+    memory = ExitStack()
     if all(name == "bapo" for name in names):
-        keep_freed_memory()
+        memory.enter_context(kept_memory(torch.device("cpu")))
     optimizers = {name: optimizer_of(side.model) for name, side in made.items()}
     for side in made.values():
         side.model.train()
@@ -416,7 +419,8 @@ def _ratio(theirs: Sequence[float], own: Sequence[float]) -> str:
 def profile(workload: Workload) -> None:
     """Print where one step of ours spends its time, on one thread, by torch's profiler."""
     torch.set_num_threads(1)
-    keep_freed_memory()
+    memory = ExitStack()
+    memory.enter_context(kept_memory(torch.device("cpu")))
     side, _ = make_side("bapo", workload)
     optimizer = optimizer_of(side.model)
     side.model.train()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bapo.likelihood import ResponseScorer, TokenGroup, scoring
+from bapo.likelihood import ResponseScorer, TokenGroup, passes, scoring
 from bapo.likelihood.layout import Layout
 
 
@@ -29,12 +29,12 @@ def one_percent(policy: Any, layer: int = 1) -> Iterator[None]:
 
 @contextmanager
 def _laid_out(change: Callable[[Layout], Layout]) -> Iterator[None]:
-    original = scoring.lay_out
-    scoring.lay_out = lambda *arguments: change(original(*arguments))
+    original = passes.lay_out
+    passes.lay_out = lambda *arguments: change(original(*arguments))
     try:
         yield
     finally:
-        scoring.lay_out = original
+        passes.lay_out = original
 
 
 def off_by_one(policy: Any) -> AbstractContextManager[None]:

@@ -47,14 +47,14 @@ def test_a_few_of_each_path(tmp_path: Path) -> None:
 
 
 def test_what_the_probe_does_not_see_is_called_wrong(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bapo.likelihood.scoring.steady_length", lambda config: None)
+    monkeypatch.setattr("bapo.likelihood.finding.steady_length", lambda config: None)
     finding = program.examine("llama+dynamic", ["float32"])
     assert finding.path == "wrong"
     assert "token log-probs differ" in finding.why
 
 
 def test_a_gradient_that_is_wrong_is_called_wrong(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bapo.models import GradientRows
+    from bapo.kernels.gradient_rows import GradientRows
 
     monkeypatch.setattr(GradientRows, "leave_out", lambda rows, places: setattr(rows, "runs", (slice(0, 20),)))
     finding = program.examine("llama", ["float32"])

@@ -109,13 +109,13 @@ def test_sequences_beyond_a_window_are_right_whichever_path_they_take(case: str)
     found = scorer.score([SHORT, LONG, LONGER]).summed()
     torch.testing.assert_close(found, own(model, SHORT, LONG, LONGER), rtol=1e-4, atol=1e-4)
     by_mask_alone = case in ("phimoe+window", "deepseek_v32")
-    assert (scorer._fit.beyond[WINDOW] is None) != by_mask_alone
+    assert (scorer.passes.fit.beyond[WINDOW] is None) != by_mask_alone
 
 
 def test_a_window_is_looked_at_when_something_is_longer_and_then_for_good(caplog: pytest.LogCaptureFixture) -> None:
     scorer = ResponseScorer(tiny("phimoe+window"))
     scorer.score([SHORT])
-    assert not scorer._fit.beyond
+    assert not scorer.passes.fit.beyond
     scorer.score([LONG, SHORT])
     scorer.score([LONG])
     assert caplog.text.count(f"longer than {WINDOW} tokens") == 1
@@ -180,22 +180,22 @@ def test_the_judgement_is_that_of_the_models_own_rounding() -> None:
 def test_models_whose_modules_change_while_they_compute_have_one_strand(monkeypatch: pytest.MonkeyPatch) -> None:
     """PEFT puts the adapters of experts on in the forward pass of their layer, in all threads at once."""
     scorer = ResponseScorer(model := tiny("olmoe"))
-    assert not scorer._fit.changes
+    assert not scorer.passes.fit.changes
     policy = add_lora(model, rank=4, dropout=0.0)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     expected = own(policy, SHORT, LONG, LONGER)
     scorer = ResponseScorer(policy)  # the same model, with other modules
-    assert any("parametrizations" in change for change in scorer._fit.changes)
-    monkeypatch.setattr("bapo.likelihood.scoring.strands_for", lambda model: 4)
+    assert any("parametrizations" in change for change in scorer.passes.fit.changes)
+    monkeypatch.setattr("bapo.likelihood.passes.strands_for", lambda model: 4)
     for _ in range(3):
         torch.testing.assert_close(scorer.score([SHORT, LONG, LONGER]).summed(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen2", "gemma2", "mistral", "phi3", "gpt2", "qwen3_moe"])
 def test_ordinary_models_do_not_change(case: str) -> None:
-    assert ResponseScorer(tiny(case))._fit.changes == ()
+    assert ResponseScorer(tiny(case)).passes.fit.changes == ()
 
 
 def test_a_context_stretches_where_frequencies_do() -> None:

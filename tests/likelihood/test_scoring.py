@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from bapo.errors import BapoError
+from bapo.kernels.gradient_rows import GradientRows
 from bapo.likelihood import ResponseScorer, TokenGroup, gap_of
-from bapo.models import GradientRows, fuse_lora
 from tests.tiny import CONFIGS, MISFITS, VOCABULARY, tiny_model
 
 
@@ -86,7 +86,7 @@ def test_responses_without_a_gradient_are_left_out_of_the_backward_pass(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noted: list[GradientRows] = []
-    monkeypatch.setattr("bapo.likelihood.scoring.GradientRows", lambda n: noted.append(GradientRows(n)) or noted[-1])
+    monkeypatch.setattr("bapo.likelihood.passes.GradientRows", lambda n: noted.append(GradientRows(n)) or noted[-1])
     torch.manual_seed(0)
     reference, weights, batch = with_lora(tiny_model(name)), torch.randn(64), groups()
     weights[::2] = 0  # as a hinge that is not active weighs
@@ -94,7 +94,6 @@ def test_responses_without_a_gradient_are_left_out_of_the_backward_pass(
     (plain * weights[: len(plain)]).sum().backward()
 
     policy = with_lora(tiny_model(name))
-    fuse_lora(policy)
     shared = ResponseScorer(policy)(batch).summed()
     (shared * weights[: len(shared)]).sum().backward()
 
@@ -143,7 +142,10 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
             policy.gradient_checkpointing_enable({"use_reentrant": False})
             policy.enable_input_require_grads()
             policy.train()
-        scorer(batch).summed().sum().backward()
+            with pytest.raises(BapoError, match="`with` of the scorer"):
+                scorer(batch)
+        with scorer:
+            scorer(batch).summed().sum().backward()
         found.append(gradients(policy))
     assert relative_gap(*found) < 1e-6
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from bapo.kernels.fused_lora import seeded_dropout
 from bapo.likelihood import ResponseScorer, TokenGroup, share_headers
 from bapo.likelihood.layout import Layout, lay_out
 from bapo.likelihood.strands import Exchange, _summed, cut, in_strands, side_by_side, strands_for
-from bapo.models import fuse_lora, seeded_dropout
 from tests.likelihood.test_scoring import gradients, groups, plain_logps, relative_gap, with_lora
 from tests.tiny import CONFIGS, tiny_model
 
@@ -29,7 +29,7 @@ def test_strands_give_the_loss_and_gradients_of_plain_padded_passes(
     name: str, three_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuts = []
-    monkeypatch.setattr("bapo.likelihood.scoring.cut", lambda *a: cuts.append(cut(*a)) or cuts[-1])
+    monkeypatch.setattr("bapo.likelihood.passes.cut", lambda *a: cuts.append(cut(*a)) or cuts[-1])
     batch, weights = groups(), torch.randn(64, generator=torch.Generator().manual_seed(0))
     weights[1::3] = 0  # as a hinge that is not active weighs
     reference = with_lora(tiny_model(name))
@@ -37,7 +37,6 @@ def test_strands_give_the_loss_and_gradients_of_plain_padded_passes(
     (plain * weights[: len(plain)]).sum().backward()
 
     policy = with_lora(tiny_model(name))
-    fuse_lora(policy)
     scorer = ResponseScorer(policy)
     found = scorer(batch).summed()
     (found * weights[: len(found)]).sum().backward()
@@ -107,7 +106,6 @@ def test_dropout_in_strands_follows_the_seed_alone(three_threads: None) -> None:
     lora = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(0)
     policy = get_peft_model(tiny_model("llama"), lora)
-    fuse_lora(policy)
     for parameter in policy.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)

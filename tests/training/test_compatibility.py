@@ -235,7 +235,7 @@ def test_a_model_by_name_comes_as_it_is_asked_for(tmp_path: Path) -> None:
 
     asked = trainer(model_init_kwargs={"dtype": "float32", "attn_implementation": "eager"}, processing_class=given)
     assert asked.model.dtype == torch.float32
-    assert asked.scorer._fit.own_attention == "eager"
+    assert asked.scorer.passes.fit.own_attention == "eager"
     assert asked.processing_class is given
     with pytest.raises(BapoError, match="given twice"):
         trainer(model_init_kwargs={"quantization_config": NF4}, quantization_config=NF4)

@@ -37,6 +37,7 @@ ROWS = [
 HELD_OUT = Dataset.from_list(ROWS[3:8])
 FOLLOWING = {"anchor_control": "adaptive", "objective_settings": {"drift_target": 1e-2, "gain": 0.5}}
 """An anchor strength that follows the drift of each step."""
+PAIRS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -344,7 +345,7 @@ def test_strands_change_no_weight_and_no_metric(tmp_path: Path, monkeypatch: pyt
             steps.append(len(strands))
         return strands
 
-    monkeypatch.setattr("bapo.likelihood.scoring.cut", cut_and_note)
+    monkeypatch.setattr("bapo.likelihood.passes.cut", cut_and_note)
     settings = {"sampler": "by-pair", "max_steps": 3, "track_base": True}
     before = torch.get_num_threads()
     torch.set_num_threads(3)
@@ -402,14 +403,31 @@ def test_single_tokens_of_the_embeddings_can_be_trained(name: str, tmp_path: Pat
     trainer.save_model(str(tmp_path / "saved"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("weights", ["whole", "sharded"])
-def test_two_processes_are_one(weights: str, tmp_path: Path) -> None:
+def in_two_processes(folder: Path, weights: str) -> None:
     script = Path(__file__).with_name("two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29513", str(script)]
     root = Path(__file__).parents[2]
-    done = subprocess.run([*command, str(tmp_path), weights], capture_output=True, text=True, timeout=300, cwd=root)
+    done = subprocess.run([*command, str(folder), weights], capture_output=True, text=True, timeout=300, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_sharded_weights_give_one_processs_step(tmp_path: Path) -> None:
+    in_two_processes(tmp_path, "sharded")
+    two = [torch.load(tmp_path / f"step-{rank}.pt") for rank in (0, 1)]
+    trainer = make(tmp_path / "one", ROWS)
+    shake(trainer.model)
+    loss, expected = step_gradients(trainer, PAIRS)
+    assert [own["pairs"] for own in two] == [2, 2]
+    assert all(all(own["sharded"]) for own in two)
+    # A process's loss is its share times the processes, whose mean FSDP takes.
+    assert sum(float(own["loss"]) for own in two) / 2 == pytest.approx(loss, rel=1e-4)
+    assert all(relative_gap(own["gradients"], expected) < 1e-4 for own in two)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    in_two_processes(tmp_path, "whole")
     logged = json.loads((tmp_path / "log.json").read_text())
     trainer = make(
         tmp_path / "one",
@@ -423,8 +441,7 @@ def test_two_processes_are_one(weights: str, tmp_path: Path) -> None:
     )
     one = trained(trainer)
     trainer.evaluate()
-    if weights == "whole":
-        assert relative_gap(torch.load(tmp_path / "weights.pt"), one) < 1e-4
+    assert relative_gap(torch.load(tmp_path / "weights.pt"), one) < 1e-4
     for entry, expected in zip(logged, trainer.state.log_history, strict=True):
         for name in ("loss", "rewards/margins", "logps/base", "rewards/accuracies", "loss/pair", "anchor/strength"):
             for key in {name, f"eval_{name}"} & expected.keys():

@@ -122,7 +122,7 @@ def anchor(
         raise BapoError(f"No pair of {preferences.name} is left to work with ({reasons}).")
     check_vocabulary(model.model, model.tokenizer, (ids for group in tokenized.groups for ids in _texts(group.tokens)))
     report = on_progress or (lambda stage, done, total: None)
-    scorer = ResponseScorer(model.model)
+    scorer = ResponseScorer(model.model, model.kernels)
     with store.writing(lambda: report("waiting for another process that anchors to this model", 0, 1)):
         counts = Counter(tokenized.counts)
         prompts = [group.tokens.prompt for group in tokenized.groups if not group.source.bases]
@@ -194,7 +194,7 @@ def generate_missing(
     for batch in plan_batches(prompts, settings):
         missing = [prompts[i] for i in batch if group_key(prompts[i]) not in known]
         if missing:
-            responses = generate_batch(model.model, missing, settings, model.chat.end_ids)
+            responses = generate_batch(model.model, missing, settings, model.chat.end_ids, model.kernels)
             store.add_bases(settings, dict(zip(map(group_key, missing), responses, strict=True)))
         done += len(batch)
         report("base responses", done, len(prompts))

@@ -7,7 +7,7 @@ are all that is kept of the ``generation_config`` that a model comes with; nothi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
@@ -18,8 +18,11 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from bapo.anchoring.sampling import OwnDraws, draws_of
 from bapo.errors import BapoError
+from bapo.kernels import Kernels, chosen
+from bapo.kernels.layers import fast_layers
+from bapo.kernels.packed_weights import packed_weights
 from bapo.likelihood import TokenIds, evaluating
-from bapo.models import bare_model, context_length, forget_positions, packed_weights, steady_length
+from bapo.models import bare_model, context_length, forget_positions, steady_length
 from bapo.settings import check_number
 
 GENERATION_VERSION = 2
@@ -92,7 +95,11 @@ def plan_batches(
 
 @torch.no_grad()
 def generate_batch(
-    model: Any, prompts: Sequence[TokenIds], settings: GenerationSettings, end_ids: Sequence[int]
+    model: Any,
+    prompts: Sequence[TokenIds],
+    settings: GenerationSettings,
+    end_ids: Sequence[int],
+    kernels: Kernels = "auto",
 ) -> list[tuple[Response, ...]]:
     """Responses to each prompt of one batch; a response does not depend on its company there.
 
@@ -101,13 +108,20 @@ def generate_batch(
     full leave the batch and its cache in between. Prompts whose rotary frequencies would depend on the longest of them
     are answered one at a time.
 
+    Args:
+        model: a causal language model; it is as it was afterwards.
+        prompts: their token ids.
+        settings: how responses are generated.
+        end_ids: token ids that end a response.
+        kernels: speed-ups that may be used (`bapo.kernels`).
+
     Raises:
         BapoError: a prompt fills the model's context.
     """
     causal_lm = bare_model(model)
     together = steady_length(causal_lm.config)
     if together is not None and len(prompts) > 1 and max(map(len, prompts)) + settings.max_new_tokens > together:
-        return [generate_batch(model, [prompt], settings, end_ids)[0] for prompt in prompts]
+        return [generate_batch(model, [prompt], settings, end_ids, kernels)[0] for prompt in prompts]
     forget_positions(causal_lm)
     pad = end_ids[0]
     rows = [prompt for prompt in prompts for _ in range(settings.responses)]
@@ -118,7 +132,7 @@ def generate_batch(
     draws = [draws_of(settings.seed, prompt, k) for prompt in prompts for k in range(settings.responses)]
     found: list[Response | None] = [None] * len(rows)
     alive, cache, made = list(range(len(rows))), None, 0
-    with evaluating(model), packed_weights(model, len(rows)), _no_settings_of_its_own(causal_lm):
+    with evaluating(model), _kernels_in_use(model, kernels, len(rows)), _no_settings_of_its_own(causal_lm):
         while alive:
             stage = min(STAGE, min(most[i] for i in alive) - made)
             out = causal_lm.generate(
@@ -175,6 +189,13 @@ def _sampling(settings: GenerationSettings, draws: Sequence[Random]) -> LogitsPr
     if settings.temperature == 0:
         return LogitsProcessorList()
     return LogitsProcessorList([OwnDraws(draws, settings.temperature, settings.top_p)])
+
+
+@contextmanager
+def _kernels_in_use(model: Any, kernels: Kernels, rows: int) -> Iterator[None]:
+    packed = packed_weights(model, rows) if "packed-weights" in chosen(kernels) else nullcontext()
+    with fast_layers(model, kernels), packed:
+        yield
 
 
 @contextmanager

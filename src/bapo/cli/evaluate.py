@@ -70,6 +70,7 @@ def evaluate(
     answers: Answers = None,
     model: options.Model = None,
     precision: options.Precision = None,
+    kernels: options.Kernels = None,
     held_out: options.HeldOut = None,
     seed: options.Seed = None,
     anchors: options.Anchors = None,
@@ -95,6 +96,7 @@ def evaluate(
         preferences__seed=seed,
         model__name=model,
         model__precision=precision,
+        model__kernels=kernels,
         model__trust_remote_code=trust_remote_code,
         anchoring__folder=anchors,
     )
@@ -116,6 +118,7 @@ def compare(
     answers: Answers = None,
     model: options.Model = None,
     precision: options.Precision = None,
+    kernels: options.Kernels = None,
     held_out: options.HeldOut = None,
     seed: options.Seed = None,
     data: options.Data = None,
@@ -133,6 +136,7 @@ def compare(
         preferences__seed=seed,
         model__name=model,
         model__precision=precision,
+        model__kernels=kernels,
     )
     shown = Shown(budget, show, False, as_json)
     plan = _plan(told, benchmarks, limit, ask, answers)

@@ -17,6 +17,7 @@ def generate(
     ] = None,
     model: options.Model = None,
     precision: options.Precision = None,
+    kernels: options.Kernels = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -29,7 +30,12 @@ def generate(
     from bapo.cli.console import live_progress, print_answers, print_json
 
     told = options.recipe_from(
-        None, None, model__name=model, model__precision=precision, model__trust_remote_code=trust_remote_code
+        None,
+        None,
+        model__name=model,
+        model__precision=precision,
+        model__kernels=kernels,
+        model__trust_remote_code=trust_remote_code,
     )
     with live_progress(quiet=as_json) as on_progress:
         from bapo.personalize import stages

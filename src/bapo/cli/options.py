@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bapo.errors import BapoError
+from bapo.kernels import help_text
 from bapo.preferences import examples
 from bapo.registry import names
 from bapo.settings import check_number, shortened
@@ -23,6 +24,7 @@ Adapter = Annotated[
     str | None, typer.Option(help="An adapter that the model already has; it is part of the reference.")
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
+Kernels = Annotated[str | None, typer.Option(help=f"{help_text().capitalize()} (with commas).")]
 Source = Annotated[
     str | None,
     typer.Argument(

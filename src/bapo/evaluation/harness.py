@@ -16,8 +16,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from bapo.errors import BapoError
+from bapo.kernels import Kernels, chosen
+from bapo.kernels.kept_memory import kept_memory
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds, share_headers
-from bapo.models import LoadedModel, check_vocabulary, context_length, keep_freed_memory, load_model
+from bapo.models import LoadedModel, check_vocabulary, context_length, load_model
 
 SCORED_TOKENS = 16384
 """Input tokens scored at once."""
@@ -36,6 +38,7 @@ class BapoLM(TemplateLM):
         device: where it goes; an accelerator that is not there falls back to the default, as in `lm-eval`'s own model.
         max_tokens: input tokens scored at once.
         trust_remote_code: whether code that comes with the model may run.
+        kernels: speed-ups that may be used (`bapo.kernels`); those of a loaded model are its own.
         ignored: batch sizes, which `lm-eval` passes and packing has no use for.
     """
 
@@ -47,6 +50,7 @@ class BapoLM(TemplateLM):
         device: str | None = None,
         max_tokens: int = SCORED_TOKENS,
         trust_remote_code: bool = False,
+        kernels: Kernels = "auto",
         **ignored: Any,
     ) -> None:
         super().__init__()
@@ -61,9 +65,8 @@ class BapoLM(TemplateLM):
             if isinstance(pretrained, str)
             else pretrained
         )
-        self.scorer = ResponseScorer(self.loaded.model)
-        if self.loaded.model.device.type == "cpu":
-            keep_freed_memory()
+        self.kernels = chosen(kernels if isinstance(pretrained, str) else pretrained.kernels)
+        self.scorer = ResponseScorer(self.loaded.model, self.kernels)
         self.tokenizer = self.loaded.tokenizer
         self.max_tokens = int(max_tokens)
         self.max_length = context_length(self.loaded.model) or 2048
@@ -123,7 +126,8 @@ class BapoLM(TemplateLM):
             check_vocabulary(self.loaded.model, self.tokenizer, (prompt, *responses))
         prompts = sorted(places)
         groups = share_headers([TokenGroup(prompt, tuple(places[prompt])) for prompt in prompts])
-        scored = self.scorer.score(groups, max_tokens=self.max_tokens, on_progress=on_progress)
+        with kept_memory(self.loaded.model.device, "kept-memory" in self.kernels):
+            scored = self.scorer.score(groups, max_tokens=self.max_tokens, on_progress=on_progress)
         greedy = scored.greedy.split(scored.lengths)
         logps = scored.summed().tolist()
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)

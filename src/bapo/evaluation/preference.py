@@ -12,6 +12,7 @@ from torch import nn
 from bapo.anchoring import AnchoredGroup, AnchoredPreferences
 from bapo.errors import BapoError
 from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
+from bapo.kernels import Kernels
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat
 from bapo.preferences import Message, Prompt, turns_of
@@ -67,16 +68,21 @@ Logps = Sequence[tuple[float, ...]]
 
 
 def held_out_logps(
-    model: nn.Module, held_out: AnchoredPreferences, *, on_progress: Callable[[int, int], None] | None = None
+    model: nn.Module,
+    held_out: AnchoredPreferences,
+    *,
+    kernels: Kernels = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Logps:
     """Score held-out responses, in rows that depend on the preferences alone.
 
     Args:
         model: any model.
         held_out: the prompts.
+        kernels: speed-ups that may be used (`bapo.kernels`).
         on_progress: told how many prompts are done, and of how many.
     """
-    scorer = ResponseScorer(model)
+    scorer = ResponseScorer(model, kernels)
     found: list[tuple[float, ...]] = []
     tell = on_progress or (lambda done, total: None)
     tell(0, len(held_out.groups))
@@ -94,6 +100,7 @@ def evaluate_preferences(
     held_out: AnchoredPreferences,
     *,
     reference: Logps | None = None,
+    kernels: Kernels = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[PreferenceReport, list[PromptScores]]:
     """Score held-out prompts under a policy and compare with their reference.
@@ -103,13 +110,14 @@ def evaluate_preferences(
         held_out: anchored preferences whose reference is the model that the policy started from.
         reference: `held_out_logps` of that model, from the rows that the policy is scored in: then a policy that has
             learned nothing has log-ratios of exactly 0. None takes what was stored, which rounding makes differ.
+        kernels: speed-ups that may be used (`bapo.kernels`).
         on_progress: told how many prompts are done, and of how many.
 
     Returns:
         The report, and the scores of each prompt in order.
     """
     stored = [(*group.ref_logps, *(base.ref_logp for base in group.bases)) for group in held_out.groups]
-    logps = held_out_logps(model, held_out, on_progress=on_progress)
+    logps = held_out_logps(model, held_out, kernels=kernels, on_progress=on_progress)
     scores = [
         _scores(group, [own - ref for own, ref in zip(policy, of_reference, strict=True)])
         for group, policy, of_reference in zip(held_out.groups, logps, reference or stored, strict=True)

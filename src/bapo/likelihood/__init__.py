@@ -3,7 +3,8 @@
 from bapo.likelihood.fit import Verdict, judge
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
 from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor
-from bapo.likelihood.scoring import SCORING_VERSION, ResponseLogps, ResponseScorer, evaluating
+from bapo.likelihood.passes import ResponseLogps, evaluating
+from bapo.likelihood.scoring import SCORING_VERSION, ResponseScorer
 from bapo.likelihood.strands import MOST_STRANDS
 
 __all__ = [

@@ -21,8 +21,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from bapo.kernels.gradient_rows import rows_of
+from bapo.kernels.kept_memory import reusable_empty
 from bapo.likelihood.layout import Segments
-from bapo.models import reusable_empty, rows_of
 
 if TYPE_CHECKING:
     from bapo.likelihood.strands import Ties
@@ -37,8 +38,7 @@ KERNELS = ("flex", "split")
 QUERIES_AT_ONCE = 256
 """Queries whose attention weights are held at once in a backward pass."""
 
-# Arguments that change what attention computes and that this function does not know.
-_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
+_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")  # arguments that this function does not know
 
 
 class UnsupportedAttentionError(Exception):

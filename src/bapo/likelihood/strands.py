@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bapo.kernels.fused_lora import dropout_seeds, seeded_dropout
 from bapo.likelihood.layout import Layout, Segments
-from bapo.models import dropout_seeds, seeded_dropout, steady_length
+from bapo.models import steady_length
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

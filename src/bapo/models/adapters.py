@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from bapo.errors import BapoError, foreign
-from bapo.models.lora_update import fuse_lora
 from bapo.models.weights import check_finite, check_keys, mismatched_keys
 
 logger = logging.getLogger(__name__)
@@ -233,7 +232,6 @@ def put_on(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
     _check_scaling(adapted, f"The adapter {adapter}")
     if not nonzero_adapters(adapted):
         logger.warning("The adapter %s is zero: with it the model computes what it computes without.", adapter)
-    fuse_lora(adapted)
     return adapted
 
 
@@ -289,7 +287,6 @@ def add_adapter(model: Any, config: Any) -> Any:
     with foreign(f"The model cannot have the {_kind(config)} adapter of peft_config", "check its target_modules"):
         adapted = get_peft_model(model, config)
     _check_scaling(adapted, "The peft_config")
-    fuse_lora(adapted)
     return adapted
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +34,14 @@ class LoadedModel:
         model: a `transformers` causal language model, or a PEFT model around one.
         chat: its tokenizer and chat template.
         precision: how its weights lie in memory.
+        kernels: speed-ups that it may be computed with (`bapo.kernels`).
     """
 
     name: str
     model: Any
     chat: ChatFormat
     precision: Precision
+    kernels: str | Iterable[str] = "auto"
 
     @property
     def tokenizer(self) -> Any:

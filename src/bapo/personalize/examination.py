@@ -191,14 +191,14 @@ def examine(
         held_out = stages.anchor_split(recipe, stages.read(recipe), base, on_progress, today=today).held_out
     found, reference = [], None
     if held_out is not None and any(own != Contestant(BASE) for own in contestants):
-        reference = held_out_logps(base.model, held_out)
+        reference = held_out_logps(base.model, held_out, kernels=base.kernels)
     for own in contestants:
         model = base if own.adapter is None else stages.load(recipe, adapter=own.adapter)
         model = replace(model, chat=model.chat.at(today))
         if held_out is not None and tokenizer_fingerprint(model.tokenizer) != tokenizer_fingerprint(base.tokenizer):
             logger.warning("Preferences are scored in the base model's tokens, which are not those of %s.", own.name)
         found.append(_examine(own, model, plan, held_out, reference, on_progress))
-    made_on = ResponseScorer(base.model).made_on()
+    made_on = ResponseScorer(base.model, base.kernels).made_on()
     return Examination(found[0], tuple(found[1:]), budget, least_accuracy, made_on)
 
 
@@ -228,7 +228,11 @@ def _examine(
     if own.system is not None:
         asked = prompted(held_out, model.chat, own.system, reach=context_length(model.model))
     report, scores = evaluate_preferences(
-        model.model, asked, reference=reference, on_progress=stages.counting(on_progress, f"{own.name}: preferences")
+        model.model,
+        asked,
+        reference=reference,
+        kernels=model.kernels,
+        on_progress=stages.counting(on_progress, f"{own.name}: preferences"),
     )
     return Examined(own, answers, report, tuple(scores), seconds)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from bapo.errors import BapoError, foreign
 from bapo.files import read_text
+from bapo.kernels import chosen, help_text
 from bapo.preferences import examples
 from bapo.registry import names
 from bapo.settings import ANCHOR_CONTROL, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, shortened
@@ -43,6 +44,13 @@ class ModelSection(Section):
     )
     adapter: str | None = Field(None, description="an adapter to train further; the model with it is the reference")
     trust_remote_code: bool = Field(False, description="whether code that comes with the model may run")
+    kernels: str | list[str] = Field("auto", description=help_text())
+
+    @field_validator("kernels")
+    @classmethod
+    def _known_kernels(cls, value: str | list[str]) -> str | list[str]:
+        chosen(value)
+        return value
 
 
 class PreferenceSection(Section):

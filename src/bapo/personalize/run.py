@@ -92,11 +92,11 @@ def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = s
     shown = anchored.held_out.groups[: recipe.answers.prompts]
     asked = [group.tokens.prompt for group in shown]
     tell = stages.counting(on_progress, "reference of held-out prompts")
-    reference = held_out_logps(model.model, anchored.held_out, on_progress=tell)
+    reference = held_out_logps(model.model, anchored.held_out, kernels=model.kernels, on_progress=tell)
     on_progress("answers of base", 0, 1, "")
     answers = {"base": base_answers(recipe, model, shown)}
     on_progress("answers of base", 1, 1, "")
-    made_on = ResponseScorer(model.model).made_on(few_tokens(anchored.train))
+    made_on = ResponseScorer(model.model, model.kernels).made_on(few_tokens(anchored.train))
     del model
     runs = tuple(stages.train(recipe, name, anchored.train, folder / name, on_progress) for name in objectives)
     reports: dict[str, PreferenceReport] = {}

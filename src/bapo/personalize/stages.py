@@ -8,13 +8,14 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError, foreign
 from bapo.files import make_folder
+from bapo.kernels import chosen
 from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.personalize.run_folder import (
     DONE,
@@ -125,13 +126,14 @@ def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False)
     if record is not None and record["recipe"]["model"]["name"] != own.name:
         without = recipe.model_copy(update={"model": own.model_copy(update={"adapter": None})})
         check_base(without, adapter, load(without))
-    return load_model(
+    loaded = load_model(
         own.name,
         precision=own.precision,
         adapter=adapter,
         adapter_trainable=trainable,
         trust_remote_code=own.trust_remote_code,
     )
+    return replace(loaded, kernels=own.kernels)
 
 
 def check_base(recipe: Recipe, adapter: str | None, base: LoadedModel) -> None:
@@ -222,7 +224,7 @@ def train(
     settings = _settings_for(recipe, objective)
     identity = _identity(recipe, settings, anchored)
     with alone(make_folder(folder), lambda note: on_progress(f"training {objective}", 0, 1, note)):
-        start(folder, identity, _that_count(settings), anchored.today)
+        start(folder, identity, _that_count(recipe, settings), anchored.today)
         if (folder / DONE).is_file():
             return read_run(folder)
         on_progress(f"checks before {objective}", 0, 1, "")
@@ -283,7 +285,7 @@ def evaluate(
     from bapo.evaluation import evaluate_preferences
 
     tell = counting(on_progress, f"evaluating {name}")
-    found, _ = evaluate_preferences(model.model, held_out, reference=reference, on_progress=tell)
+    found, _ = evaluate_preferences(model.model, held_out, reference=reference, kernels=model.kernels, on_progress=tell)
     return found
 
 
@@ -303,7 +305,8 @@ def answer(
         return []
     check_vocabulary(model.model, model.tokenizer, (*prompts, model.chat.end_ids[:1]))
     settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    responses = generate_batch(model.model, [tuple(p) for p in prompts], settings, model.chat.end_ids)
+    asked = [tuple(prompt) for prompt in prompts]
+    responses = generate_batch(model.model, asked, settings, model.chat.end_ids, model.kernels)
     return [shown(model, own[0].ids, own[0].ended) for own in responses]
 
 
@@ -328,7 +331,7 @@ def _trainer(
         policy = add_lora(policy, settings.rank, settings.alpha, settings.dropout, settings.seed)
     trainer = BAPOTrainer(
         policy,
-        args=_arguments(settings, anchored.pair_count, folder),
+        args=_arguments(recipe, settings, anchored.pair_count, folder),
         train_dataset=anchored,
         processing_class=loaded.tokenizer,
         callbacks=[_progress_callback(settings.objective, on_progress)],
@@ -337,7 +340,7 @@ def _trainer(
     return trainer
 
 
-def _arguments(settings: TrainingSection, pairs: int, folder: Path) -> Any:
+def _arguments(recipe: Recipe, settings: TrainingSection, pairs: int, folder: Path) -> Any:
     from bapo.training import BAPOConfig
 
     return BAPOConfig(
@@ -356,6 +359,7 @@ def _arguments(settings: TrainingSection, pairs: int, folder: Path) -> Any:
         gradient_accumulation_steps=settings.accumulate,
         max_batch_tokens=settings.max_batch_tokens,
         strands=settings.strands,
+        kernels=recipe.model.kernels,
         num_train_epochs=settings.epochs or _enough_epochs(settings, pairs),
         max_steps=settings.steps or -1,
         sampler=settings.sampler,
@@ -402,7 +406,7 @@ def _identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPrefe
     """Hash of every setting, as it was asked for, that can change the adapter, and of the data."""
     groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    content = json.dumps([_that_count(settings), processes, recipe.model.adapter, anchored.reference, groups])
+    content = json.dumps([_that_count(recipe, settings), processes, recipe.model.adapter, anchored.reference, groups])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -412,7 +416,7 @@ def check_run(recipe: Recipe, objective: str, folder: Path) -> None:
     Raises:
         BapoError: it does; says which settings.
     """
-    check_settings(folder, _that_count(_settings_for(recipe, objective)))
+    check_settings(folder, _that_count(recipe, _settings_for(recipe, objective)))
 
 
 def _settings_for(recipe: Recipe, objective: str) -> TrainingSection:
@@ -424,10 +428,11 @@ def _settings_for(recipe: Recipe, objective: str) -> TrainingSection:
     return recipe.training.model_copy(update={"objective": objective, **defaults})
 
 
-def _that_count(settings: TrainingSection) -> dict[str, Any]:
+def _that_count(recipe: Recipe, settings: TrainingSection) -> dict[str, Any]:
     """Settings that can change the adapter.
 
-    When checkpoints are saved and where is reported cannot. How much is computed at once can: strands and passes have
-    dropout draws of their own, and so has the number of processes its batches.
+    When checkpoints are saved and where is reported cannot. How much is computed at once and by which kernels can:
+    strands, passes and fused adapters have dropout draws of their own, and the number of processes has its batches.
     """
-    return settings.model_dump(exclude={"save_steps", "report_to"})
+    counted = settings.model_dump(exclude={"save_steps", "report_to"})
+    return counted | {"kernels": sorted(chosen(recipe.model.kernels))}

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from bapo.anchoring import GenerationSettings, LengthPolicy
 from bapo.errors import BapoError, foreign
+from bapo.kernels import chosen
 from bapo.objectives import Objective, make_objective
 from bapo.settings import ANCHOR_CONTROL, LEARNING_RATE, RANGES, check_number, shortened
 from bapo.training.compatibility import TRANSFORMERS_SETTINGS, refuse_all, takes_foreign_settings
@@ -49,8 +50,8 @@ class BAPOConfig(TrainingArguments):
             changes memory, speed, and which elements dropout draws. None takes 2,048 on a CPU and 4,096 elsewhere.
         strands: parts of a pass that a CPU computes side by side, each with its share of the threads. None takes one
             for each thread, up to 4. Changes only which elements dropout draws.
-        keep_freed_memory: on a CPU, let the process keep the memory that a step frees for the next one, which saves the
-            system handing it out anew (see `bapo.models.keep_freed_memory`).
+        kernels: speed-ups that may be used: auto takes each where it fits, off none; or names (`bapo.kernels.KERNELS`).
+            Changes only which elements dropout draws.
         max_prompt_tokens: a longer prompt is dropped, and counted; None takes max_length, or 1,024 without it.
         max_response_tokens: a longer response is cut without an end token, and counted; None as for prompts.
         max_length: bound on prompt and response together, as in TRL; None for the model's own reach.
@@ -97,7 +98,7 @@ class BAPOConfig(TrainingArguments):
     sampler: str = "by-prompt"
     max_batch_tokens: int | None = None
     strands: int | None = None
-    keep_freed_memory: bool = True
+    kernels: list[str] | str = "auto"
     max_prompt_tokens: int | None = None
     max_response_tokens: int | None = None
     max_length: int | None = None
@@ -136,6 +137,7 @@ class BAPOConfig(TrainingArguments):
         if getattr(self.accelerator_config, "dispatch_batches", None):
             raise BapoError("dispatch_batches sends batches as tensors, and these are none: leave it out.")
         self._check_loss_type()
+        chosen(self.kernels)
         self.make_objective()
         self.generation()
 

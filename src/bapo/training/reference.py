@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bapo.anchoring import AnchoredPreferences, ProbedTokens, few_tokens
 from bapo.errors import BapoError
+from bapo.kernels import Kernels
 from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, gap_of, noise_floor
 from bapo.models import adapter_parameters, model_fingerprint, nonzero_adapters
 
@@ -58,14 +59,14 @@ def reference_pass(policy: Any, *, fresh: bool = False) -> ReferencePass | None:
     return as_reference
 
 
-def starts_away(policy: Any, reference: ReferencePass | None) -> bool:
+def starts_away(policy: Any, reference: ReferencePass | None, kernels: Kernels = "auto") -> bool:
     """Whether a fresh adapter has an effect, so that training begins elsewhere than at its reference; if so, says it.
 
     What an adapter of another kind than LoRA computes cannot be told from its weights, so it is tried out.
     """
     if reference is None or not nonzero_adapters(policy):
         return False
-    scorer = ResponseScorer(policy)
+    scorer = ResponseScorer(policy, kernels)
     probe, float32 = scorer.probe(), scorer.has_float32
     layouts = scorer.layouts(probe, float32=float32)
     with reference():

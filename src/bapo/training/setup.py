@@ -19,10 +19,7 @@ from bapo.models import (
     chat_format,
     check_finite,
     check_trainable,
-    disable_model_dropout,
-    fuse_lora,
     keep_4bit_layout,
-    lean_layers,
     load_model,
     load_tokenizer,
 )
@@ -73,7 +70,8 @@ def loaded_model(model: Any, tokenizer: Any, args: BAPOConfig, quantization_conf
         loaded = load_model(model, **arguments)
         if attention is not None:
             loaded.model.set_attn_implementation(attention)
-        return loaded if tokenizer is None else replace(loaded, chat=chat_format(loaded.model, tokenizer))
+        chat = loaded.chat if tokenizer is None else chat_format(loaded.model, tokenizer)
+        return replace(loaded, chat=chat, kernels=args.kernels)
     if args.model_init_kwargs or quantization_config is not None:
         raise BapoError(
             "model_init_kwargs and quantization_config say how a model is loaded, and this one is loaded already: "
@@ -85,21 +83,15 @@ def loaded_model(model: Any, tokenizer: Any, args: BAPOConfig, quantization_conf
         raise BapoError(f"The model's weights are {model.dtype}, which is not trained: load it in bfloat16 or float32.")
     precision: Precision = "nf4" if getattr(model, "is_loaded_in_4bit", False) else _PRECISIONS[model.dtype]
     name = model.config._name_or_path or type(model).__name__
-    return LoadedModel(name, model, chat_format(model, tokenizer), precision)
+    return LoadedModel(name, model, chat_format(model, tokenizer), precision, args.kernels)
 
 
-def made_ready(model: Any, peft_config: Any, args: BAPOConfig) -> Any:
-    """The model with its adapter, checked, and with everything switched on that makes training fast."""
+def made_ready(model: Any, peft_config: Any) -> Any:
+    """The model with its adapter, checked."""
     keep_4bit_layout(model)
     policy = model if peft_config is None else add_adapter(model, peft_config)
     check_trainable(policy)
     check_finite(policy.state_dict(), "The model")
-    fuse_lora(policy)
-    lean_layers(policy)
-    if args.checkpoints_activations and hasattr(policy, "enable_input_require_grads"):
-        policy.enable_input_require_grads()
-    if args.disable_dropout:
-        disable_model_dropout(policy)
     return policy
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,10 @@ from transformers.trainer_utils import TrainOutput
 
 from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor, first_tokens
 from bapo.errors import BapoError, foreign
-from bapo.likelihood import (
-    MOST_STRANDS,
-    ResponseLogps,
-    ResponseScorer,
-    TokenGroup,
-    evaluating,
-)
-from bapo.models import (
-    LoadedModel,
-    keep_freed_memory,
-)
+from bapo.kernels import chosen
+from bapo.kernels.kept_memory import kept_memory
+from bapo.likelihood import MOST_STRANDS, ResponseLogps, ResponseScorer, TokenGroup, evaluating
+from bapo.models import as_it_came, disable_model_dropout, is_sharded
 from bapo.objectives import LossParts
 from bapo.preferences import Preferences
 from bapo.settings import shortened
@@ -118,11 +112,11 @@ class BAPOTrainer(Trainer):
                 "The model is float32 and the settings ask for bf16 or fp16: load the model in that precision "
                 "(dtype=torch.bfloat16), so that reference and policy are the same numbers."
             )
-        policy = made_ready(loaded.model, peft_config, args)
+        policy = made_ready(loaded.model, peft_config)
         self.objective = args.make_objective()
-        self._reference = LoadedModel(loaded.name, ref_model or policy, loaded.chat, loaded.precision)
+        self._reference = replace(loaded, model=ref_model or policy)
         self._store: AnchorStore | None = None
-        self._steps_taken = False
+        self._steps_taken = self._is_at_work = False
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._work = Throughput()
         self._ending = Ending()
@@ -131,7 +125,7 @@ class BAPOTrainer(Trainer):
         self._part_gradients_of = -1
         own, fresh = self._reference.model is policy, peft_config is not None
         self._reference_pass = reference_pass(policy, fresh=fresh) if own else None
-        self._starts_away = fresh and starts_away(policy, self._reference_pass)
+        self._starts_away = fresh and starts_away(policy, self._reference_pass, args.kernels)
         with args.main_process_first(desc="anchoring"):
             train = self._anchored(train_part(train_dataset), args, "the training data")
             evals = _map_datasets(lambda data: self._anchored(data, args), eval_dataset)
@@ -140,7 +134,8 @@ class BAPOTrainer(Trainer):
         pairs = args.train_batch_size * args.world_size
         if args.dataloader_drop_last and train.pair_count < pairs:
             raise BapoError(f"dataloader_drop_last leaves nothing of {train.pair_count} pairs: a batch has {pairs}.")
-        with foreign("The trainer could not be set up", "change the setting that this names"):
+        failed, todo = "The trainer could not be set up", "change the setting that this names"
+        with foreign(failed, todo), as_it_came(policy, modules=False):
             super().__init__(
                 model=policy,
                 args=args,
@@ -158,7 +153,7 @@ class BAPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss is a sum over pairs divided by the pairs of the whole step
         if self.is_deepspeed_enabled:
             raise BapoError("BAPOTrainer does not run under DeepSpeed: start it with torchrun, or with FSDP.")
-        self.scorer = ResponseScorer(policy)
+        self.scorer = ResponseScorer(policy, args.kernels)
         self.scorer.see_lengths([group.tokens for group in train.groups])  # while all processes are at the same place
 
     # ---- data -------------------------------------------------------------------------------------------------------
@@ -255,7 +250,8 @@ class BAPOTrainer(Trainer):
         whole = float(num_items_in_batch) if num_items_in_batch is not None else float(max(1, sum(map(len, batches))))
         # Gradients are averaged over processes, and this loss is already divided by the pairs of all of them.
         share = (self.accelerator.num_processes if num_items_in_batch is not None else 1) / whole
-        total = torch.stack([self._batch_loss(model, batch, share) for batch in batches]).sum()
+        with self._at_work(several=False):
+            total = torch.stack([self._batch_loss(model, batch, share) for batch in batches]).sum()
         return (total, None) if return_outputs else total
 
     def _batch_loss(self, model: nn.Module, batch: PairBatch, share: float) -> Tensor:
@@ -286,7 +282,7 @@ class BAPOTrainer(Trainer):
         So rounding, which goes by the layout, cancels in log-ratios as long as nothing has been trained: in the first
         step, whose hinges would start active at random otherwise; and in every evaluation.
         """
-        if self._reference_pass is None or self.is_fsdp_enabled:
+        if self._reference_pass is None or self.is_fsdp_enabled or is_sharded(self.model):
             return batch
         with torch.no_grad(), evaluating(self.model), self._reference_pass():
             return batch.with_references(self.scorer(batch.groups, most_strands=self._most_strands))
@@ -401,7 +397,8 @@ class BAPOTrainer(Trainer):
         with self._as_reference():
             check_step_0(self.model, self.scorer, self.train_dataset.preferences, self._reference.chat.end_ids, own)
         if self.args.disable_dropout:
-            self.scorer.check_training_mode()
+            with self._at_work():
+                self.scorer.check_training_mode()
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -423,14 +420,38 @@ class BAPOTrainer(Trainer):
             self._check_step_0()
         self._steps_taken = True
         self._work.restart()
-        if self.args.keep_freed_memory and self.args.device.type == "cpu":
-            keep_freed_memory()
-        try:
-            done = super().train(resume_from_checkpoint, *args, **kwargs)
-        except _Trained:
-            done = self._finish_trained()
+        with self._at_work(), kept_memory(self.args.device, "kept-memory" in chosen(self.args.kernels)):
+            try:
+                done = super().train(resume_from_checkpoint, *args, **kwargs)
+            except _Trained:
+                done = self._finish_trained()
         self._say_how_it_ended()
         return done
+
+    @contextmanager
+    def _at_work(self, *, several: bool = True) -> Iterator[None]:
+        """The model as training and evaluation need it, without dropout of its own; afterwards it is as it came.
+
+        Weights that FSDP shards stay with it, and so do the hooks that it has for them.
+
+        Args:
+            several: whether the scorer is used more than once, or a backward pass belongs to it.
+        """
+        if self._is_at_work:
+            yield
+            return
+        with ExitStack() as undo:
+            if not (self.is_fsdp_enabled or is_sharded(self.model)):
+                undo.enter_context(as_it_came(self.model))
+            if self.args.disable_dropout:
+                disable_model_dropout(self.model)
+            if self.args.checkpoints_activations and hasattr(self.model, "enable_input_require_grads"):
+                self.model.enable_input_require_grads()
+            if several:
+                undo.enter_context(self.scorer)
+            self._is_at_work = several
+            undo.callback(setattr, self, "_is_at_work", False)
+            yield
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with foreign(
@@ -506,7 +527,8 @@ class BAPOTrainer(Trainer):
         """Go over an evaluation set; the metrics of all its pairs are part of what `evaluate` and `predict` return."""
         sums = self._sums["eval"]
         sums.clear()
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        with self._at_work():
+            output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         for name, value in sums.merged(self._summed_over_processes).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         sums.clear()

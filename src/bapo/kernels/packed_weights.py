@@ -14,6 +14,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from bapo.kernels.probe import agrees, random_rows
+
 SHARE_OF_MEMORY = 0.25
 """Share of the memory that is available which the rearranged copy of a model's weights may take."""
 
@@ -43,7 +45,7 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[int]:
                 if forward is None:
                     break
                 if kind not in same:
-                    same[kind] = _agrees(layer, forward, rows)
+                    same[kind] = agrees(layer, forward, random_rows(rows, layer.in_features, layer.weight))
                 if same[kind]:
                     layer.forward = forward
                     packed.append(layer)
@@ -75,12 +77,3 @@ def _packed_forward(layer: Any, rows: int) -> Callable[[Tensor], Tensor] | None:
         return product
 
     return forward
-
-
-@torch.no_grad()
-def _agrees(layer: Any, forward: Callable[[Tensor], Tensor], rows: int) -> bool:
-    probe = torch.randn(rows, layer.in_features, generator=torch.Generator().manual_seed(0)).to(layer.weight.dtype)
-    try:
-        return torch.equal(forward(probe), layer(probe))
-    except (AttributeError, RuntimeError):
-        return False

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bapo.models.freed_memory import reusable_empty
-from bapo.models.gradient_rows import rows_of
-from bapo.models.remade import recipe_of
+from bapo.kernels.gradient_rows import rows_of
+from bapo.kernels.kept_memory import reusable_empty
+from bapo.kernels.probe import agrees, random_rows
+from bapo.kernels.remade import recipe_of
 
 _generator: ContextVar[torch.Generator | None] = ContextVar("generator", default=None)
 
@@ -240,13 +241,11 @@ def _gradients(
     return of_x.view(ctx.shape), of_a, of_b.mul_(ctx.scale)
 
 
-def fuse_lora(model: nn.Module) -> int:
-    """Let the plain LoRA layers of a PEFT model compute their update in one operation; in place.
+def fused_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
+    """The plain LoRA layers of a model, each with a forward that computes its update in one operation.
 
-    A layer falls back to PEFT's own code whenever its state is special: disabled, merged, several adapters, DoRA.
-
-    Returns:
-        The number of layers changed.
+    Such a forward goes to PEFT's own code whenever the state of its layer is special: disabled, merged, several
+    adapters, DoRA, weights that are not whole.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -258,11 +257,17 @@ def fuse_lora(model: nn.Module) -> int:
     except ImportError:
         pass
     shared = SharedInputs()
-    layers = [module for module in model.modules() if type(module) in kinds]
-    for layer in layers:
-        if "forward" not in vars(layer):
-            layer.forward = _FusedForward(layer, shared)
-    return len(layers)
+    found: dict[nn.Module, Callable[..., Tensor]] = {}
+    proven: dict[Hashable, bool] = {}
+    for layer in model.modules():
+        if type(layer) in kinds and "forward" not in vars(layer):
+            fused = _FusedForward(layer, shared)
+            kind = fused.kind()
+            if kind not in proven:
+                proven[kind] = _gives_the_same(fused)
+            if proven[kind]:
+                found[layer] = fused
+    return found
 
 
 class _FusedForward:
@@ -272,15 +277,23 @@ class _FusedForward:
         self.layer, self.shared = layer, shared
         self.original: Callable[..., Tensor] = layer.forward
 
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def adapter(self) -> str | None:
+        """The layer's adapter, if it has one in use, of the plain kind, whose weights are whole."""
         layer = self.layer
-        adapter = layer.active_adapters[0] if len(layer.active_adapters) == 1 else None
-        plain = (
-            adapter in layer.lora_A
-            and adapter not in layer.lora_variant
-            and not (layer.disable_adapters or layer.merged or args or kwargs or layer.lora_bias.get(adapter))
-        )
-        if not plain:
+        name: str | None = layer.active_adapters[0] if len(layer.active_adapters) == 1 else None
+        if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias.get(name):
+            return None
+        whole = all(type(part[name].weight) is nn.Parameter for part in (layer.lora_A, layer.lora_B))
+        return name if whole else None
+
+    def kind(self) -> Hashable:
+        """Layers of one kind compute the same with their weights."""
+        weights = ((p.shape, p.dtype, p.device) for p in self.layer.parameters())
+        return type(self.layer), type(self.layer.base_layer), self.adapter(), tuple(weights)
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer, adapter = self.layer, self.adapter()
+        if adapter is None or layer.disable_adapters or layer.merged or args or kwargs:
             return self.original(x, *args, **kwargs)
         base = layer.base_layer
         result = None if _is_plain_product(base, x) else base(x)
@@ -292,6 +305,34 @@ class _FusedForward:
         if result is None:
             return _LoraLinear.apply(x, base.weight, base.bias, a, b, dropped, scale)
         return _LowRankUpdate.apply(result, x, a, b, dropped, scale)
+
+
+def _gives_the_same(fused: _FusedForward) -> bool:
+    """Whether a layer's output is PEFT's within rounding, on a few rows, without dropout, with a B that is not zero.
+
+    A layer without an adapter of the plain kind is PEFT's own code anyway, until it has one.
+    """
+    layer, adapter = fused.layer, fused.adapter()
+    if adapter is None or layer.merged:
+        return True
+    dropout, b = layer.lora_dropout[adapter], layer.lora_B[adapter].weight
+    disabled, p, data = layer._disable_adapters, getattr(dropout, "p", None), b.data
+    layer._disable_adapters = False
+    if p is not None:
+        dropout.p = 0.0
+    b.data = random_rows(len(b), b.shape[1], b) / b.shape[1]
+    try:
+        return agrees(layer, fused, random_rows(3, layer.in_features, layer.base_layer.weight), _same_but_for_rounding)
+    finally:
+        b.data, layer._disable_adapters = data, disabled
+        if p is not None:
+            dropout.p = p
+
+
+def _same_but_for_rounding(own: Tensor, other: Tensor) -> bool:
+    """Both round sums of some hundreds of products, in float32 or once more in their precision."""
+    own, other, rounding = own.float(), other.float(), torch.finfo(own.dtype).eps
+    return bool((own - other).abs().max() <= 32 * rounding * own.abs().max())
 
 
 def _is_plain_product(base: Any, x: Tensor) -> bool:

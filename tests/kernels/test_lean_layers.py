@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bapo.models import add_lora
-from bapo.models.lean_layers import lean_layers
 from tests.architectures import tiny
+from tests.speed_up import speed_up
 from tests.tiny import CONFIGS, tiny_model
 
 LEAN = {"llama", "llama-tied", "mistral-window", "qwen2", "qwen3", "granite-scaled", "phi3-fused-window"}
@@ -39,7 +39,7 @@ def kept_bytes(model) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_output_is_the_same_and_gradients_agree(name, dtype):
     plain, lean = (add_lora(tiny_model(name).to(dtype), 4, 8, 0.0, 0) for _ in range(2))
-    changed = lean_layers(lean)
+    changed = speed_up(lean, "lean-layers")
     assert (changed > 0) == (name in LEAN)
     expected, found = loss_of(plain), loss_of(lean)
     assert torch.equal(expected, found)
@@ -54,13 +54,13 @@ def test_output_is_the_same_and_gradients_agree(name, dtype):
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_less_is_kept(name):
     plain, lean = (add_lora(tiny_model(name).bfloat16(), 4, 8, 0.0, 0) for _ in range(2))
-    lean_layers(lean)
+    speed_up(lean, "lean-layers")
     assert kept_bytes(lean) < kept_bytes(plain)
 
 
 def test_a_norm_whose_weight_is_trained_still_gets_its_gradient():
     plain, lean = tiny_model("llama"), tiny_model("llama")
-    assert lean_layers(lean) > 0
+    assert speed_up(lean, "lean-layers") > 0
     loss_of(plain).backward()
     loss_of(lean).backward()
     for own, theirs in zip(lean.parameters(), plain.parameters(), strict=True):
@@ -69,13 +69,13 @@ def test_a_norm_whose_weight_is_trained_still_gets_its_gradient():
 
 def test_a_second_call_changes_nothing():
     model = tiny_model("llama")
-    assert lean_layers(model) > 0
-    assert lean_layers(model) == 0
+    assert speed_up(model, "lean-layers") > 0
+    assert speed_up(model, "lean-layers") == 0
 
 
 def test_second_derivatives_are_refused_and_not_silently_wrong():
     model = tiny_model("llama").requires_grad_(False)
-    lean_layers(model)
+    speed_up(model, "lean-layers")
     layer = model.model.layers[0]
     for part in (layer.input_layernorm, layer.mlp):
         x = torch.randn(3, 64, requires_grad=True)
@@ -120,22 +120,22 @@ class DroppingUnit(torch.nn.Module):
 @pytest.mark.parametrize("kind", [GatedNorm, DroppingUnit])
 def test_a_layer_that_does_more_than_the_known_ones_stays_as_it_is(kind):
     layer = kind()
-    assert lean_layers(torch.nn.Sequential(layer)) == 0
+    assert speed_up(torch.nn.Sequential(layer), "lean-layers") == 0
     assert "forward" not in vars(layer)
 
 
 @pytest.mark.parametrize("case", ["bamba", "mamba2", "falcon_h1", "granitemoehybrid", "zamba2", "nemotron_h"])
 def test_hybrids_with_gated_norms_compute_what_they_did(case):
     plain, lean = tiny(case).requires_grad_(False), tiny(case).requires_grad_(False)
-    lean_layers(lean)
+    speed_up(lean, "lean-layers")
     assert torch.equal(loss_of(plain), loss_of(lean))
 
 
 def test_a_layer_that_differs_in_training_mode_only_stays_as_it_is(monkeypatch):
-    module = sys.modules["bapo.models.lean_layers"]
+    module = sys.modules["bapo.kernels.lean_layers"]
     monkeypatch.setattr(module, "_known_forwards", lambda: (GatedNorm.forward, DroppingUnit.forward))
     torch.manual_seed(0)
-    assert lean_layers(torch.nn.Sequential(DroppingUnit())) == 0
+    assert speed_up(torch.nn.Sequential(DroppingUnit()), "lean-layers") == 0
 
 
 def test_the_modes_of_all_modules_are_as_they_were():
@@ -143,5 +143,5 @@ def test_the_modes_of_all_modules_are_as_they_were():
     model.train()
     model.base_model.model.model.layers[0].eval()
     before = [module.training for module in model.modules()]
-    assert lean_layers(model) > 0
+    assert speed_up(model, "lean-layers") > 0
     assert [module.training for module in model.modules()] == before

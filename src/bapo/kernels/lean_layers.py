@@ -11,7 +11,7 @@ Shape suffixes: D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from types import CodeType
 from typing import Any
 
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bapo.models.freed_memory import reusable_empty
-from bapo.models.remade import note_recipe
+from bapo.kernels.kept_memory import reusable_empty
+from bapo.kernels.probe import agrees, random_rows
+from bapo.kernels.remade import note_recipe
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -101,19 +102,26 @@ class _LeanFeedForward:
         return output
 
 
-def lean_layers(model: nn.Module) -> int:
-    """Let the norms and feed-forward layers that are of the known kinds keep less; in place.
-
-    Returns:
-        The number of layers changed.
-    """
-    changed = 0
+def lean_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
+    """The norms and feed-forward layers that are of the known kinds, each with a forward that keeps less."""
+    found: dict[nn.Module, Callable[..., Tensor]] = {}
+    proven: dict[Hashable, bool] = {}
     for module in model.modules():
         lean = _lean_forward(module)
-        if lean is not None and _gives_the_same(module, lean):
-            module.forward = lean
-            changed += 1
-    return changed
+        if lean is None:
+            continue
+        kind = _kind(module)
+        if kind not in proven:
+            proven[kind] = _gives_the_same(module, lean)
+        if proven[kind]:
+            found[module] = lean
+    return found
+
+
+def _kind(module: nn.Module) -> Hashable:
+    """Layers of one kind compute the same with their weights, so that one probe does for all of them."""
+    weights = ((p.dtype, p.device, p.requires_grad) for p in module.parameters())
+    return type(module), repr(module), tuple(weights)
 
 
 def _lean_forward(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -143,24 +151,8 @@ def _instructions(code: CodeType) -> tuple[Any, ...]:
     return code.co_code, code.co_consts, code.co_names, code.co_varnames, code.co_argcount, code.co_flags
 
 
-@torch.no_grad()
 def _gives_the_same(module: nn.Module, lean: Callable[[Tensor], Tensor]) -> bool:
-    """Whether both forwards agree to the bit on a few random tokens, whichever mode the layer is in."""
+    """Whether both forwards agree to the bit on a few random rows."""
     layer: Any = module
     size = layer.weight.shape[-1] if isinstance(lean, _LeanNorm) else layer.gate_proj.in_features
-    own = next(module.parameters())
-    dtype = own.dtype if own.is_floating_point() else torch.bfloat16
-    probe = torch.randn(3, size, generator=torch.Generator().manual_seed(0)).to(own.device, dtype)
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        for module.training in (False, True):  # the layer alone: adapters below it draw their dropout as before
-            if not torch.equal(layer(probe), lean(probe)):
-                return False
-    except (RuntimeError, TypeError, AttributeError):
-        return False
-    finally:
-        module.eval()
-        for part in training:
-            part.training = True
-    return True
+    return agrees(module, lean, random_rows(3, size, next(module.parameters())))

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bapo.anchoring import GenerationSettings, generate_batch
-from bapo.models import add_lora, load_model, packed_weights, resolve_precision
+from bapo.kernels.packed_weights import packed_weights
+from bapo.models import add_lora, load_model, resolve_precision
 from tests.tiny import CONFIGS, tiny_model
 
 needs_bf16 = pytest.mark.skipif(
@@ -61,14 +62,14 @@ def test_adapters_on_packed_weights():
 
 
 def test_nothing_is_packed_where_the_copy_would_take_too_much_memory(monkeypatch):
-    monkeypatch.setattr("bapo.models.packed_products.SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr("bapo.kernels.packed_weights.SHARE_OF_MEMORY", 0.0)
     with packed_weights(tiny_model("llama").bfloat16(), 2) as count:
         assert count == 0
 
 
 @pytest.mark.parametrize("packed", [lambda x: x @ torch.zeros(x.shape[-1], 8, dtype=x.dtype), None])
 def test_a_layer_stays_as_it_is_where_its_copy_gives_something_else_or_cannot_be_made(monkeypatch, packed):
-    monkeypatch.setattr("bapo.models.packed_products._packed_forward", lambda layer, rows: packed)
+    monkeypatch.setattr("bapo.kernels.packed_weights._packed_forward", lambda layer, rows: packed)
     layer = torch.nn.Linear(16, 8, dtype=torch.bfloat16)
     with packed_weights(layer, 2) as count:
         assert (count, with_own_forward(layer)) == (0, [])
@@ -98,5 +99,5 @@ def test_the_embedded_model_answers_the_same(monkeypatch):
     prompts = [smollm2.tokenizer.encode(text) for text in ("The capital of France is", "Once upon a time", "2 + 2")]
     settings = GenerationSettings(20)
     packed = generate_batch(smollm2.model, prompts, settings, smollm2.chat.end_ids)
-    monkeypatch.setattr("bapo.models.packed_products.SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr("bapo.kernels.packed_weights.SHARE_OF_MEMORY", 0.0)
     assert generate_batch(smollm2.model, prompts, settings, smollm2.chat.end_ids) == packed

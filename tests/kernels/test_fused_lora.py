@@ -8,9 +8,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from bapo.models import GradientRows, add_lora, fuse_lora, lean_layers, noting, rows_of
-from bapo.models.lora_update import LoraInput, SharedInputs, _LoraLinear, _LowRankUpdate, drawn_places
-from bapo.models.remade import note_recipe, recipe_of
+from bapo.kernels.fused_lora import LoraInput, SharedInputs, _LoraLinear, _LowRankUpdate, drawn_places
+from bapo.kernels.gradient_rows import GradientRows, noting, rows_of
+from bapo.kernels.remade import note_recipe, recipe_of
+from bapo.models import add_lora
+from tests.speed_up import speed_up
 from tests.tiny import tiny_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -39,7 +41,7 @@ def logits_and_gradients(model):
 def test_the_fused_update_gives_the_numbers_of_peft(architecture):
     plain = with_random_adapter(architecture)
     fused = copy.deepcopy(plain)
-    assert fuse_lora(fused) > 0
+    assert speed_up(fused, "fused-lora") > 0
     expected, expected_gradients = logits_and_gradients(plain)
     found, gradients = logits_and_gradients(fused)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -101,7 +103,7 @@ def test_as_many_rows_in_another_order_are_all_taken_to_have_a_gradient():
 def test_a_bias_that_is_trained_gets_its_gradient():
     plain = with_random_adapter("qwen2", bias="all")
     fused = copy.deepcopy(plain)
-    fuse_lora(fused)
+    speed_up(fused, "fused-lora")
     (_, expected), (_, found) = logits_and_gradients(plain), logits_and_gradients(fused)
     assert any("bias" in name for name in expected)
     assert found.keys() == expected.keys()
@@ -198,8 +200,8 @@ def test_an_input_that_was_changed_since_is_not_made_again():
 def test_activation_checkpointing_changes_nothing(hooked):
     def gradients(checkpointed):
         fused = with_random_adapter("llama").train()
-        fuse_lora(fused)
-        lean_layers(fused)
+        speed_up(fused, "fused-lora")
+        speed_up(fused, "lean-layers")
         for module in fused.modules():
             if hooked and hasattr(module, "base_layer"):
                 module.base_layer.register_forward_hook(lambda *_: None)
@@ -215,8 +217,8 @@ def test_activation_checkpointing_changes_nothing(hooked):
 
 def test_outputs_may_be_changed_in_place_in_training():
     fused = with_random_adapter("llama").train()
-    fuse_lora(fused)
-    lean_layers(fused)
+    speed_up(fused, "fused-lora")
+    speed_up(fused, "lean-layers")
     changed = []
 
     def clamp(module, inputs, output):
@@ -241,8 +243,8 @@ def test_nothing_of_an_input_is_kept_when_it_is_gone():
 def test_inference_mode_gives_the_same_numbers():
     fused = with_random_adapter("llama").eval()
     expected = fused(input_ids=IDS).logits
-    fuse_lora(fused)
-    lean_layers(fused)
+    speed_up(fused, "fused-lora")
+    speed_up(fused, "lean-layers")
     with torch.inference_mode():
         torch.testing.assert_close(fused(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-6)
 
@@ -264,7 +266,7 @@ def test_dropout_follows_the_seed_and_is_off_in_evaluation():
 def test_disabled_merged_and_several_adapters_are_left_to_peft():
     plain = with_random_adapter("llama")
     fused = copy.deepcopy(plain)
-    fuse_lora(fused)
+    speed_up(fused, "fused-lora")
     with plain.disable_adapter(), fused.disable_adapter():
         assert torch.equal(plain(input_ids=IDS).logits, fused(input_ids=IDS).logits)
     merged = copy.deepcopy(fused).merge_and_unload()
@@ -278,7 +280,7 @@ def test_disabled_merged_and_several_adapters_are_left_to_peft():
 
 def test_layers_that_somebody_hooks_into_are_run_as_they_are():
     fused = with_random_adapter("llama")
-    fuse_lora(fused)
+    speed_up(fused, "fused-lora")
     expected = fused(input_ids=IDS).logits
     seen = []
     base = next(module.base_layer for module in fused.modules() if hasattr(module, "base_layer"))
@@ -290,13 +292,13 @@ def test_layers_that_somebody_hooks_into_are_run_as_they_are():
 def test_dora_is_left_to_peft():
     plain = with_random_adapter("llama", use_dora=True)
     fused = copy.deepcopy(plain)
-    fuse_lora(fused)
+    speed_up(fused, "fused-lora")
     assert torch.equal(fused(input_ids=IDS).logits, plain(input_ids=IDS).logits)
 
 
 def test_a_saved_adapter_loads_in_peft_alone(tmp_path):
     fused = with_random_adapter("llama")
-    fuse_lora(fused)
+    speed_up(fused, "fused-lora")
     fused.save_pretrained(tmp_path)
     alone = PeftModel.from_pretrained(tiny_model("llama"), tmp_path)
     torch.testing.assert_close(alone(input_ids=IDS).logits, fused.eval()(input_ids=IDS).logits, rtol=1e-5, atol=1e-6)
@@ -304,7 +306,7 @@ def test_a_saved_adapter_loads_in_peft_alone(tmp_path):
 
 def test_fusing_twice_changes_nothing():
     model = with_random_adapter("llama")
-    fuse_lora(model)
+    speed_up(model, "fused-lora")
     forwards = [vars(module).get("forward") for module in model.modules()]
-    fuse_lora(model)
+    speed_up(model, "fused-lora")
     assert forwards == [vars(module).get("forward") for module in model.modules()]
