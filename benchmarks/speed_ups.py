@@ -62,9 +62,9 @@ def generation(loaded: LoadedModel, prompts: list[TokenGroup], new_tokens: int) 
     return lambda: generate(packed_weights), lambda: generate(as_they_are)
 
 
-def policy(changed: bool) -> ResponseScorer:
+def policy(name: str, changed: bool) -> ResponseScorer:
     """The model with an adapter, with or without what is changed in its layers."""
-    model = add_lora(load_model("smollm2", device="cpu").model)
+    model = add_lora(load_model(name, device="cpu").model)
     if changed:
         fuse_lora(model)
         lean_layers(model)
@@ -76,13 +76,13 @@ def gradients(scorer: ResponseScorer, groups: list[TokenGroup], strands: int) ->
     scorer.model.zero_grad()
 
 
-def measure(rounds: int, prompts: int, new_tokens: int) -> dict[str, object]:
+def measure(name: str, rounds: int, prompts: int, new_tokens: int) -> dict[str, object]:
     """Seconds with each speed-up and without, of each round."""
     keep_freed_memory()
-    loaded = load_model("smollm2", device="cpu")
+    loaded = load_model(name, device="cpu")
     read = read_preferences("starter:concise")
     groups = [group.tokens for group in tokenize(read, loaded.chat, LengthPolicy()).groups]
-    row, lean, plain = groups[:prompts], policy(True), policy(False)
+    row, lean, plain = groups[:prompts], policy(name, True), policy(name, False)
     pairs: dict[str, Pair] = {
         f"packed weights, {rows} rows": generation(loaded, groups[:rows], new_tokens) for rows in (1, 4, 16)
     }
@@ -96,27 +96,28 @@ def measure(rounds: int, prompts: int, new_tokens: int) -> dict[str, object]:
     )
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
     for number in range(rounds + 1):
-        for name, sides in pairs.items():
+        for what, sides in pairs.items():
             taken = []
             for side in sides if number % 2 else sides[::-1]:
                 start = time.perf_counter()
                 side()
                 taken.append(time.perf_counter() - start)
             if number:  # the first one warms up
-                seconds[name].append((taken[0], taken[1]) if number % 2 else (taken[1], taken[0]))
+                seconds[what].append((taken[0], taken[1]) if number % 2 else (taken[1], taken[0]))
     return {"precision": loaded.precision, "machine": machine(loaded.model.device), "seconds": seconds}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", help="instruction sets; all that the processor has by default")
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=4, help="of the row whose gradients are taken")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        print(json.dumps(measure(told.rounds, told.prompts, told.new_tokens)))
+        print(json.dumps(measure(told.model, told.rounds, told.prompts, told.new_tokens)))
         return
     rows = []
     for name in told.sets or possible_sets():
