@@ -17,6 +17,7 @@ from statistics import mean, median
 from bapo.evaluation import held_out_logps
 from bapo.evaluation.bootstrap import Estimate
 from bapo.personalize import read_recipe, stages
+from bapo.personalize.recipe import read_yaml
 from bapo.personalize.run_folder import read_run
 from bapo.reporting import draw_logratios, interval, markdown_table
 
@@ -55,19 +56,19 @@ RUNS = [f"{name}-seed0" for name in TWO_SEEDS] + [f"{name}-seed1" for name in TW
 RUNS += [f"{name}-seed0" for name in VARIANTS if name not in TWO_SEEDS]
 
 
-def recipe_of(run: str):
+def recipe_of(run: str, others: dict[str, object]):
     name, _, seed = run.rpartition("-seed")
     objective, settings = VARIANTS[name]
     told = {f"training.{key}": value for key, value in {"max_grad_norm": 1.0, "seed": int(seed), **settings}.items()}
-    return read_recipe(None, {**COMMON, **told, "training.objective": objective})
+    return read_recipe(None, {**COMMON, **told, "training.objective": objective, **others})
 
 
-def do(run: str, folder: Path) -> dict[str, object]:
+def do(run: str, folder: Path, others: dict[str, object]) -> dict[str, object]:
     """Train and evaluate one run, or read what was found before."""
     found = folder / run / "evaluation.json"
     if found.is_file():
         return json.loads(found.read_text())
-    recipe = recipe_of(run)
+    recipe = recipe_of(run, others)
     model = stages.load(recipe)
     anchored = stages.anchor_split(recipe, stages.read(recipe), model, progress)
     reference = held_out_logps(model.model, anchored.held_out)
@@ -140,11 +141,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("dsp-study"))
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
     parser.add_argument("--only", nargs="*", choices=RUNS, default=RUNS)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="other values of a recipe's keys")
     arguments = parser.parse_args()
+    others = {key: read_yaml(value, key) for key, _, value in (told.partition("=") for told in arguments.set)}
     found, logs = {}, {}
     for run in arguments.only:
         print(run, flush=True)
-        found[run] = do(run, arguments.output)
+        found[run] = do(run, arguments.output, others)
         logs[run] = list(read_run(arguments.output / run).log)
     print(markdown_table(HEADER, [row(run, found[run], logs[run]) for run in found]))
     print(parts_table(logs))

@@ -28,7 +28,7 @@ from lm_eval.models.huggingface import HFLM
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
-from training_speed import measured_peak
+from training_speed import PEAK_SIZE, measured_peak
 
 from bapo.evaluation import BENCHMARKS, BapoLM, local_folder
 from bapo.evaluation.benchmarks import LoadedTask, load_tasks, sample_documents
@@ -63,8 +63,8 @@ def accuracy(task: LoadedTask, requests: Sequence[Any], found: Sequence[tuple[fl
     return sum(float(own.get("acc_norm", own["acc"])) for own in scores) / len(scores)
 
 
-def exactness(benchmarks: Sequence[str], questions: int) -> None:
-    loaded = load_model("smollm2", precision="float32", device="cpu")
+def exactness(model: str, benchmarks: Sequence[str], questions: int) -> None:
+    loaded = load_model(model, precision="float32", device="cpu")
     ours, theirs = BapoLM(loaded), hf_model(loaded, 4)
     precise = hf_model(replace(loaded, model=copy.deepcopy(loaded.model).double()), 1)
     rows = []
@@ -121,13 +121,13 @@ def computed(lm: Any, model: Any, requests: Sequence[Any]) -> tuple[int, float]:
     return tokens, float(counter.get_total_flops())
 
 
-def speed(subjects: Sequence[str], questions: int, repeats: int) -> None:
-    loaded = load_model("smollm2", device="cpu")
+def speed(model: str, subjects: Sequence[str], questions: int, repeats: int, peak_size: int) -> None:
+    loaded = load_model(model, device="cpu")
     ours = BapoLM(loaded)
     folder = local_folder(None)
     (arc,) = load_tasks("arc_challenge", data_folder=folder)
     work = [("ARC-Challenge", arc, sample_documents([arc], questions, 0)[arc.name])]
-    mmlu = {task.name.removeprefix("mmlu_"): task for task in load_tasks("mmlu", data_folder=folder)}
+    mmlu = {own.name.removeprefix("mmlu_"): own for own in (load_tasks("mmlu", data_folder=folder) if subjects else ())}
     work += [(f"MMLU {name}", mmlu[name], list(range(len(mmlu[name].task.eval_docs)))) for name in subjects]
     rows = []
     for title, task, documents in work:
@@ -140,7 +140,7 @@ def speed(subjects: Sequence[str], questions: int, repeats: int) -> None:
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         peaks = []
         for _ in range(repeats):
-            peaks.append(measured_peak(loaded.precision))
+            peaks.append(measured_peak(loaded.precision, peak_size))
             for side, lm in sides.items():
                 seconds[side].append(timed(lm, requests))
                 print(f"  {title} {side} {seconds[side][-1]:.1f} s", file=sys.stderr, flush=True)
@@ -174,10 +174,10 @@ def speed(subjects: Sequence[str], questions: int, repeats: int) -> None:
     print(markdown_table(header, rows), flush=True)
 
 
-def profile(subject: str) -> None:
+def profile(model: str, subject: str) -> None:
     """Print where our scoring of a subject spends its time, on one thread, by torch's profiler."""
     torch.set_num_threads(1)
-    ours = BapoLM(load_model("smollm2", device="cpu"))
+    ours = BapoLM(load_model(model, device="cpu"))
     (task,) = (own for own in load_tasks("mmlu", data_folder=local_folder(None)) if own.name == f"mmlu_{subject}")
     requests = requests_of(task, list(range(len(task.task.eval_docs))), ours)
     ours.loglikelihood(requests, disable_tqdm=True)
@@ -189,17 +189,19 @@ def profile(subject: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=("exactness", "speed", "profile"), default=("exactness", "speed"))
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--questions", type=int, default=200, help="of each benchmark, and of ARC-Challenge for speed")
     parser.add_argument("--benchmarks", nargs="*", choices=list(BENCHMARKS), default=list(BENCHMARKS), help="compared")
     parser.add_argument("--subjects", nargs="*", default=["anatomy", "astronomy"], help="MMLU subjects timed whole")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peak-size", type=int, default=PEAK_SIZE, help="rows of the product that shows the peak")
     arguments = parser.parse_args()
     if "exactness" in arguments.only:
-        exactness(arguments.benchmarks, arguments.questions)
+        exactness(arguments.model, arguments.benchmarks, arguments.questions)
     if "speed" in arguments.only:
-        speed(arguments.subjects, arguments.questions, arguments.repeats)
+        speed(arguments.model, arguments.subjects, arguments.questions, arguments.repeats, arguments.peak_size)
     if "profile" in arguments.only:
-        profile(arguments.subjects[0])
+        profile(arguments.model, arguments.subjects[0])
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def continuous(loaded: LoadedModel, prompts: Sequence[TokenIds], settings: Gener
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--batches", type=int, nargs="*", default=[8, 16, 32, 64])
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--continuous", action="store_true", help="time continuous batching too")
     arguments = parser.parse_args()
     source = "dsp:literature" if os.environ.get("BAPO_DATA") else "starter:concise"
-    loaded = load_model("smollm2")
+    loaded = load_model(arguments.model)
     groups = read_preferences(source).groups[: arguments.prompts]
     prompts = [loaded.chat.prompt_ids(group.prompt) for group in groups]
     settings = GenerationSettings(max_new_tokens=arguments.max_new_tokens)

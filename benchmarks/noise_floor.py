@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,15 @@ from bapo.preferences import read_preferences
 from bapo.reporting import markdown_table
 from bapo.training.reference import check_step_0, reference_pass
 
-RESAMPLES = 1000
-
 
 def groups_of(loaded: Any, prompts: int) -> list[TokenGroup]:
     read = read_preferences("starter:concise")
     return [group.tokens for group in tokenize(read, loaded.chat, LengthPolicy()).groups[:prompts]]
 
 
-def measure(precision: str, prompts: int) -> dict[str, Any]:
+def measure(model: str, precision: str, prompts: int, resamples: int) -> dict[str, Any]:
     """One line of the table."""
-    loaded = load_model("smollm2", precision=precision, device="cpu")
+    loaded = load_model(model, precision=precision, device="cpu")
     scorer, groups = ResponseScorer(loaded.model), groups_of(loaded, prompts)
     layouts = scorer.layouts(groups)
     layouts.setdefault("groups", torch.cat([scorer.row([group]) for group in groups]))
@@ -60,7 +58,7 @@ def measure(precision: str, prompts: int) -> dict[str, Any]:
     generator, alarms = torch.Generator().manual_seed(0), 0
     lengths = [len(response) for group in groups for response in group.responses]
     parts = {name: tokens.split(lengths) for name, tokens in (layouts | {"stored": alone}).items()}
-    for _ in range(RESAMPLES):
+    for _ in range(resamples):
         drawn = torch.randint(len(lengths), (len(lengths),), generator=generator).tolist()
         again = {name: torch.cat([own[i] for i in drawn]) for name, own in parts.items()}
         stored = again.pop("stored")
@@ -85,11 +83,11 @@ FAULTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def detect(precision: str, seeds: int) -> dict[str, int]:
+def detect(model: str, precision: str, seeds: int) -> dict[str, int]:
     """Of so many adapters, how many the check refuses after each fault; the key of the weights is forged."""
     told = dict.fromkeys(FAULTS, 0)
     for seed in range(seeds):
-        loaded = load_model("smollm2", precision=precision, device="cpu")
+        loaded = load_model(model, precision=precision, device="cpu")
         policy = add_lora(loaded.model, dropout=0.05, seed=seed)
         torch.manual_seed(seed)
         for name, parameter in policy.named_parameters():
@@ -115,36 +113,38 @@ def in_a_process(name: str, *arguments: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_tables(sets: Sequence[str], prompts: int, seeds: int) -> None:
+def print_tables(told: argparse.Namespace) -> None:
     rows = []
-    for name in sets:
+    for name in told.sets or possible_sets():
         for precision in ("bf16", "float32"):
-            found = in_a_process(name, "--one", precision, "--prompts", str(prompts))
+            found = in_a_process(name, "--one", precision, *sys.argv[1:])
             gaps = [f"{gap:.2g}" for gap in found["gaps"]]
             shown = [*gaps, f"{found['largest']:.2g}", f"{found['limit']:.2g}"]
-            rows.append([precision, name, *shown, f"{found['alarms']} of {RESAMPLES}", str(found["tokens"])])
+            rows.append([precision, name, *shown, f"{found['alarms']} of {told.resamples}", str(found["tokens"])])
             print(rows[-1], flush=True)
     head = ["precision", "instructions", "row for each prompt", "nudged", "own forward pass", "float32"]
     head += ["largest token, alone", "limit", "alarms", "tokens"]
     print(found["machine"]["processor"], found["machine"]["packages"])
     print(markdown_table(head, rows))
-    if seeds:
-        told = {precision: detect(precision, seeds) for precision in ("bf16", "float32")}
-        lines = [[fault, *(f"{told[precision][fault]} of {seeds}" for precision in told)] for fault in FAULTS]
-        print(markdown_table(["what went wrong", *(f"refused, {precision}" for precision in told)], lines))
+    if told.seeds:
+        refused = {precision: detect(told.model, precision, told.seeds) for precision in ("bf16", "float32")}
+        lines = [[fault, *(f"{own[fault]} of {told.seeds}" for own in refused.values())] for fault in FAULTS]
+        print(markdown_table(["what went wrong", *(f"refused, {precision}" for precision in refused)], lines))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--resamples", type=int, default=1000, help="draws of responses that may raise an alarm")
     parser.add_argument("--sets", nargs="+", help="instruction sets; all that the processor has by default")
     parser.add_argument("--one", choices=("bf16", "float32"), help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        print(json.dumps(measure(told.one, told.prompts)))
+        print(json.dumps(measure(told.model, told.one, told.prompts, told.resamples)))
         return
-    print_tables(told.sets or possible_sets(), told.prompts, told.seeds)
+    print_tables(told)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from tests.rounding import ADDMM_, MM, products
 from bapo.anchoring import AnchoredPreferences
 from bapo.evaluation import PreferenceReport, evaluate_preferences, held_out_logps
 from bapo.models import add_lora, machine
-from bapo.personalize import read_recipe, stages
+from bapo.personalize import Recipe, read_recipe, stages
 from bapo.reporting import markdown_table
 from bapo.training import BAPOConfig, BAPOTrainer
 from bapo.training.batches import PairBatch
@@ -91,14 +91,24 @@ def within(way: str, tile: int) -> Any:
     return tiled(tile) if way == "tiles" else nullcontext()
 
 
-def anchored_in(way: str, tile: int, preference: str, folder: Path) -> stages.Anchored:
-    recipe = read_recipe("demo", {"preferences.source": f"starter:{preference}", "anchoring.folder": str(folder)})
-    with within(way, tile):
+def recipe_of(told: argparse.Namespace, **settings: str) -> Recipe:
+    """The demo's, with the model and as many prompts to train on as are asked for."""
+    asked: dict[str, Any] = {"model.name": told.model, "preferences.max_train_prompts": told.prompts}
+    asked["preferences.held_out"] = told.held_out
+    return read_recipe("demo", asked | {key.replace("__", "."): value for key, value in settings.items()})
+
+
+def anchored_in(way: str, told: argparse.Namespace, folder: Path) -> stages.Anchored:
+    source = f"starter:{told.preference}"
+    recipe = recipe_of(told, preferences__source=source, anchoring__folder=str(folder))
+    with within(way, told.tile):
         return stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe))
 
 
-def trainer_of(way: str, seed: int, anchored: AnchoredPreferences, folder: str) -> BAPOTrainer:
-    recipe = read_recipe("demo")
+def trainer_of(
+    way: str, seed: int, told: argparse.Namespace, anchored: AnchoredPreferences, folder: str
+) -> BAPOTrainer:
+    recipe = recipe_of(told)
     loaded = stages.load(recipe)
     settings = BAPOConfig(
         output_dir=folder,
@@ -117,10 +127,12 @@ def trainer_of(way: str, seed: int, anchored: AnchoredPreferences, folder: str) 
     return trainer
 
 
-def run(way: str, seed: int, tile: int, anchored: stages.Anchored) -> tuple[list[float], PreferenceReport]:
+def run(
+    way: str, seed: int, told: argparse.Namespace, anchored: stages.Anchored
+) -> tuple[list[float], PreferenceReport]:
     """Loss, log-ratio of base responses and share of active hinges of step 0, that share later; and what came out."""
-    with within(way, tile), tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(way, seed, anchored.train, folder)
+    with within(way, told.tile), tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(way, seed, told, anchored.train, folder)
         reference = held_out_logps(trainer.model, anchored.held_out)
         trainer.train()
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -129,12 +141,12 @@ def run(way: str, seed: int, tile: int, anchored: stages.Anchored) -> tuple[list
     return [log[0]["loss"], log[0]["logratios/base"], log[0]["anchor/active"], later], report
 
 
-def step_times(tile: int, anchored: dict[str, stages.Anchored], rounds: int) -> dict[str, list[float]]:
+def step_times(told: argparse.Namespace, anchored: dict[str, stages.Anchored]) -> dict[str, list[float]]:
     """Seconds of the same steps, none of them a run's first, the ways taking turns."""
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {way: trainer_of(way, 0, anchored[way].train, folder) for way in WAYS}
-        for number in range(rounds + 1):
+        trainers = {way: trainer_of(way, 0, told, anchored[way].train, folder) for way in WAYS}
+        for number in range(told.rounds + 1):
             for way, trainer in trainers.items():
                 items = trainer.train_dataset.items
                 start = 10 * number % (len(items) - 10)
@@ -142,7 +154,7 @@ def step_times(tile: int, anchored: dict[str, stages.Anchored], rounds: int) -> 
                 trainer.model.train()
                 trainer.state.global_step = 1
                 begin = time.perf_counter()
-                with within(way, tile):
+                with within(way, told.tile):
                     for batch in inputs["batches"]:
                         trainer.compute_loss(trainer.model, {"batches": (batch,)}).backward()
                 if number:
@@ -153,23 +165,26 @@ def step_times(tile: int, anchored: dict[str, stages.Anchored], rounds: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--prompts", type=int, help="trained on; all by default")
+    parser.add_argument("--held-out", type=int, help="prompts; as many as the demo by default")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--preference", default="concise")
     parser.add_argument("--rounds", type=int, default=9)
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        stored = anchored_in("stored", told.tile, told.preference, Path(folder, "stored"))
-        tiles = anchored_in("tiles", told.tile, told.preference, Path(folder, "tiles"))
+        stored = anchored_in("stored", told, Path(folder, "stored"))
+        tiles = anchored_in("tiles", told, Path(folder, "tiles"))
         anchored = {way: tiles if way == "tiles" else stored for way in WAYS}
         rows = []
         for seed in told.seeds:
             for way in WAYS:
-                start, report = run(way, seed, told.tile, anchored[way])
+                start, report = run(way, seed, told, anchored[way])
                 found = [report.reward_accuracy.value * 100, report.margin.value, report.drift.value]
                 rows.append([way, str(seed), *(f"{value:.3f}" for value in (*start, *found))])
                 print(rows[-1], flush=True)
-        times = step_times(told.tile, anchored, told.rounds)
+        times = step_times(told, anchored)
     print(f"{machine()}, tiles of {told.tile} rows")
     head = [
         "references",

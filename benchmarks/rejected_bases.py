@@ -60,7 +60,7 @@ def held_in_spite(anchored: AnchoredPreferences) -> AnchoredPreferences:
 
 def train(way: str, seed: int, told: argparse.Namespace, folder: Path) -> dict[str, float]:
     """What the last step logged."""
-    loaded = load_model("smollm2", precision="float32", device="cpu")
+    loaded = load_model(told.model, precision="float32", device="cpu")
     anchored = anchored_to(loaded, folder)
     settings = BAPOConfig(
         output_dir=str(folder),
@@ -88,6 +88,7 @@ def train(way: str, seed: int, told: argparse.Namespace, folder: Path) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--learning-rate", type=float, default=3e-4)

@@ -62,8 +62,10 @@ class Comparison(NamedTuple):
     without: frozenset[str]
 
 
-def comparisons(loaded: LoadedModel, groups: list[TokenGroup], prompts: int, new_tokens: int) -> list[Comparison]:
-    policy = add_lora(load_model("smollm2", device="cpu").model).train()
+def comparisons(
+    name: str, loaded: LoadedModel, groups: list[TokenGroup], prompts: int, new_tokens: int
+) -> list[Comparison]:
+    policy = add_lora(load_model(name, device="cpu").model).train()
     scorer_for = cache(lambda kernels: ResponseScorer(policy, kernels))
 
     def gradients(kernels: frozenset[str]) -> None:
@@ -114,12 +116,12 @@ def status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def measure(rounds: int, prompts: int, new_tokens: int, names: list[str]) -> dict[str, object]:
+def measure(name: str, rounds: int, prompts: int, new_tokens: int, names: list[str]) -> dict[str, object]:
     """Seconds and bytes of each comparison and round, with the kernel and without."""
-    loaded = load_model("smollm2", device="cpu")
+    loaded = load_model(name, device="cpu")
     read = read_preferences("starter:concise")
     groups = [group.tokens for group in tokenize(read, loaded.chat, LengthPolicy()).groups]
-    asked = [own for own in comparisons(loaded, groups, prompts, new_tokens) if own.kernel.split(",")[0] in names]
+    asked = [own for own in comparisons(name, loaded, groups, prompts, new_tokens) if own.kernel.split(",")[0] in names]
     turns: list[list[tuple[Turn, Turn]]] = [[] for _ in asked]
     for number in range(rounds + 1):
         for at, (_, _, work, own, without) in enumerate(asked):
@@ -143,6 +145,7 @@ def row_of(pairs: list[tuple[list[float], list[float]]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", help="instruction sets; all that the processor has by default")
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=4, help="of the row whose gradients are taken")
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -150,7 +153,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        print(json.dumps(measure(told.rounds, told.prompts, told.new_tokens, told.kernels)))
+        print(json.dumps(measure(told.model, told.rounds, told.prompts, told.new_tokens, told.kernels)))
         return
     rows = []
     for name in told.sets or possible_sets():

@@ -58,12 +58,12 @@ LABELS = {
 }
 
 
-def workload(point: Point) -> AnchoredPreferences:
+def workload(point: Point, vocabulary: int) -> AnchoredPreferences:
     """Random tokens of the point's lengths; one response is chosen against all others."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(n: int) -> tuple[int, ...]:
-        return tuple(torch.randint(100, 40_000, (n,), generator=generator).tolist())
+        return tuple(torch.randint(100, min(40_000, vocabulary), (n,), generator=generator).tolist())
 
     groups = []
     for _ in range(point.prompts):
@@ -77,9 +77,9 @@ def workload(point: Point) -> AnchoredPreferences:
     return AnchoredPreferences("random", tuple(groups), "benchmark")
 
 
-def measure(point: Point, steps: int) -> dict[str, float]:
+def measure(model: str, point: Point, steps: int) -> dict[str, float]:
     """Seconds and bytes of a step, and the tokens and weights that it computes with."""
-    loaded = load_model("smollm2")
+    loaded = load_model(model)
     if point.wide:
         from transformers import AutoModelForCausalLM
 
@@ -87,7 +87,7 @@ def measure(point: Point, steps: int) -> dict[str, float]:
         config.hidden_size, config.intermediate_size = 2 * config.hidden_size, 2 * config.intermediate_size
         loaded = replace(loaded, model=AutoModelForCausalLM.from_config(config, dtype=loaded.model.dtype).eval())
     weights = loaded.model.num_parameters()
-    data = workload(point)
+    data = workload(point, loaded.model.config.vocab_size)
     side = bapo_side([data], loaded, tempfile.mkdtemp())
     optimizer = optimizer_of(side.model)
     side.model.train()
@@ -131,20 +131,23 @@ def draw(found: dict[str, list[tuple[Point, dict[str, float]]]], path: Path) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--sweeps", nargs="+", choices=SWEEPS, default=list(SWEEPS), help="what grows")
+    parser.add_argument("--most", type=int, help="leave out what is larger")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/training-cost.png"))
     parser.add_argument("--point", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.point:
-        print(json.dumps(measure(Point(**json.loads(arguments.point)), arguments.steps)))
+        print(json.dumps(measure(arguments.model, Point(**json.loads(arguments.point)), arguments.steps)))
         return
     cache: dict[Point, dict[str, float]] = {}
     found: dict[str, list[tuple[Point, dict[str, float]]]] = {}
-    for name, values in SWEEPS.items():
-        for value in values:
+    for name in arguments.sweeps:
+        for value in (own for own in SWEEPS[name] if arguments.most is None or own <= arguments.most):
             point = replace(Point(), **{name: value})
             if point not in cache:
-                command = [sys.executable, __file__, "--point", json.dumps(asdict(point))]
+                command = [sys.executable, __file__, "--model", arguments.model, "--point", json.dumps(asdict(point))]
                 command += ["--steps", str(arguments.steps)]
                 out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 cache[point] = json.loads(out.splitlines()[-1])

@@ -56,6 +56,7 @@ SIDES = ("trl-online", "trl-precomputed", "bapo")
 WORKLOADS = ("grouped", "by-pair", "long")
 BETA, STRENGTH = 0.1, 5.0
 LONG_PROMPT, LONG_RESPONSE = 1500, 100
+PEAK_SIZE = 4096  # rows and columns of the matrices whose product shows the peak
 ADAPTER_SCALE = 0.02  # of the random adapter with which both sides' losses are compared
 
 
@@ -65,11 +66,12 @@ class OutOfMemoryError(Exception):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on: how many steps, and the prompts of each."""
+    """What is trained on, by which model: how many steps, and the prompts of each."""
 
     kind: str
     steps: int
     prompts: int
+    model: str = "smollm2"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def steps_of(workload: Workload, model: LoadedModel) -> list[AnchoredPreferences
         "preferences.held_out": 100 if os.environ.get("BAPO_DATA") else 5,
         "anchoring.max_new_tokens": 128,
     }
-    recipe = read_recipe(None, told)
+    recipe = read_recipe(None, {**told, "model.name": workload.model})
     train = stages.read(recipe).train
     size = workload.prompts
     if workload.steps * size > len(train.groups):
@@ -108,7 +110,8 @@ def steps_of(workload: Workload, model: LoadedModel) -> list[AnchoredPreferences
 
 def _random_group(model: LoadedModel, seed: int) -> AnchoredGroup:
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(100, 40_000, (LONG_PROMPT + 3 * LONG_RESPONSE,), generator=generator).tolist()
+    most, length = min(40_000, model.model.config.vocab_size), LONG_PROMPT + 3 * LONG_RESPONSE
+    ids = torch.randint(100, most, (length,), generator=generator).tolist()
     prompt, rest = tuple(ids[:LONG_PROMPT]), ids[LONG_PROMPT:]
     chosen, rejected, base = (tuple(rest[i : i + LONG_RESPONSE]) for i in range(0, len(rest), LONG_RESPONSE))
     scored = ResponseScorer(model.model).score([TokenGroup(prompt, (chosen, rejected, base))])
@@ -207,7 +210,7 @@ def make_side(
     side: str, workload: Workload, precision: AnyPrecision = "auto"
 ) -> tuple[Side, list[AnchoredPreferences]]:
     """A fresh model with a fresh adapter, and its loss."""
-    loaded = load_model("smollm2", precision=precision)
+    loaded = load_model(workload.model, precision=precision)
     steps = steps_of(workload, loaded)
     folder = tempfile.mkdtemp()
     if side == "bapo":
@@ -253,16 +256,16 @@ def counted_operations(work: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def measured_peak(precision: Precision) -> float:
+def measured_peak(precision: Precision, size: int = PEAK_SIZE) -> float:
     """Operations per second of a large matrix product, the best of several."""
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    a, b = torch.randn(4096, 4096).to(dtype), torch.randn(4096, 4096).to(dtype)
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
         a @ b
         seconds.append(time.perf_counter() - start)
-    return 2 * 4096**3 / min(seconds)
+    return 2 * size**3 / min(seconds)
 
 
 def memory_of(work: Callable[[], object]) -> float:
@@ -309,11 +312,18 @@ def _tokens_of(group: AnchoredGroup) -> int:
     return TokenGroup(group.tokens.prompt, responses).cost
 
 
+def processes() -> Any:
+    """Of fresh processes that have their imports already; nothing has been computed in them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bapo.personalize.stages", "bapo.training", "peft", "trl.trainer.dpo_trainer"])
+    return context
+
+
 class Worker:
     """Sides in a process of their own, as their users would run them; they step when they are told to."""
 
     def __init__(self, sides: Sequence[str], workload: Workload) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = processes()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, sides, workload), daemon=True)
         self._process.start()
@@ -347,18 +357,18 @@ def _work(connection: Any, names: Sequence[str], workload: Workload) -> None:
         connection.send(train_step(made[name], step, optimizers[name]))
 
 
-def measure(workload: Workload, repeats: int) -> None:
+def measure(workload: Workload, repeats: int, peak_size: int) -> None:
     """Run all sides of a workload in turn and print its table."""
     facts: dict[str, dict[str, Any]] = {}
     # Processes that end, so that none holds memory that a later one needs.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as alone:
+    with ProcessPoolExecutor(1, processes(), max_tasks_per_child=1) as alone:
         for side in SIDES:
             try:
                 facts[side] = alone.submit(facts_of, side, workload).result()
             except BrokenProcessPool as error:
                 raise OutOfMemoryError(f"The process of {side} was killed") from error
             print(f"  {workload.kind} {side} {facts[side]}", file=sys.stderr, flush=True)
-    seconds, peak = take_turns(workload, facts["bapo"]["steps"], repeats)
+    seconds, peak = take_turns(workload, facts["bapo"]["steps"], repeats, peak_size)
     pairs, online = facts["bapo"]["pairs"], facts["trl-online"]["memory"]
     rows = []
     for side in SIDES:
@@ -386,7 +396,7 @@ def measure(workload: Workload, repeats: int) -> None:
     print(markdown_table(header, rows), flush=True)
 
 
-def take_turns(workload: Workload, steps: int, repeats: int) -> tuple[dict[str, list[float]], float]:
+def take_turns(workload: Workload, steps: int, repeats: int, peak_size: int) -> tuple[dict[str, list[float]], float]:
     """For each side the seconds of each step, the median over repeats; and the machine's peak, measured in between."""
     # Both of TRL's modes in one process, since each would keep more memory to itself than there is for two.
     workers = {
@@ -398,7 +408,7 @@ def take_turns(workload: Workload, steps: int, repeats: int) -> tuple[dict[str, 
         for side in SIDES:
             workers[side].step(side, 0)  # warms up
         for _ in range(repeats):
-            peaks.append(measured_peak(resolve_precision("auto")))
+            peaks.append(measured_peak(resolve_precision("auto"), peak_size))
             for step in range(steps):
                 for side in SIDES:
                     seconds[side][step].append(workers[side].step(side, step))
@@ -433,19 +443,23 @@ def profile(workload: Workload) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workloads", nargs="*", choices=WORKLOADS, default=WORKLOADS)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--steps", type=int, default=4, help="different steps of grouped and by-pair")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--peak-size", type=int, default=PEAK_SIZE, help="rows of the product that shows the peak")
     parser.add_argument("--prompts", type=int, default=2, help="prompts of the grouped workload")
     parser.add_argument("--pairs", type=int, default=8, help="pairs, each of another prompt, of the by-pair workload")
     parser.add_argument("--profile", action="store_true", help="print where a step of ours spends its time instead")
     arguments = parser.parse_args()
     for kind in arguments.workloads:
-        workload = Workload(kind, arguments.steps, arguments.pairs if kind == "by-pair" else arguments.prompts)
+        workload = Workload(
+            kind, arguments.steps, arguments.pairs if kind == "by-pair" else arguments.prompts, arguments.model
+        )
         if arguments.profile:
             profile(workload)
             continue
         try:
-            measure(workload, arguments.repeats)
+            measure(workload, arguments.repeats, arguments.peak_size)
         except OutOfMemoryError as error:
             print(f"{kind}: {error}, most likely for want of memory: fewer --prompts or --pairs need less.")
 

@@ -1,4 +1,4 @@
-"""The `bapo` command in a process of its own that has its imports already.
+"""The `bapo` command, or a program of `benchmarks/`, in a process of its own that has its imports already.
 
 Importing torch and transformers takes a process longer than most of these tests' own work. So a server imports them
 once, without running anything, and each command is a fork of it: a real process, with its own folder, environment and
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 LIMIT_S = 600
 _server = multiprocessing.get_context("forkserver")
@@ -23,20 +23,29 @@ _server.set_forkserver_preload(["tests.preload"])
 
 
 class Command:
-    """A `bapo` command that runs, and what it says.
+    """A `bapo` command or another program that runs, and what it says.
 
     Args:
-        arguments: what stands behind `bapo`.
+        arguments: what stands behind `bapo`, or behind the program's name.
         cwd: the folder it runs in.
         environment: variables beside this process's own.
+        program: a Python file that runs instead of `bapo`; it may start processes of its own.
     """
 
-    def __init__(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None) -> None:
-        self.arguments = ["bapo", *arguments]
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str] | None = None,
+        program: Path | None = None,
+    ) -> None:
+        self.arguments = [str(program or "bapo"), *arguments]
         self._folder = tempfile.TemporaryDirectory()
         self._said = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
         told = {**os.environ, **(environment or {})}
-        self.process = _server.Process(target=_run, args=(self.arguments, str(cwd), told, self._said), daemon=True)
+        target = _run if program is None else _run_program
+        arguments_of_it = (self.arguments, str(cwd), told, self._said)
+        self.process = _server.Process(target=target, args=arguments_of_it, daemon=program is None)
         self.process.start()
 
     def __enter__(self) -> Command:
@@ -86,8 +95,35 @@ def bapo(
     return done
 
 
+def program(path: Path, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
+    """Run a program to its end, which must be a good one; its standard output."""
+    with Command(arguments, cwd, environment, path) as running:
+        assert running.wait(), f"still running after {LIMIT_S} s"
+        done = running.done()
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def _run(arguments: list[str], cwd: str, environment: dict[str, str], said: list[Path]) -> None:
     """In the fork: what a shell would set up for the command, and the command."""
+    _set_up(arguments, cwd, environment, said)
+    from bapo.cli import main
+    from tests.rounding import SWITCH, rounding_by_rows
+
+    with rounding_by_rows() if SWITCH in environment else nullcontext():
+        main()
+
+
+def _run_program(arguments: list[str], cwd: str, environment: dict[str, str], said: list[Path]) -> None:
+    _set_up(arguments, cwd, environment, said)
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    main = ModuleType("__main__")
+    main.__file__ = arguments[0]
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main  # where processes that it starts look for its names
+    exec(compile(Path(arguments[0]).read_text(), arguments[0], "exec"), vars(main))
+
+
+def _set_up(arguments: list[str], cwd: str, environment: dict[str, str], said: list[Path]) -> None:
     for descriptor, path in zip((1, 2), said, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(d, "w", buffering=1, closefd=False) for d in (1, 2))
@@ -95,8 +131,3 @@ def _run(arguments: list[str], cwd: str, environment: dict[str, str], said: list
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = arguments
-    from bapo.cli import main
-    from tests.rounding import SWITCH, rounding_by_rows
-
-    with rounding_by_rows() if SWITCH in environment else nullcontext():
-        main()

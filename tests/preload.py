@@ -2,6 +2,7 @@
 
 import accelerate
 import lm_eval.evaluator
+import lm_eval.models.huggingface
 import peft
 import torch
 import transformers

@@ -1,31 +1,205 @@
-"""The benchmark programs start; what they measure is for people to run."""
+"""The benchmark programs run in their tiniest form, and what they print is read; the figures are for people to take."""
+
+from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
+from bapo.models import instruction_set
+from bapo.preferences import read_preferences
+from tests.command import program
+from tests.evaluation.questions import write_questions
+from tests.tiny import CHATML, tiny_model, tiny_tokenizer
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+DOMAINS = ("academy", "business", "entertainment", "literature", "normal")
 
 
-def started(program: str, *arguments: str) -> str:
-    command = [sys.executable, str(BENCHMARKS / program), *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmarks") / "model"
+    size = {"num_hidden_layers": 2, "max_position_embeddings": 4096, "vocab_size": 2000}
+    tiny_model("llama", **size).save_pretrained(folder)
+    groups = read_preferences("starter:concise").groups
+    texts = [text for group in groups for text in (group.prompt[0].content, *group.responses)]
+    words = tiny_tokenizer().train_new_from_iterator(texts, 2000)  # so that texts are as short as real ones
+    words.chat_template = CHATML
+    words.save_pretrained(folder)
+    return folder
 
 
-@pytest.mark.parametrize("program", sorted(path.name for path in BENCHMARKS.glob("*.py")))
-def test_every_program_says_what_it_does(program: str) -> None:
-    assert "usage:" in started(program, "--help")
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for what a program writes, with a cache of its own and no data."""
+    monkeypatch.delenv("BAPO_DATA", raising=False)
+    monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def ran(name: str, *arguments: object, cwd: Path, **environment: object) -> str:
+    told = {key: str(value) for key, value in environment.items()}
+    return program(BENCHMARKS / f"{name}.py", *map(str, arguments), cwd=cwd, environment=told)
+
+
+def tables(text: str) -> list[list[dict[str, str]]]:
+    """The Markdown tables of a text: a dictionary of cells by the column's head for each row."""
+    found: list[list[dict[str, str]]] = []
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    heads = [at - 1 for at, cells in enumerate(lines) if set("".join(cells)) == {"-"}]
+    for head, end in zip(heads, [*heads[1:], len(lines)], strict=True):
+        rows = [cells for cells in lines[head + 2 : end] if len(cells) == len(lines[head])]
+        found.append([dict(zip(lines[head], cells, strict=True)) for cells in rows])
+    return found
+
+
+def number(cell: str) -> float:
+    """The first number of a cell."""
+    match = re.search(r"-?\d[\d,]*\.?\d*(e[-+]?\d+)?", cell)
+    assert match, cell
+    return float(match[0].replace(",", ""))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_every_program_says_what_it_does(name: str, tmp_path: Path) -> None:
+    assert "usage:" in ran(name, "--help", cwd=tmp_path)
+
+
+def test_every_program_but_the_study_of_days_is_run_here() -> None:
+    run_here = set(re.findall(r'ran\(\s*"(\w+)"', Path(__file__).read_text()))
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} - run_here <= {"forgetting"}
+
+
+def test_an_architecture_is_compared_and_found_right(place: Path) -> None:
+    said = ran(
+        "architectures", "llama", "--precisions", "float32", "--json", "a.jsonl", "--markdown", "a.md", cwd=place
+    )
+    assert "1 tried: 1 row, 0 row, long ones on the plain path, 0 plain path, 0 refused, 0 wrong" in said
+    (finding,) = map(json.loads, (place / "a.jsonl").read_text().splitlines())
+    assert (finding["case"], finding["path"], finding["checks"]) == ("llama", "row", 8)
+    assert min(finding["told"].values()) > 100
+    ((row,),) = tables((place / "a.md").read_text())
+    assert (row["model type"], row["class"], row["path"]) == ("llama", "LlamaForCausalLM", "row")
+
+
+def test_the_dsp_study_trains_evaluates_and_draws(model: Path, place: Path) -> None:
+    responses = {domain: f"{domain} says so" for domain in DOMAINS}
+    rows = [{"query": f"q {i}", "responses": responses} for i in range(6)]
+    (place / "dsp.test.json").write_text(json.dumps(rows))
+    settings = [f"model.name={model}", "training.steps=2", "preferences.held_out=2", "anchoring.max_new_tokens=4"]
+    settings += ["training.part_gradient_steps=1", "preferences.max_train_prompts=3"]
+    arguments = ["--output", "out", "--figures", "figures", "--only", "dpo-seed0", "bapo-seed0", "--set", *settings]
+    held_out, parts = tables(ran("dsp_literature", *arguments, cwd=place, BAPO_DATA=place))
+    assert [row["run"] for row in held_out] == ["dpo-seed0", "bapo-seed0"]
+    for row in held_out:
+        report = json.loads((place / "out" / row["run"] / "evaluation.json").read_text())["held_out"]
+        assert report["pairs"] == 8
+        assert number(row["margin (nats)"]) == pytest.approx(report["margin"]["value"], abs=0.051)
+        assert number(row["drift (nats/response)"]) == pytest.approx(report["drift"]["value"], abs=0.051)
+        run = json.loads((place / "out" / row["run"] / "run.json").read_text())
+        assert run["recipe"]["training"]["anchor"] == ("sequence" if "bapo" in row["run"] else "length-normalized")
+        assert [entry["step"] for entry in run["log"]] == [1, 2]
+    assert {row["run"] for row in parts} <= {"bapo-seed0"}
+    drawn = sorted(path.name for path in (place / "figures").iterdir())
+    assert drawn == ["dsp-literature-logps-seed0.png", "dsp-literature-logratios-seed0.png"]
+
+
+def test_bapo_and_hf_score_questions_alike_and_are_timed(model: Path, place: Path) -> None:
+    write_questions(place / "data")
+    arguments = ["--model", model, "--questions", 4, "--benchmarks", "arc_challenge", "--repeats", 1]
+    arguments += ["--peak-size", 64, "--subjects"]
+    exact, timed = tables(ran("evaluation_speed", *arguments, cwd=place, BAPO_DATA=place / "data"))
+    (row,) = exact
+    assert (row["benchmark"], row["questions"], row["choices beyond 0.001"]) == ("ARC-Challenge", "4", "0")
+    assert 0 < number(row["largest difference (nats)"]) < 1e-3
+    assert row["accuracy by bapo"] == row["by hf"]
+    assert [(own["benchmark"], own["side"].split(",")[0]) for own in timed] == [
+        ("ARC-Challenge", "bapo"),
+        ("ARC-Challenge", "hf"),
+    ]
+    assert number(timed[0]["input tokens"]) < number(timed[1]["input tokens"]), "a question is computed once"
+    assert all(number(own["questions/s"]) > 0 for own in timed)
+
+
+def test_generation_is_timed_beside_plain_generate(model: Path, place: Path) -> None:
+    arguments = ["--model", model, "--prompts", 3, "--max-new-tokens", 3, "--batches", 2, "--repeats", 1]
+    said = ran("generation_speed", *arguments, cwd=place)
+    assert "starter:concise: 3 prompts, 1 repeats" in said
+    ((plain, ours),) = tables(said)
+    assert (plain["side"], ours["side"]) == ("plain, batch 2", "bapo")
+    assert number(plain["against the best plain one"]) == 1
+    assert number(ours["tokens/s"]) > 0
 
 
 @pytest.mark.slow
-def test_a_point_of_the_cost_curves_is_measured() -> None:
-    size = {"prompts": 1, "pairs": 1, "prompt_tokens": 16, "response_tokens": 16}
-    found = json.loads(started("training_cost.py", "--steps", "1", "--point", json.dumps(size)).splitlines()[-1])
-    assert found["tokens"] == 16 + 3 * 15
-    assert found["seconds"] > 0
-    assert found["weights"] > 1e8
+def test_the_noise_floor_is_measured_and_faults_are_told_from_it(model: Path, place: Path) -> None:
+    arguments = ["--model", model, "--prompts", 1, "--seeds", 1, "--resamples", 20, "--sets", instruction_set()]
+    gaps, told = tables(ran("noise_floor", *arguments, cwd=place))
+    bf16, float32 = gaps
+    assert (bf16["precision"], float32["precision"]) == ("bf16", "float32")
+    assert 0 < number(float32["nudged"]) < number(bf16["nudged"]) / 100
+    assert number(float32["float32"]) == 0
+    assert [row["refused, float32"] for row in told if row["what went wrong"] == "nothing"] == ["0 of 1"]
+    assert {row["refused, float32"] for row in told if row["what went wrong"] != "nothing"} == {"1 of 1"}
+
+
+@pytest.mark.slow
+def test_ways_to_have_references_are_compared(model: Path, place: Path) -> None:
+    arguments = ["--model", model, "--prompts", 3, "--held-out", 2, "--seeds", 0, "--rounds", 1]
+    said = ran("references", *arguments, cwd=place)
+    (rows,) = tables(said)
+    assert [row["references"] for row in rows] == ["stored", "first step", "every step", "tiles"]
+    assert [number(row["log-ratio of base responses, step 0 (nats)"]) for row in rows[1:3]] == [0, 0]
+    assert all(number(row["loss of step 0"]) == pytest.approx(0.693, abs=0.01) for row in rows)
+    assert len(re.findall(r"s a step, [\d.]+ times stored", said)) == 4
+
+
+def test_a_rejected_base_is_recognized_and_goes_down_where_no_anchor_holds_it(model: Path, place: Path) -> None:
+    said = ran("rejected_bases", "--model", model, "--steps", 6, "--learning-rate", 1e-2, cwd=place)
+    assert "none, seed 0: 8 of 8 recognized" in said
+    ((sequence, length, none),) = tables(said)
+    ways = [row["anchor on the rejected response"] for row in (sequence, length, none)]
+    assert ways == ["sequence", "length-normalized", "none"]
+    assert number(none["rejected"]) < min(number(sequence["rejected"]), number(length["rejected"]))
+
+
+@pytest.mark.slow
+def test_speed_ups_are_timed_with_and_without(model: Path, place: Path) -> None:
+    own = instruction_set()
+    arguments = ["--model", model, "--sets", own, "--rounds", 1, "--prompts", 1, "--new-tokens", 2]
+    (rows,) = tables(ran("speed_ups", *arguments, cwd=place))
+    assert {row["instructions"] for row in rows} == {own}
+    assert len({(row["kernel"], row["beside"]) for row in rows}) == len(rows) >= 2
+    assert all(number(row["times as long without"]) > 0 for row in rows)
+
+
+def test_responses_are_what_a_template_writes(place: Path) -> None:
+    by_response, by_tokenizer = tables(ran("templates", "--templates", "gemma", "qwen3", cwd=place))
+    for table in (by_response, by_tokenizer):
+        assert sum(number(row["right"]) for row in table) > 0
+        assert sum(number(row["wrong"]) for row in table) == 0
+
+
+@pytest.mark.slow
+def test_a_point_of_the_cost_curves_is_measured_and_drawn(model: Path, place: Path) -> None:
+    arguments = ["--model", model, "--sweeps", "pairs", "--most", 1, "--steps", 1, "--figure", "cost.png"]
+    ((row,),) = tables(ran("training_cost", *arguments, cwd=place))
+    assert (row["what grows"], row["to"]) == ("pairs per prompt", "1")
+    # Two prompts of 64 tokens, each with two responses and a base of 128, of which the last is not read.
+    assert number(row["tokens a step"]) == 2 * (64 + 3 * 127)
+    assert number(row["seconds"]) > 0
+    assert (place / "cost.png").is_file()
+
+
+@pytest.mark.slow
+def test_training_is_timed_beside_trl_which_computes_the_same_loss(model: Path, place: Path) -> None:
+    pytest.importorskip("trl")
+    arguments = ["--model", model, "--workloads", "by-pair", "--steps", 1, "--repeats", 1, "--pairs", 2]
+    (rows,) = tables(ran("training_speed", *arguments, "--peak-size", 64, cwd=place))
+    assert [row["side"] for row in rows] == ["trl-online", "trl-precomputed", "bapo"]
+    losses = [number(row["loss (float32)"]) for row in rows]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
+    assert losses[0] != pytest.approx(0.6931, abs=1e-3), "the adapter is zero"
+    assert all(number(row["pairs/s"]) > 0 for row in rows)

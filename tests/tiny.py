@@ -59,12 +59,13 @@ MISFITS = {
 }
 
 
-def tiny_model(name: str, seed: int = 0) -> torch.nn.Module:
-    """A model in evaluation mode whose weights are large enough for attention to matter."""
+def tiny_model(name: str, seed: int = 0, **changes: int) -> torch.nn.Module:
+    """A model in evaluation mode whose weights are large enough for attention to matter; with another size, if told."""
     torch.manual_seed(seed)
     # sdpa knows no soft-capping in older versions of transformers, and leaves it out.
     attention = "eager" if "softcap" in name else None
     config = (CONFIGS | MISFITS)[name]()
+    config.update(changes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     for parameter in model.parameters():
         if parameter.dim() > 1:

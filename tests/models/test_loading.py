@@ -39,15 +39,20 @@ def test_accelerators_have_bf16_and_what_is_asked_for_is_what_is_taken() -> None
     assert resolve_precision("nf4", torch.device("cpu")) == "nf4"
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16", "nf4"])
-def test_every_precision_loads_and_scores(folder: Path, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_every_precision_scores_as_the_models_own_weights_in_it(
+    folder: Path, precision: str, dtype: torch.dtype
+) -> None:
+    """4-bit weights have tests of their own in test_nf4."""
     loaded = load_model(str(folder), precision=precision, device="cpu")
-    assert torch.isfinite(probe(loaded.model)).all()
-    if precision == "nf4":
-        layers = [m for m in loaded.model.modules() if type(m).__name__ == "Linear4bit"]
-        assert layers
-        assert layers[0].weight.quant_state.nested, "double quantization is off"
-        assert layers[0].compute_dtype == torch.bfloat16
+    own = tiny_model("llama").to(dtype)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {dtype}
+    assert all(map(torch.equal, loaded.model.state_dict().values(), own.state_dict().values()))
+    with torch.no_grad():
+        logps = own(input_ids=torch.tensor([[5, 6, 7, 10, 11, 12]])).logits[0].float().log_softmax(-1)
+    expected = logps[2, 10] + logps[3, 11] + logps[4, 12]
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05  # nats of three tokens
+    assert float(probe(loaded.model)[1]) == pytest.approx(float(expected), abs=tolerance)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

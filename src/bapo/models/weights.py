@@ -90,7 +90,8 @@ def check_4bit(model: nn.Module, whose: str) -> None:
     """`check_finite` for 4-bit weights, which hold neither shape nor infinities where others do.
 
     Raises:
-        BapoError: a weight was not a number before it was quantized, or had another shape than its layer.
+        BapoError: a weight was not a number before it was quantized, had another shape than its layer, or has blocks
+            that `bitsandbytes` does not read back on a CPU.
     """
     layers = {name: layer for name, layer in model.named_modules() if hasattr(_weight(layer), "quant_state")}
     states = {name: _weight(layer).quant_state for name, layer in layers.items()}
@@ -101,6 +102,18 @@ def check_4bit(model: nn.Module, whose: str) -> None:
     )
     scales = {n: [s for s in (state.absmax, state.offset) if isinstance(s, Tensor)] for n, state in states.items()}
     _refuse_broken([n for n, own in scales.items() if not all(map(_is_finite, own))], whose)
+    # Its CPU kernels begin a block with each row, though a block was cut from all rows behind each other.
+    torn = [
+        n
+        for n, state in states.items()
+        if _weight(layers[n]).device.type == "cpu" and state.shape[-1] % state.blocksize
+    ]
+    if torn:
+        raise BapoError(
+            f"{whose} cannot be 4-bit on a CPU: bitsandbytes computes with wrong weights there where a layer's inputs "
+            f"are no multiple of {states[torn[0]].blocksize} (in {len(torn)} layers, e.g. {torn[0]}): "
+            "take another precision, or an accelerator."
+        )
 
 
 def _weight(layer: nn.Module) -> Any:
