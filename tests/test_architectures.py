@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.test_benchmarks import BENCHMARKS, started
+from tests.test_benchmarks import BENCHMARKS, ran
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ EXPECTED = {
 @pytest.mark.slow
 def test_a_few_of_each_path(tmp_path: Path) -> None:
     out, table = tmp_path / "found.jsonl", tmp_path / "table.md"
-    said = started("architectures.py", *EXPECTED, "--json", str(out), "--markdown", str(table))
+    said = ran("architectures", *EXPECTED, "--json", out, "--markdown", table, cwd=tmp_path)
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert {one["case"]: one["path"] for one in found} == EXPECTED
     assert said.splitlines()[-1].endswith(", 0 wrong")
