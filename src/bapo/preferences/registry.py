@@ -64,7 +64,7 @@ def source(
     """Register a reader of preferences, which are then named ``name:PART``; see `Source`."""
 
     def register(read: Reader) -> Reader:
-        shown = example or f"{name}:{next(iter(words or {}), '...')}"
+        shown = example or f"{name}:{next(iter(words or {}), 'NAME')}"
         SOURCES.add(name, Source(read, description, shown, words or {}, aliases or {}, fits, paper_rows), read)
         return read
 
@@ -77,7 +77,7 @@ def examples(*, whole: bool = False) -> str:
     Of what other packages bring only the name is told, so that nothing of theirs is loaded.
     """
     own = own_names("sources")
-    told = {name: SOURCES[name].example if name in own else f"{name}:..." for name in SOURCES}
+    told = {name: SOURCES[name].example if name in own else f"{name}:NAME" for name in SOURCES}
     for name in own:
         others = [part for part in SOURCES[name].words if f"{name}:{part}" != told[name]]
         if not others:
