@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +365,52 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     plain = trained(make(tmp_path / "a"))
     checkpointed = trained(make(tmp_path / "b", activation_checkpointing=True))
     assert relative_gap(checkpointed, plain) < 1e-5
+
+
+def test_gradient_checkpointing_keeps_no_activations_of_layers_and_computes_them_again(tmp_path: Path) -> None:
+    kept, forwards = {}, {}
+    for checkpointing in (False, True):
+        trainer = make(tmp_path / str(checkpointing), activation_checkpointing=checkpointing, strands=1, max_steps=1)
+        kept[checkpointing] = bytes_kept_by(trainer)
+        up_proj = trainer.model.base_model.model.model.layers[1].mlp.up_proj
+        calls: list[int] = []
+        trainer.add_callback(OnFirstStep(partial(up_proj.register_forward_hook, lambda *_, own=calls: own.append(1))))
+        trainer.train()
+        forwards[checkpointing] = len(calls)
+    assert max(kept[True]) < max(kept[False]) / 3
+    assert forwards[True] == forwards[False] + 1
+
+
+def bytes_kept_by(trainer: BAPOTrainer) -> list[int]:
+    """Bytes, weights aside, that each loss keeps for its backward pass, once it is computed."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+    found: list[int] = []
+    original = trainer.compute_loss
+
+    def noted(*own: Any, **named: Any) -> Any:
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = original(*own, **named)
+        found.append(sum(sizes.values()))
+        return loss
+
+    trainer.compute_loss = noted
+    return found
+
+
+class OnFirstStep(TrainerCallback):
+    def __init__(self, action: Any) -> None:
+        self.action = action
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.action()
 
 
 @pytest.mark.parametrize(
