@@ -13,6 +13,7 @@ import pytest
 
 from bapo.anchoring import AnchorStore, anchor
 from bapo.errors import BapoError
+from bapo.kernels import KERNELS
 from bapo.models import ChatFormat, LoadedModel
 from bapo.personalize import personalize, read_recipe, run_folder, stages
 from bapo.personalize.examination import BASE, Contestant, examine
@@ -68,6 +69,9 @@ def test_the_identity_of_a_run_is_every_setting_that_can_change_the_adapter(anch
         assert other != recipe.training
         same = stages._identity(recipe, other, anchored) == mine
         assert same is (name in NO_PART_OF_THE_ADAPTER), name
+    for kernels, same in (("off", False), (["strands"], False), (list(KERNELS), True)):
+        told = recipe.model_copy(update={"model": recipe.model.model_copy(update={"kernels": kernels})})
+        assert (stages._identity(told, recipe.training, anchored) == mine) is same
 
 
 def test_a_compared_objective_has_defaults_of_its_own_and_the_rest_of_the_recipe() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError, foreign
 from bapo.files import make_folder
-from bapo.kernels import chosen
+from bapo.kernels import Kernels, chosen
 from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.personalize.run_folder import (
     DONE,
@@ -331,7 +331,7 @@ def _trainer(
         policy = add_lora(policy, settings.rank, settings.alpha, settings.dropout, settings.seed)
     trainer = BAPOTrainer(
         policy,
-        args=_arguments(recipe, settings, anchored.pair_count, folder),
+        args=_arguments(settings, anchored.pair_count, folder, recipe.model.kernels),
         train_dataset=anchored,
         processing_class=loaded.tokenizer,
         callbacks=[_progress_callback(settings.objective, on_progress)],
@@ -340,7 +340,7 @@ def _trainer(
     return trainer
 
 
-def _arguments(recipe: Recipe, settings: TrainingSection, pairs: int, folder: Path) -> Any:
+def _arguments(settings: TrainingSection, pairs: int, folder: Path, kernels: Kernels = "auto") -> Any:
     from bapo.training import BAPOConfig
 
     return BAPOConfig(
@@ -359,7 +359,7 @@ def _arguments(recipe: Recipe, settings: TrainingSection, pairs: int, folder: Pa
         gradient_accumulation_steps=settings.accumulate,
         max_batch_tokens=settings.max_batch_tokens,
         strands=settings.strands,
-        kernels=recipe.model.kernels,
+        kernels=kernels if isinstance(kernels, str) else ",".join(kernels) or "off",
         num_train_epochs=settings.epochs or _enough_epochs(settings, pairs),
         max_steps=settings.steps or -1,
         sampler=settings.sampler,

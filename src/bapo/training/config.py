@@ -50,8 +50,8 @@ class BAPOConfig(TrainingArguments):
             changes memory, speed, and which elements dropout draws. None takes 2,048 on a CPU and 4,096 elsewhere.
         strands: parts of a pass that a CPU computes side by side, each with its share of the threads. None takes one
             for each thread, up to 4. Changes only which elements dropout draws.
-        kernels: speed-ups that may be used: auto takes each where it fits, off none; or names (`bapo.kernels.KERNELS`).
-            Changes only which elements dropout draws.
+        kernels: speed-ups that may be used: auto takes each where it fits, off none; or names with commas between them
+            (`bapo.kernels.KERNELS`). Changes only which elements dropout draws.
         max_prompt_tokens: a longer prompt is dropped, and counted; None takes max_length, or 1,024 without it.
         max_response_tokens: a longer response is cut without an end token, and counted; None as for prompts.
         max_length: bound on prompt and response together, as in TRL; None for the model's own reach.
@@ -98,7 +98,7 @@ class BAPOConfig(TrainingArguments):
     sampler: str = "by-prompt"
     max_batch_tokens: int | None = None
     strands: int | None = None
-    kernels: list[str] | str = "auto"
+    kernels: str = "auto"
     max_prompt_tokens: int | None = None
     max_response_tokens: int | None = None
     max_length: int | None = None
