@@ -2,16 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from bapo.evaluation.answers import Answer, BenchmarkAnswers
 from bapo.evaluation.benchmarks import BENCHMARKS, Asked, benchmark_names
-from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
-from bapo.evaluation.comparison import Change, Forgetting, Gate, changed_items, compare, forgetting, gate, spread
 from bapo.evaluation.local_data import FILES, local_folder, write_files
 from bapo.evaluation.preference import (
-    PreferenceChange,
-    PreferenceReport,
-    PromptScores,
-    compare_preferences,
     evaluate_preferences,
     held_out_logps,
     prompted,
@@ -35,30 +28,14 @@ def __getattr__(name: str) -> Any:  # lm-eval takes seconds to import and is nee
 __all__ = [
     "BENCHMARKS",
     "FILES",
-    "Answer",
     "Asked",
     "BapoLM",
-    "BenchmarkAnswers",
     "BenchmarkPlan",
-    "Change",
-    "Estimate",
     "Examinee",
-    "Forgetting",
-    "Gate",
-    "PreferenceChange",
-    "PreferenceReport",
-    "PromptScores",
     "benchmark_names",
-    "bootstrap_ratio",
-    "changed_items",
-    "compare",
-    "compare_preferences",
     "evaluate_preferences",
-    "forgetting",
-    "gate",
     "held_out_logps",
     "local_folder",
     "prompted",
-    "spread",
     "write_files",
 ]

@@ -31,6 +31,7 @@ from bapo.models.lora_update import dropout_seeds, fuse_lora, seeded_dropout
 from bapo.models.machine import has_fast_bf16, instruction_set, machine
 from bapo.models.packed_products import packed_weights
 from bapo.models.positions import forget_positions, steady_length
+from bapo.models.shared import SharedModel
 from bapo.models.vocabulary import check_vocabulary
 from bapo.models.weights import check_finite
 
@@ -44,6 +45,7 @@ __all__ = [
     "GradientRows",
     "LoadedModel",
     "Precision",
+    "SharedModel",
     "adapter_parameters",
     "adapter_parts",
     "add_adapter",
