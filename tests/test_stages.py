@@ -202,6 +202,67 @@ def test_a_run_with_other_settings_is_refused_at_once_by_their_names_and_one_of_
         personalize(other, folder)
 
 
+def test_what_is_done_is_read_and_nothing_is_loaded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is loaded once for two objectives, and not at all once all is done, not even for an evaluation."""
+    recipe, folder = recipe_of(place, "store").model_copy(update={"compare": ["dpo"]}), place / "out"
+    set_clock(place, DAYS[0])
+    loads, load = [], stages.load
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        loads.append(kwargs.get("adapter"))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(stages, "load", counted)
+    first = personalize(recipe, folder)
+    assert loads == [None]
+    variants = ["base", str(folder / "bapo")]
+    evaluated = evaluate(recipe, variants, records=place / "records")
+    assert evaluated.content.models[variants[1]].preferences == first.content.held_out["bapo"]
+    assert loads == [None, None]
+    assert personalize(recipe, folder) == first
+    assert evaluate(recipe, variants, records=place / "records") == evaluated
+    assert loads == [None, None]
+    (folder / "answers/dpo.json").unlink()
+    (folder / "report.json").unlink()
+    weights = (folder / "dpo/adapter_model.safetensors").stat().st_mtime_ns
+    assert personalize(recipe, folder).content == first.content
+    assert (folder / "dpo/adapter_model.safetensors").stat().st_mtime_ns == weights, "only answers were missing"
+    (folder / "held-out/dpo.json").write_text((folder / "held-out/dpo.json").read_text().replace("dpo", "dbo"))
+    with pytest.raises(BapoError, match="damaged"):
+        personalize(recipe, folder)
+
+
+def test_an_adapter_trained_on_a_shared_model_is_that_of_a_model_of_its_own(place: Path) -> None:
+    recipe = recipe_of(place, "store")
+    set_clock(place, DAYS[0])
+    anchored = stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe)).train
+    shared = stages.shared_model(recipe)
+    for objective in ("dpo", "bapo"):
+        alone = stages.train(recipe, objective, anchored, place / "alone" / objective)
+        together = stages.train(recipe, objective, anchored, place / "shared" / objective, shared=shared)
+        assert alone.weights == together.weights
+        assert [entry["loss"] for entry in alone.log] == [entry["loss"] for entry in together.log]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"anchoring": {"max_new_tokens": 9}}, r"anchoring.max_new_tokens 8 there and 9 here"),
+        ({"preferences": {"seed": 3}}, r"holds a run on other data"),
+    ],
+)
+def test_other_data_and_other_base_responses_are_refused_before_a_model_is_loaded(
+    change: dict[str, dict[str, Any]], sentence: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = recipe_of(place, "store"), place / "out"
+    set_clock(place, DAYS[0])
+    personalize(recipe, folder)
+    parts = {name: getattr(recipe, name).model_copy(update=values) for name, values in change.items()}
+    monkeypatch.setattr(stages, "load", lambda *_, **__: pytest.fail("the model was loaded first"))
+    with pytest.raises(BapoError, match=sentence):
+        personalize(recipe.model_copy(update=parts), folder)
+
+
 def test_a_page_of_ones_own_stays(place: Path) -> None:
     recipe, folder = recipe_of(place, "store"), place / "run"
     set_clock(place, DAYS[0])

@@ -109,7 +109,7 @@ class Examinee:
         stores: dict[str, str] = {}
         for task in tasks:
             tell = partial(_after, before, total, f"{name}: {benchmark}", on_progress)
-            stores[task.name] = str(self._ask_task(task, drawn[task.name], tell).resolve())
+            stores[task.name] = str(self._ask_task(task, drawn[task.name], tell).folder.resolve())
             before += len(drawn[task.name])
         return AskedBenchmark(
             model=name,
@@ -122,8 +122,8 @@ class Examinee:
             documents={task: tuple(numbers) for task, numbers in drawn.items()},
         )
 
-    def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> Path:
-        """The folder in which the answers are, all of them."""
+    def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> AnswerStore:
+        """The store in which the answers are, all of them."""
         store = AnswerStore.of(self.folder, self.fingerprint, _with_data(task, self._date(task)), task.name)
         known = set(store.read())
         missing = [number for number in documents if number not in known]
@@ -133,7 +133,7 @@ class Examinee:
             store.add(piece, self._made_on)
             known |= {answer.document for answer in piece}
             tell(sum(number in known for number in documents))
-        return store.folder
+        return store
 
     def _date(self, task: LoadedTask) -> str:
         """What the date does to a question, where a chat template writes it; nothing elsewhere."""
