@@ -92,14 +92,14 @@ def evaluate(
         BapoError: an adapter was trained on another model, or what `Examinee.ask` and the stages raise.
     """
     named = [variant if isinstance(variant, Variant) else _named(recipe, str(variant)) for variant in variants]
-    grid = Grid(recipe, tuple(named), benchmarks, preferences, records or _in_cache())
-    cells = grid.done() or grid.run(on_progress)
-    models = [cells[variant].findings(variant) for variant in named]
-    made_from = next((cell.made_from for cell in cells.values() if cell.made_from is not None), None)
-    content_identity = identity_of(
-        cells=[cells[variant].identities for variant in named], budget=budget, least_accuracy=least_accuracy
-    )
-    job = Job(COMPARISON, grid.records / "comparisons" / f"{content_identity}.json", content_identity)
+    records = records or _in_cache()
+    models, cells = _found_out(recipe, named, benchmarks, preferences, records, on_progress)
+    made_from = next((cell.made_from for cell in cells if cell.made_from is not None), None)
+    identity = identity_of(
+        cells=[cell.identities for cell in cells], names=[variant.name for variant in named], budget=budget,
+        least_accuracy=least_accuracy,
+    )  # fmt: skip
+    job = Job(COMPARISON, records / "comparisons" / f"{identity}.json", identity)
     done = job.find()
     if done is not None:
         return done
@@ -112,6 +112,32 @@ def evaluate(
         least_accuracy=least_accuracy,
     )
     return job.finish(comparison, made_from or provenance(recipe, "", {}), changed_rows(models))
+
+
+def find_out(
+    recipe: Recipe,
+    variants: Sequence[Variant],
+    *,
+    benchmarks: BenchmarkPlan | None,
+    preferences: bool,
+    records: Path,
+    on_progress: OnProgress = silent,
+) -> list[Findings]:
+    """What each variant made of the questions and prompts, item by item: `evaluate` without a comparison."""
+    return _found_out(recipe, variants, benchmarks, preferences, records, on_progress)[0]
+
+
+def _found_out(
+    recipe: Recipe,
+    variants: Sequence[Variant],
+    benchmarks: BenchmarkPlan | None,
+    preferences: bool,
+    records: Path,
+    on_progress: OnProgress,
+) -> tuple[list[Findings], list[Cell]]:
+    grid = Grid(recipe, tuple(variants), benchmarks, preferences, records)
+    cells = grid.done() or grid.run(on_progress)
+    return [cells[variant].findings(variant) for variant in variants], [cells[variant] for variant in variants]
 
 
 def _named(recipe: Recipe, name: str) -> Variant:
