@@ -9,17 +9,14 @@ repeated when it is there, so the program can be stopped and started again. docs
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 from statistics import mean, median
 
-from bapo.evaluation import held_out_logps
-from bapo.evaluation.bootstrap import Estimate
-from bapo.personalize import read_recipe, stages
+from bapo import personalize
+from bapo.personalize import read_recipe
 from bapo.personalize.recipe import read_yaml
-from bapo.personalize.run_folder import read_run
 from bapo.reporting import draw_logratios, interval, markdown_table
+from bapo.results import Personalization, Record, read_run
 
 COMMON = {
     "preferences.source": "dsp:literature",
@@ -63,50 +60,29 @@ def recipe_of(run: str, others: dict[str, object]):
     return read_recipe(None, {**COMMON, **told, "training.objective": objective, **others})
 
 
-def do(run: str, folder: Path, others: dict[str, object]) -> dict[str, object]:
+def do(run: str, folder: Path, others: dict[str, object]) -> Record[Personalization]:
     """Train and evaluate one run, or read what was found before."""
-    found = folder / run / "evaluation.json"
-    if found.is_file():
-        return json.loads(found.read_text())
     recipe = recipe_of(run, others)
-    model = stages.load(recipe)
-    anchored = stages.anchor_split(recipe, stages.read(recipe), model, progress)
-    reference = held_out_logps(model.model, anchored.held_out)
-    del model
-    start = time.perf_counter()
-    trained = stages.train(recipe, recipe.training.objective, anchored.train, folder / run, progress)
-    seconds = time.perf_counter() - start
-    policy = stages.load_run(recipe, trained)
-    report = stages.evaluate(policy, anchored.held_out, reference, run, progress)
-    asked = anchored.held_out.groups[:3]
-    content = {
-        "run": run,
-        "seconds": seconds,
-        "held_out": report.to_dict(),
-        "prompts": [group.source.prompt[0].content for group in asked],
-        "answers": stages.answer(policy, [group.tokens.prompt for group in asked], 128),
-        "base_answers": [policy.chat.response_text(group.bases[0].ids) for group in asked],
-    }
-    found.write_text(json.dumps(content, indent=1) + "\n")
-    return content
+    answers = recipe.answers.model_copy(update={"prompts": 3, "max_new_tokens": 128})
+    return personalize(recipe.model_copy(update={"answers": answers}), folder / run, progress)
 
 
-def progress(stage: str, done: int, total: int, note: str) -> None:
+def progress(stage: str, done: int, total: int, note: str = "") -> None:
     if done == total or done % 10 == 0:
         print(f"  {stage}: {done}/{total} {note}", flush=True)
 
 
-def row(run: str, content: dict, log: list[dict]) -> tuple[str, ...]:
-    held_out = {k: Estimate(**v) for k, v in content["held_out"].items() if isinstance(v, dict)}
+def row(run: str, record: Record[Personalization], log: list[dict]) -> tuple[str, ...]:
+    (held_out,) = record.content.held_out.values()
     last = log[-10:]
     quiet = [e["grad_norm"] for e in log if not e.get("anchor/active")]
     active = [e["grad_norm"] for e in log if e.get("anchor/active")]
     return (
         run,
-        interval(held_out["reward_accuracy"], 100, 1, " %"),
-        interval(held_out["margin"], 1, 1),
-        interval(held_out["drift"], 1, 1),
-        interval(held_out["drift_per_token"], 1, 3),
+        interval(held_out.reward_accuracy, 100, 1, " %"),
+        interval(held_out.margin, 1, 1),
+        interval(held_out.drift, 1, 1),
+        interval(held_out.drift_per_token, 1, 3),
         f"{mean(e['logratios/chosen'] for e in last):.1f} / {mean(e['logratios/rejected'] for e in last):.1f}",
         f"{median(quiet):.1f} ({len(quiet)})" if quiet else "none",
         f"{median(active):.1f} ({len(active)})" if active else "none",
@@ -148,7 +124,8 @@ def main() -> None:
     for run in arguments.only:
         print(run, flush=True)
         found[run] = do(run, arguments.output, others)
-        logs[run] = list(read_run(arguments.output / run).log)
+        (adapter,) = found[run].content.adapters.values()
+        logs[run] = list(read_run(Path(adapter)).log)
     print(markdown_table(HEADER, [row(run, found[run], logs[run]) for run in found]))
     print(parts_table(logs))
     for seed in (0, 1):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import random
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,10 +25,10 @@ from statistics import mean, stdev
 from dsp_literature import progress
 from filelock import FileLock, Timeout
 
-from bapo.evaluation import BENCHMARKS, bootstrap_ratio, local_folder
+from bapo.evaluation import BENCHMARKS, local_folder
 from bapo.evaluation.asking import BenchmarkPlan
-from bapo.personalize import Recipe, read_recipe, stages
-from bapo.personalize.examination import BASE, PROMPT_ONLY, Contestant, Examination, Examined, examine
+from bapo.personalize import Recipe, Variant, read_recipe, stages
+from bapo.personalize.evaluation import find_out
 from bapo.preferences import Preferences, preference_in_words
 from bapo.reporting import (
     CHANGE_HEADER,
@@ -41,6 +40,7 @@ from bapo.reporting import (
     learned_in_words,
     markdown_table,
 )
+from bapo.results import BASE, PROMPT_ONLY, Comparison, Findings, compare_models
 
 WHOLE = ("scienceqa", "hhh")
 OBJECTIVES = ("dpo", "bapo")
@@ -118,40 +118,36 @@ def train(member: Member, folder: Path) -> None:
     stages.train(recipe, recipe.training.objective, anchored.train, folder, progress)
 
 
-def ask(member: Member, output: Path, limit: int) -> Examined:
-    """All benchmarks, some whole, samples of the others; and held-out preferences."""
+def ask(member: Member, output: Path, limit: int) -> Findings:
+    """All benchmarks, some whole, samples of the others; and held-out preferences. What is done is read."""
     folder = output / "runs" / member.name
     if member.trained:
         train(member, folder)
-    contestant = Contestant(member.name, str(folder) if member.trained else None, member.told)
+    variant = Variant(member.name, str(folder) if member.trained else None, member.told)
     data, answers = local_folder(None), output / "answers"
     sampled = BenchmarkPlan(tuple(b for b in BENCHMARKS if b not in WHOLE), limit, 0, "harness", data, answers)
     whole = BenchmarkPlan(WHOLE, None, 0, "harness", data, answers)
+    how = {"records": output, "on_progress": progress}
     wanted = member.name != BASE
-    first = examine(member.recipe, [contestant], plan=sampled, preferences=wanted, on_progress=progress).against
-    second = examine(member.recipe, [contestant], plan=whole, on_progress=progress).against
-    found = {**first.benchmarks, **second.benchmarks}
+    (first,) = find_out(member.recipe, [variant], benchmarks=sampled, preferences=wanted, **how)
+    (second,) = find_out(member.recipe, [variant], benchmarks=whole, preferences=False, **how)
+    answered = {**first.benchmarks, **second.benchmarks}
     return replace(
         first,
-        benchmarks={name: found[name] for name in BENCHMARKS},
+        benchmarks={name: answered[name] for name in BENCHMARKS},
         seconds={**first.seconds, **second.seconds},
     )
 
 
-def share(members: Sequence[Member], output: Path, limit: int) -> dict[str, Examined]:
-    """Examine all members but those that another process is at work on."""
-    folder = output / "examined"
+def share(members: Sequence[Member], output: Path, limit: int) -> dict[str, Findings]:
+    """Evaluate all members but those that another process is at work on."""
+    folder = output / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     for member in members:
-        path = folder / f"{member.name}.pickle"
-        with suppress(Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
-            if not path.is_file():
-                print(member.name, flush=True)
-                staging = path.with_suffix(".part")
-                staging.write_bytes(pickle.dumps(ask(member, output, limit)))
-                staging.replace(path)
-            found[member.name] = pickle.loads(path.read_bytes())
+        with suppress(Timeout), FileLock(folder / f"{member.name}.lock", timeout=0):
+            print(member.name, flush=True)
+            found[member.name] = ask(member, output, limit)
     return found
 
 
@@ -164,64 +160,61 @@ def _check_settings(output: Path, settings: dict[str, int]) -> None:
     path.write_text(json.dumps(settings))
 
 
-def summary(found: Examination) -> str:
+def summary(found: Comparison) -> str:
     """One row a model: the base's accuracies, and the changes of the others."""
     header = ("", *(benchmark.title for benchmark in BENCHMARKS.values()), "forgetting score")
-    base = found.against.benchmarks
-    accuracies = [
-        interval(bootstrap_ratio(base[name].scores, [1.0] * len(base[name].scores)), 100, 1, " %")
-        for name in BENCHMARKS
-    ]
-    scores = found.forgetting()
+    base = found.models[found.against].benchmarks
     rows = [
-        ("questions", *(f"{len(base[name].answers):,} of {base[name].questions:,}" for name in BENCHMARKS), ""),
-        (BASE, *accuracies, ""),
+        ("questions", *(f"{base[name].items:,} of {base[name].questions:,}" for name in BENCHMARKS), ""),
+        (BASE, *(interval(base[name].accuracy, 100, 1, " %") for name in BENCHMARKS), ""),
     ]
-    for own in found.others:
-        changes = found.changes(own)
-        cells = (interval(changes[name].change, 1, 1) for name in BENCHMARKS)
-        rows.append((own.name, *cells, interval(scores[own.name].score, 1, 1)))
+    for name, changes in found.changes.items():
+        cells = (interval(changes.benchmarks[benchmark].change, 1, 1) for benchmark in BENCHMARKS)
+        rows.append((name, *cells, interval(changes.forgetting.score, 1, 1)))
     return markdown_table(header, rows)
 
 
-def duels(found: Examination) -> str:
+def duels(members: Sequence[Findings]) -> str:
     """Each adapter beside the rival that is told, BAPO beside DPO of the same seed; paired by prompt and question."""
-    named = {own.name: own for own in found.others}
-    rival = next((own for own in found.others if own.name.endswith(PROMPT_ONLY)), None)
-    pairs = [(rival, own) for own in found.others if rival and own.contestant.adapter]
+    named = {member.name: member for member in members}
+    rival = next((member for member in members if member.name.endswith(PROMPT_ONLY)), None)
+    pairs = [(rival, member) for member in members if rival and member.adapter]
     pairs += [(named.get(name.replace("-bapo-", "-dpo-")), own) for name, own in named.items() if "-bapo-" in name]
     rows = []
     for before, after in pairs:
         if before is None:
             continue
-        duel = Examination(before, (after,))
-        preference, score = duel.preference_change(after), duel.forgetting()[after.name].score
-        assert preference is not None
-        learned = interval(preference.reward_accuracy, 1, 1), interval(preference.margin, 1, 1)
-        whole = duel.changes(after)[WHOLE[0]].change
-        changes = (interval(estimate, 1, 1) for estimate in (preference.drift, score, whole))
-        rows.append((after.name, before.name, *learned, *changes))
+        changes = compare_models([before, after]).changes[after.name]
+        learned = changes.preferences
+        figures = (
+            learned.reward_accuracy,
+            learned.margin,
+            learned.drift,
+            changes.forgetting.score,
+            changes.benchmarks[WHOLE[0]].change,
+        )
+        rows.append((after.name, before.name, *(interval(figure, 1, 1) for figure in figures)))
     header = ("", "minus", "reward accuracy (points)", "margin (nats)", "drift (nats/response)", "knowledge (points)")
     header += (f"{BENCHMARKS[WHOLE[0]].title} (points)",)
     return markdown_table(header, rows) if rows else ""
 
 
-def show(title: str, found: Examination) -> None:
+def show(title: str, found: Comparison, members: Sequence[Findings]) -> None:
     print(f"\n## {title}\n")
-    reports = {own.name: own.preferences for own in found.others if own.preferences is not None}
+    reports = {name: model.preferences for name, model in found.models.items() if model.preferences is not None}
     if reports:
         print(f"{markdown_table(HEADER, held_out_rows(reports))}\n")
     print(f"{summary(found)}\n")
-    if against := duels(found):
+    if against := duels(members):
         print(f"{against}\n")
-    for name, score in found.forgetting().items():
-        print(f"- {forgetting_in_words(name, score, found.budget)}")
-    for name, accuracy in found.learned().items():
-        print(f"- {learned_in_words(name, accuracy, LEAST_ACCURACY)}")
-    for own in found.others:
-        rows = change_rows(found.against.benchmarks, own.benchmarks, budget=found.budget)
-        seconds = ", ".join(f"{name} {taken:.0f}" for name, taken in own.seconds.items())
-        print(f"\n### {own.name}\n\nSeconds: {seconds}.\n\n{markdown_table(CHANGE_HEADER, rows)}")
+    for name, changes in found.changes.items():
+        print(f"- {forgetting_in_words(name, changes.forgetting, found.budget)}")
+        if changes.learned is not None:
+            print(f"- {learned_in_words(name, reports[name].reward_accuracy, LEAST_ACCURACY, changes.learned)}")
+    for name, changes in found.changes.items():
+        seconds = ", ".join(f"{key} {score.seconds:.0f}" for key, score in found.models[name].benchmarks.items())
+        table = markdown_table(CHANGE_HEADER, change_rows(changes.benchmarks))
+        print(f"\n### {name}\n\nSeconds: {seconds}.\n\n{table}")
 
 
 def main() -> None:
@@ -243,12 +236,12 @@ def main() -> None:
     for title, own in groups.items():
         if any(member.name in missing for member in own):
             continue
-        others = tuple(found[member.name] for member in own[1:])
-        examination = Examination(found[BASE], others, least_accuracy=LEAST_ACCURACY)
-        show(title, examination)
-        for name, score in examination.forgetting().items():
+        others = [found[member.name] for member in own[1:]]
+        comparison = compare_models([found[BASE], *others], least_accuracy=LEAST_ACCURACY)
+        show(title, comparison, others)
+        for name, changes in comparison.changes.items():
             kind = name.split("-seed")[0].split("-", 1)[1]
-            by_kind.setdefault(kind, []).append(score.score.value)
+            by_kind.setdefault(kind, []).append(changes.forgetting.score.value)
     for kind, scores in by_kind.items():
         deviation = f", standard deviation {stdev(scores):.1f}" if len(scores) > 1 else ""
         print(

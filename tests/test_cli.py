@@ -82,9 +82,9 @@ def test_twenty_lines_of_ones_own_become_a_personalized_model(tmp_path: Path) ->
     text = bapo(*arguments, cwd=tmp_path, fresh=True).stdout
     for expected in ("base", "BAPO", "DPO", "reward accuracy", "drift", "out/bapo", "What is"):
         assert expected in text
-    report = json.loads((tmp_path / "out/report.json").read_text())
+    report = json.loads((tmp_path / "out/report.json").read_text())["content"]
     assert report["held_out"].keys() == {"bapo", "dpo"}
-    assert [set(answer) for answer in report["answers"]] == [{"prompt", "base", "bapo", "dpo"}] * 3
+    assert [set(side["answers"]) for side in report["answers"]] == [{"base", "bapo", "dpo"}] * 3
     adapter = tmp_path / "out/bapo/adapter_model.safetensors"
     before = adapter.stat().st_mtime_ns
 

@@ -58,14 +58,14 @@ def test_a_zero_adapter_passes_the_gate_with_changes_of_exactly_zero(place: Path
     for change in changes.values():
         assert change["change"] == {"value": 0, "low": 0, "high": 0}
         assert (change["gained"], change["lost"], change["p"], change["verdict"]) == (0, 0, 1, "kept")
-    assert told["forgetting"]["zero"]["score"] == {"value": 0, "low": 0, "high": 0}
+    assert told["changes"]["zero"]["forgetting"]["score"] == {"value": 0, "low": 0, "high": 0}
     assert told["models"]["base"]["benchmarks"]["mmlu"]["items"] == 114
     assert set(told["models"]["base"]["benchmarks"]["hhh"]["categories"]) == {"helpful", "harmless", "honest", "other"}
 
 
 def test_a_broken_adapter_fails_the_gate_and_too_few_questions_leave_it_open(place: Path) -> None:
     text = bapo(place, "evaluate", "broken", "--benchmarks", "piqa", "--gate", code=1).stdout
-    assert "more than 1 points were lost" in text
+    assert "more than 1 point was lost" in text
     assert "PIQA" in text
     text = bapo(place, "evaluate", "broken", "--benchmarks", "siqa", "--limit", "3", "--gate", code=3).stdout
     assert "cannot be told" in text
@@ -183,7 +183,7 @@ def test_prompts_that_an_adapter_was_trained_on_are_not_its_held_out_ones(place:
     preferences = {"source": "mine.jsonl", "protocol": "by-prompt", "held_out": None, "seed": 7}
     content = {"recipe": {"model": model, "preferences": preferences}, "reference": ""}
     (run / "run.json").write_text(json.dumps(content))
-    done = bapo(place, "evaluate", "split", "-p", "mine.jsonl", code=2)
+    done = bapo(place, "evaluate", "split", "-p", "mine.jsonl", "--seed", "3", code=2)
     assert "trained on another split" in done.stderr
     assert "preferences.seed=7" in done.stderr
 

@@ -15,11 +15,12 @@ from bapo.anchoring import AnchorStore, anchor
 from bapo.errors import BapoError
 from bapo.kernels import KERNELS
 from bapo.models import ChatFormat, LoadedModel
-from bapo.personalize import personalize, read_recipe, run_folder, stages
-from bapo.personalize.examination import BASE, Contestant, examine
+from bapo.personalize import Variant, evaluate, personalize, read_recipe, run_folder, stages
+from bapo.personalize.generating import answer
 from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.personalize.run import base_answers
 from bapo.preferences import Message, Pair, Preferences, group_pairs
+from bapo.results import BASE, day_of
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
 DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
@@ -140,7 +141,7 @@ def test_a_run_goes_on_and_is_evaluated_on_other_days_with_the_prompts_that_it_w
     recipe, run = recipe_of(place, "store"), place / "run"
     set_clock(place, DAYS[0])
     split = stages.read(recipe)
-    first = stages.anchor_split(recipe, split, stages.load(recipe), today=run_folder.day_of(run))
+    first = stages.anchor_split(recipe, split, stages.load(recipe), today=day_of(run))
     assert "Today: 26 Jul 2024" in tiny_tokenizer().decode(first.train.groups[0].tokens.prompt)
     stages.train(recipe, "bapo", first.train, run)
     (run / "run.json").unlink()  # as if it had been killed
@@ -148,19 +149,20 @@ def test_a_run_goes_on_and_is_evaluated_on_other_days_with_the_prompts_that_it_w
     for day, store in zip(DAYS[1:], ("store", "another store"), strict=True):
         set_clock(place, day)
         recipe = recipe_of(place, store)
-        later = stages.anchor_split(recipe, split, stages.load(recipe), today=run_folder.day_of(run))
+        later = stages.anchor_split(recipe, split, stages.load(recipe), today=day_of(run))
         assert later == first
         stages.train(recipe, "bapo", later.train, run)  # refuses other data
         assert json.loads((run / "run.json").read_text())["today"] == DAYS[0].isoformat()
 
     set_clock(place, DAYS[2])
     recipe = recipe_of(place, "a third store")
-    contestants = [Contestant(BASE), Contestant("mine", adapter=str(run))]
-    found = examine(recipe, contestants, preferences=True).others[0].preferences
+    variants = [Variant(BASE), Variant("mine", adapter=str(run))]
+    found = evaluate(recipe, variants, records=place / "later").content.models["mine"].preferences
     set_clock(place, DAYS[0])
-    on_the_day = examine(recipe_of(place, "store"), contestants, preferences=True).others[0].preferences
-    assert found == on_the_day
-    assert run_folder.day_of(place) is None
+    then = evaluate(recipe_of(place, "store"), variants, records=place / "then").content
+    assert found == then.models["mine"].preferences
+    assert found is not None
+    assert day_of(place) is None
 
 
 def test_an_adapter_goes_on_the_model_that_it_was_trained_on_wherever_that_lies(place: Path) -> None:
@@ -187,7 +189,7 @@ def test_the_base_models_answers_are_its_base_responses_where_it_would_say_the_s
     groups = stages.anchor_split(recipe, stages.read(recipe), model).held_out.groups
     for most in (3, 8, 9):  # base responses have 8 tokens
         asked = recipe.model_copy(update={"answers": recipe.answers.model_copy(update={"max_new_tokens": most})})
-        expected = stages.answer(model, [group.tokens.prompt for group in groups], most)
+        expected = answer(model, [group.tokens.prompt for group in groups], most)
         assert base_answers(asked, model, groups) == expected
 
 
@@ -198,7 +200,12 @@ def test_a_run_with_other_settings_is_refused_at_once_by_their_names_and_one_of_
     other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 3, "save_steps": 1})})
     set_clock(place, DAYS[0])
     (folder / "bapo").mkdir(parents=True)
-    run_folder.start(folder / "bapo", "a run that was stopped before its first checkpoint", {"steps": 9}, None)
+    run_folder.start(
+        folder / "bapo",
+        "a run that was stopped before its first checkpoint",
+        run_folder.Asked({"training.steps": 9}),
+        None,
+    )
     personalize(recipe, folder)
     (folder / "bapo/run.json").unlink()
     personalize(recipe, folder)
@@ -208,6 +215,67 @@ def test_a_run_with_other_settings_is_refused_at_once_by_their_names_and_one_of_
     monkeypatch.setattr(stages, "load", lambda *_: pytest.fail("the model was loaded first"))
     with pytest.raises(BapoError, match=r"holds a run with other settings \(steps 2 there and 3 here\)"):
         personalize(other, folder)
+
+
+def test_what_is_done_is_read_and_nothing_is_loaded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model is loaded once for two objectives, and not at all once all is done, not even for an evaluation."""
+    recipe, folder = recipe_of(place, "store").model_copy(update={"compare": ["dpo"]}), place / "out"
+    set_clock(place, DAYS[0])
+    loads, load = [], stages.load
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        loads.append(kwargs.get("adapter"))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(stages, "load", counted)
+    first = personalize(recipe, folder)
+    assert loads == [None]
+    variants = ["base", str(folder / "bapo")]
+    evaluated = evaluate(recipe, variants, records=place / "records")
+    assert evaluated.content.models[variants[1]].preferences == first.content.held_out["bapo"]
+    assert loads == [None, None]
+    assert personalize(recipe, folder) == first
+    assert evaluate(recipe, variants, records=place / "records") == evaluated
+    assert loads == [None, None]
+    (folder / "answers/dpo.json").unlink()
+    (folder / "report.json").unlink()
+    weights = (folder / "dpo/adapter_model.safetensors").stat().st_mtime_ns
+    assert personalize(recipe, folder).content == first.content
+    assert (folder / "dpo/adapter_model.safetensors").stat().st_mtime_ns == weights, "only answers were missing"
+    (folder / "held-out/dpo.json").write_text((folder / "held-out/dpo.json").read_text().replace("dpo", "dbo"))
+    with pytest.raises(BapoError, match="damaged"):
+        personalize(recipe, folder)
+
+
+def test_an_adapter_trained_on_a_shared_model_is_that_of_a_model_of_its_own(place: Path) -> None:
+    recipe = recipe_of(place, "store")
+    set_clock(place, DAYS[0])
+    anchored = stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe)).train
+    shared = stages.shared_model(recipe)
+    for objective in ("dpo", "bapo"):
+        alone = stages.train(recipe, objective, anchored, place / "alone" / objective)
+        together = stages.train(recipe, objective, anchored, place / "shared" / objective, shared=shared)
+        assert alone.weights == together.weights
+        assert [entry["loss"] for entry in alone.log] == [entry["loss"] for entry in together.log]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"anchoring": {"max_new_tokens": 9}}, r"anchoring.max_new_tokens 8 there and 9 here"),
+        ({"preferences": {"seed": 3}}, r"holds a run on other data"),
+    ],
+)
+def test_other_data_and_other_base_responses_are_refused_before_a_model_is_loaded(
+    change: dict[str, dict[str, Any]], sentence: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, folder = recipe_of(place, "store"), place / "out"
+    set_clock(place, DAYS[0])
+    personalize(recipe, folder)
+    parts = {name: getattr(recipe, name).model_copy(update=values) for name, values in change.items()}
+    monkeypatch.setattr(stages, "load", lambda *_, **__: pytest.fail("the model was loaded first"))
+    with pytest.raises(BapoError, match=sentence):
+        personalize(recipe.model_copy(update=parts), folder)
 
 
 def test_a_page_of_ones_own_stays(place: Path) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bapo.likelihood import ResponseScorer
     from bapo.models import load_model
     from bapo.objectives import make_objective
+    from bapo.personalize import Recipe, evaluate, personalize
     from bapo.preferences import Preferences, PromptGroup, read_preferences, split_by_prompt
     from bapo.training import BAPOConfig, BAPOTrainer
 
@@ -23,11 +24,14 @@ _ROOMS = {
     "BAPOTrainer": "training",
     "Preferences": "preferences",
     "PromptGroup": "preferences",
+    "Recipe": "personalize",
     "ResponseScorer": "likelihood",
     "anchor": "anchoring",
+    "evaluate": "personalize",
     "evaluate_preferences": "evaluation",
     "load_model": "models",
     "make_objective": "objectives",
+    "personalize": "personalize",
     "read_preferences": "preferences",
     "split_by_prompt": "preferences",
 }
@@ -39,11 +43,14 @@ __all__ = [
     "BapoError",
     "Preferences",
     "PromptGroup",
+    "Recipe",
     "ResponseScorer",
     "anchor",
+    "evaluate",
     "evaluate_preferences",
     "load_model",
     "make_objective",
+    "personalize",
     "read_preferences",
     "split_by_prompt",
 ]

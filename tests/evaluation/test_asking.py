@@ -12,10 +12,17 @@ import pytest
 
 from bapo.errors import BapoError
 from bapo.evaluation import BenchmarkPlan, Examinee, asking
-from bapo.evaluation.answers import Answer, AnswerStore
 from bapo.models import ChatFormat, LoadedModel, machine
+from bapo.results import Answer, AnswerStore, BenchmarkAnswers
 from tests.evaluation.questions import write_questions
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
+
+
+def asked(examinee: Examinee, plan: BenchmarkPlan, **more: Any) -> BenchmarkAnswers:
+    """The answers to ARC, as they are read from their store."""
+    answers = examinee.ask("arc_challenge", plan, **more).read()
+    assert answers is not None
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +53,11 @@ def test_nothing_is_asked_twice(
 ) -> None:
     examinee = Examinee(model, folder=tmp_path)
     calls = counted(examinee, monkeypatch)
-    few = examinee.ask("arc_challenge", BenchmarkPlan(limit=6, data_folder=folder))
+    few = asked(examinee, BenchmarkPlan(limit=6, data_folder=folder))
     assert calls == [6 * 4]
-    again = Examinee(model, folder=tmp_path).ask("arc_challenge", BenchmarkPlan(limit=6, data_folder=folder))
+    again = asked(Examinee(model, folder=tmp_path), BenchmarkPlan(limit=6, data_folder=folder))
     assert again == few
-    more = examinee.ask("arc_challenge", BenchmarkPlan(limit=9, data_folder=folder))
+    more = asked(examinee, BenchmarkPlan(limit=9, data_folder=folder))
     assert calls == [6 * 4, 3 * 4], "a larger sample asks only what is new"
     assert set(few.answers) <= set(more.answers)
     assert (len(few.answers), few.questions) == (6, 20)
@@ -108,7 +115,7 @@ def test_an_evaluation_that_stops_goes_on(
 ) -> None:
     monkeypatch.setattr(asking, "KEPT_TOGETHER", 4)
     plan = BenchmarkPlan(limit=14, data_folder=folder)
-    whole = Examinee(model, folder=tmp_path / "whole").ask("arc_challenge", plan)
+    whole = asked(Examinee(model, folder=tmp_path / "whole"), plan)
     examinee = Examinee(model, folder=tmp_path / "stopped")
     scored, calls = examinee.lm.loglikelihood, []
 
@@ -122,8 +129,10 @@ def test_an_evaluation_that_stops_goes_on(
     with pytest.raises(KeyboardInterrupt):
         examinee.ask("arc_challenge", plan)
     told: list[tuple[int, int]] = []
-    resumed = Examinee(model, folder=tmp_path / "stopped").ask(
-        "arc_challenge", plan, on_progress=lambda done, total: told.append((done, total))
+    resumed = asked(
+        Examinee(model, folder=tmp_path / "stopped"),
+        plan,
+        on_progress=lambda stage, done, total, note="": told.append((done, total)),
     )
     assert told[0] == (8, 14)
     assert [a.document for a in resumed.answers] == [a.document for a in whole.answers]
@@ -142,7 +151,7 @@ def test_a_file_of_answers_that_is_broken_is_named(model: LoadedModel, folder: P
 
 def test_every_damaged_letter_of_kept_answers_is_noticed(tmp_path: Path) -> None:
     answers = [Answer("piqa", i, "", "q", ("a", "b"), (-1.5 - i, -2.0), 0, 1.0, None) for i in range(3)]
-    store = AnswerStore(tmp_path, "m" * 16, "t" * 16, "piqa")
+    store = AnswerStore.of(tmp_path, "m" * 16, "t" * 16, "piqa")
     store.add(answers, {})
     assert list(store.read().values()) == answers
     (path,) = tmp_path.rglob("*.parquet")

@@ -49,7 +49,8 @@ def same_as_hf(
     drawn = sample_documents(tasks, limit, seed=0)
     examinee = Examinee(smollm2, folder=store)
     for own in tasks:
-        ours = examinee._ask_task(own, drawn[own.name], lambda done: None)
+        kept = examinee._ask_task(own, drawn[own.name], lambda done: None).read()
+        ours = [kept[number] for number in drawn[own.name]]
         theirs = lm_eval.evaluate(
             lm=hf,
             task_dict={own.name: own.task},

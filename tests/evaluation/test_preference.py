@@ -10,11 +10,11 @@ import torch
 
 from bapo.anchoring import AnchorStore, GenerationSettings, anchor
 from bapo.errors import BapoError
-from bapo.evaluation import PromptScores, bootstrap_ratio, evaluate_preferences
-from bapo.evaluation.preference import prompted, report
+from bapo.evaluation import evaluate_preferences, prompted
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat, LoadedModel, add_lora
 from bapo.preferences import Message, Pair, group_pairs
+from bapo.results import PromptScores, bootstrap_ratio, report
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -1,6 +1,13 @@
 """The anchored data set: base responses generated once and reference log-probs scored once, on disk."""
 
-from bapo.anchoring.anchored import AnchoredGroup, AnchoredPreferences, BaseResponse, OnProgress, anchor, few_tokens
+from bapo.anchoring.anchored import (
+    AnchoredGroup,
+    AnchoredPreferences,
+    BaseResponse,
+    anchor,
+    anchor_together,
+    few_tokens,
+)
 from bapo.anchoring.candidates import Candidates, candidate_logps, sample_candidates
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
 from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
@@ -15,11 +22,11 @@ __all__ = [
     "Candidates",
     "GenerationSettings",
     "LengthPolicy",
-    "OnProgress",
     "Probe",
     "ProbedTokens",
     "Response",
     "anchor",
+    "anchor_together",
     "candidate_logps",
     "few_tokens",
     "first_tokens",

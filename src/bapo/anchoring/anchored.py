@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -15,12 +15,10 @@ from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
 from bapo.models import ChatFormat, LoadedModel, check_vocabulary, context_length
 from bapo.preferences import Preferences, PromptGroup, prompt_text
+from bapo.progress import OnProgress, silent
 
 SCORING_BATCH = 16
 """Prompt groups scored and kept at once."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Told the stage, how many are done, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ def anchor(
     generation: GenerationSettings | None = None,
     lengths: LengthPolicy | None = None,
     today: datetime | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = silent,
 ) -> AnchoredPreferences:
     """Anchor preferences to a model as it is now: the reference.
 
@@ -112,39 +110,66 @@ def anchor(
     Raises:
         BapoError: nothing is left to anchor, the store belongs to another model, or a given base response has no text.
     """
+    how = {"generation": generation, "lengths": lengths, "today": today, "on_progress": on_progress}
+    return anchor_together((preferences,), model, store, **how)[0]  # type: ignore[arg-type]
+
+
+def anchor_together(
+    parts: Sequence[Preferences],
+    model: LoadedModel,
+    store: AnchorStore | None = None,
+    *,
+    generation: GenerationSettings | None = None,
+    lengths: LengthPolicy | None = None,
+    today: datetime | None = None,
+    on_progress: OnProgress = silent,
+) -> tuple[AnchoredPreferences, ...]:
+    """`anchor` several preferences to the same model in one go, so that prompts are batched together."""
     store = store or AnchorStore.in_cache(model)
     generation = generation or GenerationSettings()
     lengths = _within_context(lengths or LengthPolicy(), model)
     model = replace(model, chat=model.chat.at(today or store.today))
+    tokenized = [_tokenized(preferences, model, lengths) for preferences in parts]
+    together = Tokenized(tuple(group for part in tokenized for group in part.groups))
+    scorer = ResponseScorer(model.model, model.kernels)
+    with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
+        prompts = [group.tokens.prompt for group in together.groups if not group.source.bases]
+        generate_missing(prompts, model, store, generation, on_progress)
+        counts = [Counter(part.counts) for part in tokenized]
+        base_responses = [
+            _base_responses(part, model, store.bases(generation), lengths, own)
+            for part, own in zip(tokenized, counts, strict=True)
+        ]
+        all_bases = [bases for part in base_responses for bases in part]
+        check_vocabulary(model.model, model.tokenizer, (base.ids for own in all_bases for base in own))
+        tokens = [group.tokens for group in together.groups]
+        score_missing(list(zip(tokens, all_bases, strict=True)), scorer, store, on_progress)
+        probe = store.probe() or _probe(together, all_bases, scorer, store)
+    whole = [
+        tuple(_join(group, bases, store, model.chat) for group, bases in zip(part.groups, own, strict=True))
+        for part, own in zip(tokenized, base_responses, strict=True)
+    ]
+    return tuple(
+        AnchoredPreferences(
+            name=preferences.name,
+            groups=groups,
+            reference=str(store.identity["model"]),
+            counts=dict(own + _count_rejected_bases(groups)),
+            end_ids=model.chat.end_ids,
+            probe=probe,
+            today=model.chat.today,
+        )
+        for preferences, groups, own in zip(parts, whole, counts, strict=True)
+    )
+
+
+def _tokenized(preferences: Preferences, model: LoadedModel, lengths: LengthPolicy) -> Tokenized:
     tokenized = tokenize(preferences, model.chat, lengths)
     if not tokenized.groups:
         reasons = ", ".join(f"{count} {reason}" for reason, count in tokenized.counts.items()) or "there were none"
         raise BapoError(f"No pair of {preferences.name} is left to work with ({reasons}).")
     check_vocabulary(model.model, model.tokenizer, (ids for group in tokenized.groups for ids in _texts(group.tokens)))
-    report = on_progress or (lambda stage, done, total: None)
-    scorer = ResponseScorer(model.model, model.kernels)
-    with store.writing(lambda: report("waiting for another process that anchors to this model", 0, 1)):
-        counts = Counter(tokenized.counts)
-        prompts = [group.tokens.prompt for group in tokenized.groups if not group.source.bases]
-        generate_missing(prompts, model, store, generation, report)
-        base_responses = _base_responses(tokenized, model, store.bases(generation), lengths, counts)
-        check_vocabulary(model.model, model.tokenizer, (base.ids for own in base_responses for base in own))
-        tokens = [group.tokens for group in tokenized.groups]
-        score_missing(list(zip(tokens, base_responses, strict=True)), scorer, store, report)
-        probe = store.probe() or _probe(tokenized, base_responses, scorer, store)
-    groups = tuple(
-        _join(group, own, store, model.chat) for group, own in zip(tokenized.groups, base_responses, strict=True)
-    )
-    counts += _count_rejected_bases(groups)
-    return AnchoredPreferences(
-        name=preferences.name,
-        groups=groups,
-        reference=str(store.identity["model"]),
-        counts=dict(counts),
-        end_ids=model.chat.end_ids,
-        probe=probe,
-        today=model.chat.today,
-    )
+    return tokenized
 
 
 def _texts(group: TokenGroup) -> tuple[TokenIds, ...]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bapo.anchoring.anchored import OnProgress, generate_missing, score_missing
+from bapo.anchoring.anchored import generate_missing, score_missing
 from bapo.anchoring.generate import GenerationSettings
 from bapo.anchoring.store import AnchorStore, group_key
 from bapo.anchoring.tokens import LengthPolicy
@@ -14,6 +14,7 @@ from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
 from bapo.models import ChatFormat, LoadedModel, check_vocabulary, context_length
 from bapo.preferences import Preferences, Prompt
+from bapo.progress import OnProgress, silent
 
 CUT, NO_TEXT, TOO_LONG = (
     "candidates left out: cut before their end",
@@ -51,7 +52,7 @@ def sample_candidates(
     settings: GenerationSettings,
     *,
     lengths: LengthPolicy | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = silent,
 ) -> tuple[list[Candidates], Counter[str]]:
     """Sampled responses of a model to the prompts of preferences, and what was left out, by reason.
 
@@ -82,10 +83,9 @@ def sample_candidates(
     if not prompts:
         raise BapoError(f"No prompt of {preferences.name} has at most {most} tokens, so there is nothing to sample.")
     check_vocabulary(model.model, model.tokenizer, (ids for _, ids in prompts))
-    report = on_progress or (lambda stage, done, total: None)
-    with store.writing(lambda: report("waiting for another process that anchors to this model", 0, 1)):
+    with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
         moved = replace(model, chat=chat)
-        generate_missing([ids for _, ids in prompts], moved, store, settings, _called("candidates", report))
+        generate_missing([ids for _, ids in prompts], moved, store, settings, _called("candidates", on_progress))
         drawn = store.bases(settings)
     found = []
     for prompt, ids in prompts:
@@ -104,7 +104,7 @@ def candidate_logps(
     model: LoadedModel,
     store: AnchorStore,
     stage: str,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = silent,
 ) -> list[list[float]]:
     """Log-probs of each candidate under a model, nats, in their order; kept in that model's store batch by batch.
 
@@ -115,10 +115,10 @@ def candidate_logps(
         stage: what progress calls it.
         on_progress: told of each finished batch.
     """
-    report = _called(stage, on_progress or (lambda stage, done, total: None))
+    report = _called(stage, on_progress)
     groups = [group.tokens for group in candidates if group.responses]
     with store.writing():
-        score_missing([(group, ()) for group in groups], ResponseScorer(model.model), store, report)
+        score_missing([(group, ()) for group in groups], ResponseScorer(model.model, model.kernels), store, report)
         scores = store.scores()
     return [[scores[group_key(group.ids, ids)].logp for ids in group.responses] for group in candidates]
 
@@ -130,4 +130,4 @@ def _text(ids: TokenIds, prompt: Prompt, chat: ChatFormat) -> str | None:
 
 def _called(stage: str, report: OnProgress) -> OnProgress:
     """Progress of a part, told under a name of this one."""
-    return lambda _, done, total: report(stage, done, total)
+    return lambda _, done, total, note="": report(stage, done, total, note)

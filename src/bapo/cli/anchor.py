@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -37,9 +37,12 @@ def anchor(
     Every preference over the same prompts, every objective and every run shares the result. Stopped at any moment, the
     same command goes on from there and ends with the same content.
     """
+    from dataclasses import asdict
+    from datetime import datetime
+
     from bapo.cli.console import live_progress, out, print_counts, print_json
 
-    told = options.recipe_from(
+    wanted = options.recipe_from(
         recipe,
         settings,
         preferences__source=source,
@@ -57,36 +60,20 @@ def anchor(
         anchoring__seed=seed,
     )
     with live_progress(quiet=as_json) as on_progress:
-        from bapo.anchoring import AnchorStore
-        from bapo.personalize import stages
-        from bapo.preferences import doubtful
+        from bapo.personalize import jobs
 
         if output:
             make_folder(output)
-        preferences = stages.read_all(told)
-        loaded = stages.load(told)
-        anchored = stages.anchor_preferences(told, preferences, loaded, on_progress)
-        folder = output or AnchorStore.in_cache(loaded).folder
-    bases = [base for group in anchored.groups for base in group.bases]
-    content: dict[str, Any] = {
-        "folder": str(folder),
-        "prompts": len(anchored.groups),
-        "pairs": anchored.pair_count,
-        "base_responses": len(bases),
-        "ended_by_themselves": sum(base.ended for base in bases),
-        "mean_base_tokens": sum(len(base.ids) for base in bases) / len(bases),
-        "counts": {**preferences.dropped, **anchored.counts},
-        "doubtful": doubtful(preferences),
-        "today": anchored.today.isoformat() if anchored.today else None,
-    }
+        record = jobs.anchor(wanted, output, on_progress)
+    summary = record.content
     if as_json:
-        print_json(content)
+        print_json(asdict(summary))
         return
     out.print(
-        f"{content['prompts']} prompts, {content['pairs']} pairs, {content['base_responses']} base responses "
-        f"({content['ended_by_themselves']} ended by themselves, {content['mean_base_tokens']:.0f} tokens on average)",
+        f"{summary.prompts} prompts, {summary.pairs} pairs, {summary.base_responses} base responses "
+        f"({summary.ended_by_themselves} ended by themselves, {summary.mean_base_tokens:.0f} tokens on average)",
     )
-    print_counts(content["counts"], content["doubtful"])
-    if anchored.today:
-        out.print(f"the chat template writes the date, which is {anchored.today:%d %b %Y} here")
-    out.print(f"anchored data in {folder}", soft_wrap=True)
+    print_counts(summary.counts, summary.doubtful)
+    if summary.today:
+        out.print(f"the chat template writes the date, which is {datetime.fromisoformat(summary.today):%d %b %Y} here")
+    out.print(f"anchored data in {summary.folder}", soft_wrap=True)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bapo.errors import BapoWarning
+from bapo.progress import silent
 
 if TYPE_CHECKING:
-    from bapo.personalize.stages import OnProgress
+    from bapo.progress import OnProgress
 
 WIDTH_IN_FILES = 160
 
@@ -28,7 +29,7 @@ def live_progress(*, quiet: bool = False) -> Iterator[OnProgress]:
     """Bars for the stages of a command, each with its rate and the time left; plain lines where nobody can see bars."""
     quieten_libraries()
     if quiet:
-        yield lambda stage, done, total, note: None
+        yield silent
     elif err.is_terminal:
         with _bars() as report:
             yield report
@@ -60,7 +61,7 @@ def _bars() -> Iterator[OnProgress]:
     tasks: dict[str, Any] = {}
     with progress:
 
-        def report(stage: str, done: int, total: int, note: str) -> None:
+        def report(stage: str, done: int, total: int, note: str = "") -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total, note="", rate="")
             task = progress.tasks[progress.task_ids.index(tasks[stage])]
@@ -80,7 +81,7 @@ class _Lines:
         self.started: dict[str, float] = {}
         self.printed: dict[str, int] = {}
 
-    def report(self, stage: str, done: int, total: int, note: str) -> None:
+    def report(self, stage: str, done: int, total: int, note: str = "") -> None:
         start = self.started.setdefault(stage, self.clock())
         tenth = 10 * done // max(total, 1)
         if self.printed.get(stage) == tenth:
@@ -126,7 +127,7 @@ def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]], title: str
     out.print(table)
 
 
-def print_answers(prompt: str, answers: dict[str, str]) -> None:
+def print_answers(prompt: str, answers: Mapping[str, str]) -> None:
     """A prompt and the models' answers to it, side by side where the terminal is wide enough."""
     from rich.columns import Columns
     from rich.panel import Panel

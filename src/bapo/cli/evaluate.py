@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bapo.cli import options
-from bapo.cli.examination import print_examination
+from bapo.cli.examination import print_comparison
 from bapo.errors import BapoError
 from bapo.registry import names
 
@@ -41,7 +41,9 @@ LeastAccuracy = Annotated[
     float | None, typer.Option(help="With --gate: percent of held-out pairs that must be right; none by default.")
 ]
 Show = Annotated[Literal["lost", "gained"] | None, typer.Option(help="Print the questions that were lost, or gained.")]
-Answers = Annotated[Path | None, typer.Option(help="Where answers are kept; the user's cache folder by default.")]
+Answers = Annotated[
+    Path | None, typer.Option(help="Where answers and records are kept; the user's cache folder by default.")
+]
 Evaluated = Annotated[
     str | None, typer.Option("--preferences", "-p", help="The preferences; the same names as for personalize.")
 ]
@@ -86,9 +88,11 @@ def evaluate(
     Preferences are evaluated when -p names them or no benchmarks are asked. Answers to benchmarks are kept: asking
     again is instant, and a stopped evaluation goes on.
     """
-    told = options.recipe_from(
+    first = None if against == "base" else against
+    wanted = options.recipe_from(
         recipe,
         settings,
+        as_trained=[*([first] if first else []), *(adapters or [])],
         preferences__source=source,
         preferences__data_folder=data,
         preferences__plain=plain,
@@ -100,10 +104,9 @@ def evaluate(
         model__trust_remote_code=trust_remote_code,
         anchoring__folder=anchors,
     )
-    first = None if against == "base" else against
-    shown = Shown(budget, show, gate, as_json, least_accuracy)
-    plan = _plan(told, benchmarks, limit, ask, answers)
-    _evaluate(told, first, adapters or [], prompt_only, plan, source is not None or plan is None, shown)
+    shown = Shown(budget, show, gate, as_json, least_accuracy, answers)
+    plan = _plan(wanted, benchmarks, limit, ask, answers, seed)
+    _evaluate(wanted, first, adapters or [], prompt_only, plan, source is not None or plan is None, shown)
 
 
 def compare(
@@ -127,9 +130,10 @@ def compare(
     as_json: options.AsJson = False,
 ) -> None:
     """Two adapters of one model, say of different objectives, on the same prompts and questions."""
-    told = options.recipe_from(
+    wanted = options.recipe_from(
         recipe,
         settings,
+        as_trained=[first, second],
         preferences__source=source,
         preferences__data_folder=data,
         preferences__held_out=held_out,
@@ -138,9 +142,9 @@ def compare(
         model__precision=precision,
         model__kernels=kernels,
     )
-    shown = Shown(budget, show, False, as_json)
-    plan = _plan(told, benchmarks, limit, ask, answers)
-    _evaluate(told, first, [second], None, plan, source is not None or plan is None, shown)
+    shown = Shown(budget, show, False, as_json, records=answers)
+    plan = _plan(wanted, benchmarks, limit, ask, answers, seed)
+    _evaluate(wanted, first, [second], None, plan, source is not None or plan is None, shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,7 @@ class Shown:
         gate: whether the exit code tells if too much was lost.
         as_json: one object instead of tables.
         least_accuracy: percent of held-out pairs that the gate asks for; None for none.
+        records: where records are kept; None for the user's cache folder.
     """
 
     budget: float
@@ -160,6 +165,7 @@ class Shown:
     gate: bool
     as_json: bool
     least_accuracy: float | None = None
+    records: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.budget >= 0:
@@ -169,7 +175,7 @@ class Shown:
 
 
 def _plan(
-    told: Recipe, benchmarks: str | None, limit: int | None, ask: Asked, answers: Path | None
+    recipe: Recipe, benchmarks: str | None, limit: int | None, ask: Asked, answers: Path | None, seed: int | None
 ) -> BenchmarkPlan | None:
     options.check_numbers(limit=limit)
     if benchmarks is None:
@@ -182,15 +188,15 @@ def _plan(
     return BenchmarkPlan(
         benchmark_names(benchmarks),
         limit=limit,
-        seed=told.preferences.seed,
+        seed=seed or 0,
         asked=ask,
-        data_folder=local_folder(told.preferences.data_folder),
+        data_folder=local_folder(recipe.preferences.data_folder),
         answers_folder=answers,
     )
 
 
 def _evaluate(
-    told: Recipe,
+    recipe: Recipe,
     first: str | None,
     adapters: list[str],
     prompt_only: str | None,
@@ -198,49 +204,57 @@ def _evaluate(
     preferences: bool,
     shown: Shown,
 ) -> None:
-    """Examine the base (or ``first``), the rival that is told, and the adapters; print; end as the gate says."""
+    """Evaluate the base (or ``first``), the rival that is told, and the adapters; print; end as the gate says."""
+    from dataclasses import asdict
+
     from bapo.cli.console import live_progress, print_json
     from bapo.personalize import stages
 
     named = list(dict.fromkeys([*([first] if first else []), *adapters]))
-    stages.check(told, named)
+    stages.check(recipe, named)
+    _check_gate(plan, preferences, [adapter for adapter in adapters if adapter != first], shown)
+    if prompt_only is not None and preferences and recipe.preferences.plain:
+        raise BapoError("--prompt-only needs prompts with turns, which --plain does away with: leave out one of them.")
+    system = None if prompt_only is None else _in_words(recipe, prompt_only)
+    with live_progress(quiet=shown.as_json) as on_progress:
+        from bapo.personalize.evaluation import Variant, evaluate
+        from bapo.personalize.jobs import reference_name
+        from bapo.results import PROMPT_ONLY
+
+        variants = [Variant(reference_name(recipe))] if first is None else []
+        variants += [Variant(adapter, adapter) for adapter in named]
+        if system is not None:
+            variants.insert(1, Variant(PROMPT_ONLY, system=system))
+        record = evaluate(
+            recipe,
+            variants,
+            benchmarks=plan,
+            preferences=preferences,
+            budget=shown.budget,
+            least_accuracy=None if shown.least_accuracy is None else shown.least_accuracy / 100,
+            records=shown.records,
+            on_progress=on_progress,
+        )
+    if shown.as_json:
+        print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on), "record": str(record.path)})
+    else:
+        print_comparison(record, shown.items)
+    if shown.gate:
+        raise typer.Exit({"yes": FAILED, "unclear": UNCLEAR}.get(record.content.gate or "no", 0))
+
+
+def _check_gate(plan: BenchmarkPlan | None, preferences: bool, others: list[str], shown: Shown) -> None:
+    """Refuse a gate that has nothing to judge, and questions where none are asked."""
     if shown.least_accuracy is not None and not preferences:
         raise BapoError("--least-accuracy needs held-out prompts: name the preferences with -p.")
     judged = _asks_knowledge(plan) or shown.least_accuracy is not None
-    if shown.gate and not (judged and [own for own in adapters if own != first]):
+    if shown.gate and not (judged and others):
         raise BapoError(
             "--gate needs an adapter beside the one that it is compared with, and --benchmarks with some that count as "
             "knowledge, such as arc_challenge or all (hhh does not), or --least-accuracy."
         )
     if shown.items and (plan is None or shown.as_json):
         raise BapoError("--show prints questions of benchmarks: use it with --benchmarks and without --json.")
-    if prompt_only is not None and preferences and told.preferences.plain:
-        raise BapoError("--prompt-only needs prompts with turns, which --plain does away with: leave out one of them.")
-    system = None if prompt_only is None else _in_words(told, prompt_only)
-    with live_progress(quiet=shown.as_json) as on_progress:
-        from bapo.personalize.examination import BASE, PROMPT_ONLY, Contestant, examine
-
-        contestants = [Contestant(BASE)] if first is None else []
-        contestants += [Contestant(adapter, adapter) for adapter in named]
-        if system is not None:
-            contestants.insert(1, Contestant(PROMPT_ONLY, system=system))
-        found = examine(
-            told,
-            contestants,
-            plan=plan,
-            preferences=preferences,
-            budget=shown.budget,
-            least_accuracy=None if shown.least_accuracy is None else shown.least_accuracy / 100,
-            on_progress=on_progress,
-        )
-    if shown.as_json:
-        print_json(found.to_dict())
-    else:
-        print_examination(found, told.preferences.source, plan, shown.items)
-    if not shown.gate:
-        return
-    gates = found.gates()
-    raise typer.Exit(FAILED if "yes" in gates else UNCLEAR if "unclear" in gates else 0)
 
 
 def _asks_knowledge(plan: BenchmarkPlan | None) -> bool:
@@ -249,16 +263,16 @@ def _asks_knowledge(plan: BenchmarkPlan | None) -> bool:
     return plan is not None and any(BENCHMARKS[name].kind == "knowledge" for name in plan.names)
 
 
-def _in_words(told: Recipe, prompt_only: str) -> str:
+def _in_words(recipe: Recipe, prompt_only: str) -> str:
     from bapo.preferences import preference_in_words
 
     if not prompt_only.strip():
         raise BapoError("--prompt-only is empty: give the preference in words, or 'source' for -p's own.")
     if prompt_only != "source":
         return prompt_only
-    words = preference_in_words(told.preferences.source)
+    words = preference_in_words(recipe.preferences.source)
     if words is None:
         raise BapoError(
-            f"{told.preferences.source} does not say in words what is preferred: give --prompt-only a sentence."
+            f"{recipe.preferences.source} does not say in words what is preferred: give --prompt-only a sentence."
         )
     return words

@@ -1,97 +1,94 @@
-"""What an examination looks like on the terminal."""
+"""What a comparison of models looks like on the terminal; all of it is read from the record."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bapo.evaluation import BenchmarkPlan
-    from bapo.personalize.examination import Examination, Examined
+    from bapo.results import Comparison, Outcome, Record
 
 
-def print_examination(
-    found: Examination, source: str, plan: BenchmarkPlan | None, items: Literal["lost", "gained"] | None
-) -> None:
+def print_comparison(record: Record[Comparison], outcome: Outcome | None) -> None:
     """Preferences, then benchmarks before and after, the forgetting scores, and the questions behind a change."""
     from bapo.cli.console import out
     from bapo.reporting import forgetting_in_words, learned_in_words
 
-    _print_preferences(found, source)
-    for name, accuracy in found.learned().items():
-        out.print(learned_in_words(name, accuracy, found.least_accuracy or 0), soft_wrap=True)
-    if plan is None:
-        return
-    if plan.limit is not None:
+    comparison = record.content
+    _print_preferences(comparison)
+    for name, changes in comparison.changes.items():
+        report = comparison.models[name].preferences
+        if changes.learned is not None and report is not None:
+            least = comparison.least_accuracy or 0
+            out.print(learned_in_words(name, report.reward_accuracy, least, changes.learned), soft_wrap=True)
+    if comparison.sample is not None:
+        _print_benchmarks(comparison)
+    for name, changes in comparison.changes.items():
+        if changes.forgetting is not None:
+            out.print(forgetting_in_words(name, changes.forgetting, comparison.budget), soft_wrap=True)
+    if comparison.spread is not None:
+        trained = sum(comparison.models[name].adapter is not None for name in comparison.changes)
         out.print(
-            f"\nSamples of at most {plan.limit} questions a benchmark (MMLU: at least 57), seed {plan.seed}.",
+            f"Spread of the {trained} adapters' forgetting scores (standard deviation): "
+            f"{comparison.spread:.1f} points.",
         )
-    if not found.others:
-        _print_accuracies(found.against)
-    for own in found.others:
-        _print_changes(found, own)
-    for name, score in found.forgetting().items():
-        out.print(forgetting_in_words(name, score, found.budget), soft_wrap=True)
-    if len(found.trained()) > 1:
-        from bapo.evaluation import spread
-
-        out.print(
-            f"Spread of the {len(found.trained())} adapters' forgetting scores (standard deviation): "
-            f"{spread(found.trained()):.1f} points.",
-        )
-    for own in found.others if items else ():
-        _print_items(found, own, items or "lost")
+    if outcome is not None:
+        _print_items(record, outcome)
+    out.print(f"record in {record.path}", soft_wrap=True)
 
 
-def _print_preferences(found: Examination, source: str) -> None:
+def _print_preferences(comparison: Comparison) -> None:
     from bapo.cli.console import out, print_table
     from bapo.reporting import HEADER, held_out_rows, interval
 
-    everyone = (found.against, *found.others)
-    reports = {own.name: own.preferences for own in everyone if own.preferences is not None}
+    reports = {name: model.preferences for name, model in comparison.models.items() if model.preferences is not None}
     if not reports:
         return
     first = next(iter(reports.values()))
     print_table(
-        HEADER, held_out_rows(reports), title=f"{source}: {first.pairs} held-out pairs of {first.prompts} prompts"
+        HEADER,
+        held_out_rows(reports, comparison.reference),
+        title=f"{comparison.source}: {first.pairs} held-out pairs of {first.prompts} prompts",
     )
-    for other in found.others:
-        change = found.preference_change(other)
+    for name, changes in comparison.changes.items():
+        change = changes.preferences
         if change is not None:
             out.print(
-                f"{other.name} against {found.against.name}: reward accuracy {interval(change.reward_accuracy, 1, 1)} "
+                f"{name} against {comparison.against}: reward accuracy {interval(change.reward_accuracy, 1, 1)} "
                 f"points, margin {interval(change.margin, 1, 1)} nats, drift {interval(change.drift, 1, 1)} nats.",
                 soft_wrap=True,
             )
 
 
-def _print_accuracies(own: Examined) -> None:
-    from bapo.cli.console import print_table
-    from bapo.reporting import ACCURACY_HEADER, accuracy_rows
+def _print_benchmarks(comparison: Comparison) -> None:
+    from bapo.cli.console import out, print_table
+    from bapo.reporting import ACCURACY_HEADER, CHANGE_HEADER, accuracy_rows, change_rows
 
-    print_table(ACCURACY_HEADER, accuracy_rows(own.benchmarks), title=own.name)
+    sample = comparison.sample
+    if sample is not None and sample.limit is not None:
+        out.print(
+            f"\nSamples of at most {sample.limit} questions a benchmark (MMLU: at least 57), seed {sample.seed}.",
+        )
+    if not comparison.changes:
+        against = comparison.models[comparison.against]
+        print_table(ACCURACY_HEADER, accuracy_rows(against.benchmarks), title=comparison.against)
+    for name, changes in comparison.changes.items():
+        print_table(
+            CHANGE_HEADER,
+            change_rows(changes.benchmarks),
+            title=f"{name} against {comparison.against}, 95 % intervals",
+        )
 
 
-def _print_changes(found: Examination, own: Examined) -> None:
-    from bapo.cli.console import print_table
-    from bapo.reporting import CHANGE_HEADER, change_rows
-
-    print_table(
-        CHANGE_HEADER,
-        change_rows(found.against.benchmarks, own.benchmarks, budget=found.budget),
-        title=f"{own.name} against {found.against.name}, 95 % intervals; asked in {sum(own.seconds.values()):.0f} s",
-    )
-
-
-def _print_items(found: Examination, own: Examined, which: Literal["lost", "gained"]) -> None:
+def _print_items(record: Record[Comparison], outcome: Outcome) -> None:
     from rich.text import Text
 
     from bapo.cli.console import out
     from bapo.reporting import item_in_words
 
-    for name, change in found.changes(own).items():
-        places = change.lost if which == "lost" else change.gained
-        out.print(f"\n{len(places)} questions of {name} that {own.name} {which}:", style="bold")
-        before, after = found.against.benchmarks[name], own.benchmarks[name]
-        for at in places:
-            text = item_in_words(before.answers[at], after.answers[at], (found.against.name, own.name))
-            out.print(Text(f"\n{text}"), soft_wrap=True)
+    items = [item for item in record.items() if item["outcome"] == outcome]
+    for name, changes in record.content.changes.items():
+        for benchmark in changes.benchmarks:
+            those = [item for item in items if (item["model"], item["benchmark"]) == (name, benchmark)]
+            out.print(f"\n{len(those)} questions of {benchmark} that {name} {outcome}:", style="bold")
+            for item in those:
+                out.print(Text(f"\n{item_in_words(item, (record.content.against, name))}"), soft_wrap=True)

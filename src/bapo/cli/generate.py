@@ -29,7 +29,7 @@ def generate(
     options.check_numbers(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     from bapo.cli.console import live_progress, print_answers, print_json
 
-    told = options.recipe_from(
+    wanted = options.recipe_from(
         None,
         None,
         model__name=model,
@@ -39,24 +39,17 @@ def generate(
     )
     with live_progress(quiet=as_json) as on_progress:
         from bapo.personalize import stages
+        from bapo.personalize.generating import answer_each
 
-        stages.check(told, adapter or [])
+        stages.check(wanted, adapter or [])
         prompts, system = readable(prompts), readable(system)
-        turns = [{"role": "system", "content": system}] if system else []
-        answers: dict[str, list[str]] = {}
-        names: list[str | None] = [None, *(adapter or [])]
-        for done, name in enumerate(names):
-            on_progress("answering", done, len(names), name or "base")
-            loaded = stages.load(told, adapter=name)
-            ids = [
-                loaded.chat.prompt_ids([*turns, {"role": "user", "content": p}] if loaded.chat.has_template else p)
-                for p in prompts
-            ]
-            answers[name or "base"] = stages.answer(loaded, ids, max_new_tokens, temperature=temperature, seed=seed)
-        on_progress("answering", len(names), len(names), "")
-    table = [{"prompt": p, **{name: own[i] for name, own in answers.items()}} for i, p in enumerate(prompts)]
+        answers = answer_each(
+            wanted, adapter or [], prompts, system, max_new_tokens, temperature=temperature, seed=seed,
+            on_progress=on_progress,
+        )  # fmt: skip
+    table = [{"prompt": p, **{name: texts[i] for name, texts in answers.items()}} for i, p in enumerate(prompts)]
     if as_json:
         print_json(table)
         return
     for i, prompt in enumerate(prompts):
-        print_answers(prompt, {name: own[i] for name, own in answers.items()})
+        print_answers(prompt, {name: texts[i] for name, texts in answers.items()})

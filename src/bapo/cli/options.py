@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,10 +60,13 @@ Epochs = Annotated[float | None, typer.Option(help="Passes over the training pai
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response that is generated, tokens.")]
 
 
-def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> Recipe:
+def recipe_from(
+    name: str | None, settings: list[str] | None, *, as_trained: Sequence[str] = (), **values: Any
+) -> Recipe:
     """The recipe of a command: shipped or own file, then the command's options, then ``--set``.
 
-    Keyword names are recipe keys with ``__`` for the dot; values of None and False are left to the recipe.
+    Keyword names are recipe keys with ``__`` for the dot; values of None and False are left to the recipe. What nobody
+    says of preferences and base responses is as it was when the first of some adapters was trained.
     """
     from bapo.personalize.recipe import read_recipe, read_yaml
 
@@ -74,7 +78,27 @@ def recipe_from(name: str | None, settings: list[str] | None, **values: Any) -> 
         if not equals:
             raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {shortened(setting)}.")
         overrides[key.strip()] = read_yaml(text, f"The value of --set {key.strip()[:80]}")
-    return read_recipe(name, overrides)
+    return read_recipe(name, overrides, _of_runs(as_trained, overrides, name))
+
+
+def _of_runs(adapters: Sequence[str], overrides: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
+    """What the first adapter that has a record says of its preferences, if they are those that are asked for."""
+    from bapo.personalize.recipe import AnchoringSection, PreferenceSection
+    from bapo.results import record_of
+
+    records = (record_of(adapter) for adapter in adapters)
+    run = next((record for record in records if record is not None and "preferences" in record["recipe"]), None)
+    if run is None or recipe is not None:
+        return {}
+    known = run["recipe"]
+    if overrides.get("preferences.source", known["preferences"].get("source")) != known["preferences"].get("source"):
+        return {}
+    fields = {"preferences": set(PreferenceSection.model_fields), "anchoring": set(AnchoringSection.model_fields)}
+    places = {"folder", "data_folder"}  # where things lie
+    return {
+        section: {key: value for key, value in known.get(section, {}).items() if key in keys - places}
+        for section, keys in fields.items()
+    }
 
 
 def check_numbers(**values: Any) -> None:

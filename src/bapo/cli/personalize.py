@@ -10,7 +10,7 @@ import typer
 from bapo.cli import options
 
 if TYPE_CHECKING:
-    from bapo.personalize import Personalization
+    from bapo.results import Personalization, Record
 
 
 def personalize(
@@ -46,9 +46,11 @@ def personalize(
     Reads the preferences, generates the model's own answers once, trains, evaluates on held-out prompts, and shows
     what the models answer now. Stopped at any moment, the same command goes on from there.
     """
+    from dataclasses import asdict
+
     from bapo.cli.console import live_progress, print_json
 
-    told = options.recipe_from(
+    wanted = options.recipe_from(
         recipe,
         settings,
         preferences__source=source,
@@ -74,18 +76,19 @@ def personalize(
     with live_progress(quiet=as_json) as on_progress:
         from bapo.personalize import personalize as run
 
-        result = run(told, output, on_progress)
-    print_json(result.to_dict()) if as_json else _show(result)
+        record = run(wanted, output, on_progress)
+    print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on)}) if as_json else _show(record)
 
 
-def _show(result: Personalization) -> None:
+def _show(record: Record[Personalization]) -> None:
     from bapo.cli.console import out, print_answers, print_counts, print_table
     from bapo.reporting import HEADER, held_out_rows
 
-    first = next(iter(result.reports.values()))
+    result = record.content
+    first = next(iter(result.held_out.values()))
     print_table(
         HEADER,
-        held_out_rows(result.reports),
+        held_out_rows(result.held_out, result.reference),
         title=f"{result.source}: {first.pairs} held-out pairs of {first.prompts} prompts, 95 % intervals over prompts",
     )
     out.print(
@@ -93,9 +96,9 @@ def _show(result: Personalization) -> None:
         "own earlier answers became: below 0 they were forgotten.",
     )
     print_counts(result.counts, result.doubtful)
-    for asked in result.answers:
-        print_answers(asked.prompt, asked.answers)
+    for side_by_side in result.answers:
+        print_answers(side_by_side.prompt, side_by_side.answers)
     out.print()
-    for run in result.runs:
-        out.print(f"{run.name:<6} adapter   {run.folder}", soft_wrap=True)
-    out.print(f"report           {result.folder / 'report.json'}", soft_wrap=True)
+    for name, folder in result.adapters.items():
+        out.print(f"{name:<6} adapter   {folder}", soft_wrap=True)
+    out.print(f"report           {record.path}", soft_wrap=True)

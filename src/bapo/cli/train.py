@@ -37,7 +37,7 @@ def train(
     """Train one adapter. Anchors first what is not anchored yet; killed, the same command resumes."""
     from bapo.cli.console import live_progress, out, print_counts, print_json
 
-    told = options.recipe_from(
+    wanted = options.recipe_from(
         recipe,
         settings,
         preferences__source=source,
@@ -60,17 +60,11 @@ def train(
         training__seed=seed,
     )
     with live_progress(quiet=as_json) as on_progress:
-        from bapo.personalize import stages
-        from bapo.personalize.run_folder import day_of
+        from bapo.personalize import jobs
         from bapo.preferences import doubtful
 
-        stages.check(told)
-        stages.check_run(told, told.training.objective, output)
-        today = day_of(make_folder(output))
-        split = stages.read(told)
-        anchored = stages.anchor_split(told, split, stages.load(told), on_progress, today=today).train
-        run = stages.train(told, told.training.objective, anchored, output, on_progress)
-    counts, doubts = {**split.train.dropped, **anchored.counts}, doubtful(split.whole)
+        run, split, dropped = jobs.train(wanted, make_folder(output), on_progress)
+    counts, doubts = {**split.train.dropped, **dropped}, doubtful(split.whole)
     if as_json:
         print_json(
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -11,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.evaluation.answers import Answer, AnswerStore, BenchmarkAnswers, in_order
 from bapo.evaluation.benchmarks import Asked, LoadedTask, load_tasks, sample_documents
 from bapo.evaluation.harness import BapoLM
 from bapo.evaluation.registry import BENCHMARKS
 from bapo.likelihood import SCORING_VERSION
 from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_fingerprint
+from bapo.progress import OnProgress, silent
+from bapo.results import Answer, AnswerStore, AskedBenchmark
 
 KEPT_TOGETHER = 256
 """Questions of one task that are asked, and kept, at once."""
 
 BEHIND_SYSTEM = "\n\n"
 """What stands between a system prompt and a question that is not asked as a chat; `lm-eval` puts nothing there."""
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,13 @@ class Examinee:
         self.system = system
         self.folder = folder or cache_folder() / "answers"
         self.lm = BapoLM(model)
-        told = (
+        asked_of = (
             model_fingerprint(model.model),
             tokenizer_fingerprint(model.tokenizer),
             None if system is None else (system, BEHIND_SYSTEM),
             SCORING_VERSION,
         )
-        self.fingerprint = hashlib.sha256(repr(told).encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(repr(asked_of).encode()).hexdigest()
 
     def check(self, plan: BenchmarkPlan) -> None:
         """Find out what cannot be asked before anything is.
@@ -88,40 +88,53 @@ class Examinee:
                     "use an instruction-tuned model, or --ask harness without hhh."
                 )
 
-    def ask(self, benchmark: str, plan: BenchmarkPlan, on_progress: OnProgress | None = None) -> BenchmarkAnswers:
-        """Answers to a benchmark; what was asked before comes from the store.
+    def ask(
+        self, benchmark: str, plan: BenchmarkPlan, *, name: str = "the model", on_progress: OnProgress = silent
+    ) -> AskedBenchmark:
+        """Ask a benchmark; what was asked before is in the store and is not asked again.
 
         Args:
             benchmark: its name.
             plan: which of its questions, and how.
+            name: what the model is called.
             on_progress: told how many questions are answered, and of how many.
 
         Raises:
             BapoError: the benchmark or its data are not there.
         """
+        start = time.perf_counter()
         self.check(replace(plan, names=(benchmark,)))
         tasks = load_tasks(benchmark, asked=plan.asked, data_folder=plan.data_folder)
         drawn = sample_documents(tasks, plan.limit, plan.seed)
-        total = sum(map(len, drawn.values()))
-        tell = on_progress or (lambda done, of: None)
-        answers: list[Answer] = []
+        total, before = sum(map(len, drawn.values())), 0
+        stores: dict[str, str] = {}
         for task in tasks:
-            before = len(answers)
-            answers += self._ask_task(task, drawn[task.name], partial(_after, before, total, tell))
-            tell(len(answers), total)
-        return BenchmarkAnswers(benchmark, in_order(answers), sum(len(task.task.eval_docs) for task in tasks))
+            tell = partial(_after, before, total, f"{name}: {benchmark}", on_progress)
+            stores[task.name] = str(self._ask_task(task, drawn[task.name], tell).folder.resolve())
+            before += len(drawn[task.name])
+        return AskedBenchmark(
+            model=name,
+            benchmark=benchmark,
+            title=BENCHMARKS[benchmark].title,
+            kind=BENCHMARKS[benchmark].kind,
+            questions=sum(len(task.task.eval_docs) for task in tasks),
+            seconds=time.perf_counter() - start,
+            stores=stores,
+            documents={task: tuple(numbers) for task, numbers in drawn.items()},
+        )
 
-    def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> list[Answer]:
-        store = AnswerStore(self.folder, self.fingerprint, _with_data(task, self._date(task)), task.name)
-        known = store.read()
+    def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> AnswerStore:
+        """The store in which the answers are, all of them."""
+        store = AnswerStore.of(self.folder, self.fingerprint, _with_data(task, self._date(task)), task.name)
+        known = set(store.read())
         missing = [number for number in documents if number not in known]
         tell(len(documents) - len(missing))
         for start in range(0, len(missing), KEPT_TOGETHER):
             piece = list(self._answers(task, missing[start : start + KEPT_TOGETHER]))
             store.add(piece, self._made_on)
-            known |= {own.document: own for own in piece}
+            known |= {answer.document for answer in piece}
             tell(sum(number in known for number in documents))
-        return [known[number] for number in documents]
+        return store
 
     def _date(self, task: LoadedTask) -> str:
         """What the date does to a question, where a chat template writes it; nothing elsewhere."""
@@ -133,8 +146,8 @@ class Examinee:
         return self.lm.scorer.made_on()
 
     def _answers(self, task: LoadedTask, documents: Sequence[int]) -> Iterator[Answer]:
-        own = task.task
-        own.build_all_requests(
+        lm_task = task.task
+        lm_task.build_all_requests(
             samples=list(documents),
             system_instruction=self.system if self.system is None or task.chat else self.system + BEHIND_SYSTEM,
             apply_chat_template=task.chat,
@@ -142,30 +155,30 @@ class Examinee:
             chat_template=self.lm.apply_chat_template if task.chat else None,
         )
         requests: dict[int, list[Any]] = {}
-        for instance in own.instances:
+        for instance in lm_task.instances:
             requests.setdefault(instance.doc_id, []).append(instance)
-        scored = iter(self.lm.loglikelihood(own.instances, disable_tqdm=True))
+        scored = iter(self.lm.loglikelihood(lm_task.instances, disable_tqdm=True))
         for at, instances in requests.items():  # they are numbered within the sample, which is in ascending order
             document = instances[0].doc
-            found = [next(scored) for _ in instances]
-            metrics: Mapping[str, Any] = own.process_results(document, found)
-            choices = tuple(str(choice) for choice in own.doc_to_choice(document))
-            right = own.doc_to_target(document)
+            scores = [next(scored) for _ in instances]
+            metrics: Mapping[str, Any] = lm_task.process_results(document, scores)
+            choices = tuple(str(choice) for choice in lm_task.doc_to_choice(document))
+            right = lm_task.doc_to_target(document)
             yield Answer(
                 task=task.name,
                 document=documents[at],
                 category=task.category_of(document),
-                question=str(own.doc_to_text(document)),
+                question=str(lm_task.doc_to_text(document)),
                 choices=choices,
-                logps=tuple(logp for logp, _ in found),
+                logps=tuple(logp for logp, _ in scores),
                 right=choices.index(right) if isinstance(right, str) else int(right),
                 acc=float(metrics["acc"]),
                 acc_norm=float(metrics["acc_norm"]) if "acc_norm" in metrics else None,
             )
 
 
-def _after(before: int, total: int, tell: OnProgress, done: int) -> None:
-    tell(before + done, total)
+def _after(before: int, total: int, stage: str, on_progress: OnProgress, done: int) -> None:
+    on_progress(stage, before + done, total)
 
 
 def _with_data(task: LoadedTask, date: str) -> str:

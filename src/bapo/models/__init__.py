@@ -28,6 +28,7 @@ from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disa
 from bapo.models.machine import has_fast_bf16, instruction_set, machine
 from bapo.models.positions import forget_positions, steady_length
 from bapo.models.sharded import is_sharded, sharded_root, through_hooks
+from bapo.models.shared import SharedModel
 from bapo.models.vocabulary import check_vocabulary
 from bapo.models.weights import check_finite
 
@@ -40,6 +41,7 @@ __all__ = [
     "ChatFormat",
     "LoadedModel",
     "Precision",
+    "SharedModel",
     "adapter_parameters",
     "adapter_parts",
     "add_adapter",

@@ -116,6 +116,21 @@ def check_adapter(adapter: str | Path) -> Any:
     return config
 
 
+def leaves_base_alone(config: Any) -> bool:
+    """Whether an adapter is a plain LoRA beside a model's own weights, which are as they were when it is taken off.
+
+    Biases, whole modules, single tokens or parameters, and ways of beginning that take something off the model's own
+    weights are none.
+    """
+    others = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
+    return (
+        _kind(config) == "LORA"
+        and getattr(config, "bias", "none") == "none"
+        and getattr(config, "init_lora_weights", True) in _LEAVES_BASE_ALONE
+        and not any(getattr(config, name, None) for name in others)
+    )
+
+
 def _say_what_is_unknown(adapter: str | Path, config: Any) -> None:
     path = Path(adapter) / "adapter_config.json"
     told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

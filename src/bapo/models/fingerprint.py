@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +33,12 @@ def model_fingerprint(model: nn.Module) -> str:
     matrices are zero, and one that is switched off leave the fingerprint as it was.
     """
     causal_lm = bare_model(model)
-    config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    weights = _fingerprint_without_adapters(causal_lm)
     adapters = nonzero_adapters(causal_lm)
-    for name, tensor in sorted(_tensors(causal_lm, adapters).items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
+    if not adapters:
+        return weights
+    digest = hashlib.sha256(weights.encode())
+    _add(digest, _adapter_tensors(causal_lm, adapters))
     for adapter in adapters:
         scalings = {
             name: module.scaling[adapter]
@@ -47,25 +49,77 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def unchanged(model: nn.Module, known: dict[Any, str]) -> Iterator[None]:
+    """Inside, the caller holds a model's own weights, and nobody changes them: they are hashed once at most.
+
+    Adapters may come, go and be trained meanwhile. Weights that have moved in memory, or were written to where autograd
+    sees it, are hashed anew all the same.
+
+    Args:
+        model: the model.
+        known: what the caller keeps of it from one time to the next, empty at first.
+    """
+    causal_lm = bare_model(model)
+    before = _HELD.get(causal_lm)
+    _HELD[causal_lm] = known
+    try:
+        yield
+    finally:
+        del _HELD[causal_lm]
+        if before is not None:
+            _HELD[causal_lm] = before
+
+
+_HELD: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
+"""Models whose weights somebody holds, and their fingerprints without adapters by where the weights lie."""
+
+
+def _fingerprint_without_adapters(causal_lm: Any) -> str:
+    tensors = _own_tensors(causal_lm)
+    config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
+    told = json.dumps(config, sort_keys=True, default=str)
+    held = _HELD.get(causal_lm)
+    where = (told, tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in sorted(tensors.items())))
+    if held is not None and where in held:
+        return held[where]
+    digest = hashlib.sha256(told.encode())
+    _add(digest, tensors)
+    if held is not None:
+        held[where] = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _add(digest: Any, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+
+
 def bare_model(model: Any) -> Any:
     """The `transformers` model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _tensors(causal_lm: nn.Module, adapters: Sequence[str]) -> dict[str, Tensor]:
-    """All that is computed with: the model's own weights, by the names that they have without adapters, and what these
-    adapters hold where they are active."""
-    held: set[str] = set()
-    computed_with: dict[str, Tensor] = {}
-    for part in adapter_parts(causal_lm):
-        for own in part.tensors.values():
-            held |= set(own)
-            if part.is_active and part.adapter in adapters:
-                computed_with |= own
-    for name, tensor in causal_lm.state_dict().items():
-        if isinstance(tensor, Tensor) and name not in held:
-            computed_with[_PEFTS_NAMES.sub("", name)] = tensor
-    return computed_with
+def _own_tensors(causal_lm: nn.Module) -> dict[str, Tensor]:
+    """The model's own weights, by the names that they have without adapters."""
+    held = {name for part in adapter_parts(causal_lm) for tensors in part.tensors.values() for name in tensors}
+    return {
+        _PEFTS_NAMES.sub("", name): tensor
+        for name, tensor in causal_lm.state_dict().items()
+        if isinstance(tensor, Tensor) and name not in held
+    }
+
+
+def _adapter_tensors(causal_lm: nn.Module, adapters: Sequence[str]) -> dict[str, Tensor]:
+    """What these adapters hold where they are active."""
+    return {
+        name: tensor
+        for part in adapter_parts(causal_lm)
+        if part.is_active and part.adapter in adapters
+        for tensors in part.tensors.values()
+        for name, tensor in tensors.items()
+    }
 
 
 def _bytes(tensor: Tensor) -> bytes:

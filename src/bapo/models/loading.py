@@ -121,7 +121,7 @@ def load_model(
     keep_4bit_layout(model)
     if adapter is not None:
         model = put_on(model, adapter, trainable=adapter_trainable)
-        tokenizer = _adapters_tokenizer(adapter, tokenizer)
+        tokenizer = adapters_tokenizer(adapter, tokenizer)
     model.eval()
     return LoadedModel(name, model, chat_format(model, tokenizer), resolved)
 
@@ -198,8 +198,11 @@ def load_tokenizer(source: str, name: str | None = None, *, trust_remote_code: b
     return tokenizer
 
 
-def _adapters_tokenizer(adapter: str | Path, of_model: Any) -> Any:
-    """The tokenizer that came with an adapter, which was trained with it, or else the model's."""
+def adapters_tokenizer(adapter: str | Path, of_model: Any, *, quiet: bool = False) -> Any:
+    """The tokenizer that came with an adapter, which was trained with it, or else the model's.
+
+    Where it is another one than the model's, that is said, unless it is to be quiet.
+    """
     from transformers.utils import cached_file
 
     with foreign(f"The files of the adapter {adapter} could not be looked at", "check the name, or download it again"):
@@ -209,6 +212,8 @@ def _adapters_tokenizer(adapter: str | Path, of_model: Any) -> Any:
     own = load_tokenizer(str(adapter))
     if tokenizer_fingerprint(own) == tokenizer_fingerprint(of_model):
         return of_model
+    if quiet:
+        return own
     parts = [] if own.get_vocab() == of_model.get_vocab() else ["tokenizer"]
     parts += [] if own.chat_template == of_model.chat_template else ["chat template"]
     logger.warning("The adapter %s has its own %s, which is used instead of the model's.", adapter, " and ".join(parts))

@@ -1,6 +1,29 @@
 """The main job: preferences and a model in, a personalized adapter out."""
 
-from bapo.personalize.recipe import Recipe, known_keys, read_recipe, shipped_recipes
-from bapo.personalize.run import Personalization, SideBySide, personalize
+import sys
+from types import ModuleType
+from typing import Any
 
-__all__ = ["Personalization", "Recipe", "SideBySide", "known_keys", "personalize", "read_recipe", "shipped_recipes"]
+from bapo.personalize.evaluation import Variant, evaluate
+from bapo.personalize.recipe import Recipe, known_keys, read_recipe, shipped_recipes
+from bapo.personalize.run import personalize
+
+__all__ = [
+    "Recipe",
+    "Variant",
+    "evaluate",
+    "known_keys",
+    "personalize",
+    "read_recipe",
+    "shipped_recipes",
+]
+
+
+class _Room(ModuleType):
+    """This room can be called: `from bapo import personalize` gives the room once it has been imported."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return personalize(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -141,17 +141,20 @@ class Recipe(Section):
     answers: AnswerSection = AnswerSection()
 
 
-def read_recipe(name: str | None, overrides: dict[str, Any] | None = None) -> Recipe:
+def read_recipe(
+    name: str | None, overrides: dict[str, Any] | None = None, defaults: dict[str, Any] | None = None
+) -> Recipe:
     """A recipe by the name of a shipped one or the path of a YAML file, with single values overridden.
 
     Args:
         name: a shipped recipe's name, a path, or None for the defaults.
         overrides: dotted keys to values, e.g. ``{"training.steps": 50}``; values of None are left out.
+        defaults: sections, in place of the defaults where there is no recipe.
 
     Raises:
         BapoError: no such recipe, an unknown key (names the nearest known one), or a value out of range.
     """
-    where, content = ("the command", {}) if name is None else _content(name)
+    where, content = ("the command", dict(defaults or {})) if name is None else _content(name)
     for key, value in (overrides or {}).items():
         if value is not None:
             _put(content, key, value)

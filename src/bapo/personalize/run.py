@@ -1,133 +1,246 @@
-"""`bapo personalize`: all stages, and what a person gets to see at the end."""
+"""`bapo personalize`: a small grid of jobs, and what a person gets to see at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bapo.files import make_folder, write_json
+from bapo.files import make_folder
 from bapo.personalize import stages
+from bapo.personalize.generating import answer, shown
+from bapo.personalize.jobs import Job, anchoring_settings, mark_of, processes, provenance, reference_name
 from bapo.personalize.recipe import Recipe
-from bapo.personalize.run_folder import Run, day_of
-from bapo.preferences import doubtful, prompt_text
+from bapo.preferences import Split, doubtful, prompt_text
+from bapo.progress import OnProgress, silent
+from bapo.results import (
+    GENERATIONS,
+    HELD_OUT,
+    PERSONALIZATION,
+    Generations,
+    HeldOutScores,
+    Personalization,
+    Record,
+    Run,
+    SideBySide,
+    day_of,
+    identity_of,
+    read_run,
+    to_rows,
+)
+from bapo.results.runs import DONE
 
 if TYPE_CHECKING:
     from bapo.anchoring import AnchoredGroup
-    from bapo.evaluation import PreferenceReport
-    from bapo.models import LoadedModel
+    from bapo.evaluation.preference import Logps
+    from bapo.models import LoadedModel, SharedModel
+
+REPORT = "report.json"
 
 
-@dataclass(frozen=True)
-class SideBySide:
-    """A prompt and each model's answer to it, by the model's name."""
-
-    prompt: str
-    answers: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Personalization:
-    """What came out.
-
-    Attributes:
-        source: the preferences' name.
-        runs: finished runs, the recipe's own objective first.
-        reports: held-out evaluation by the name of the run.
-        answers: prompts answered by the base model and every run.
-        folder: where everything lies.
-        counts: pairs dropped or cut on the way, by reason.
-        doubtful: pairs that were kept and are worth a look, by what is the matter with them.
-        made_on: processor, instruction set, device, threads, versions, and the base model's noise floor there.
-    """
-
-    source: str
-    runs: tuple[Run, ...]
-    reports: dict[str, PreferenceReport]
-    answers: tuple[SideBySide, ...]
-    folder: Path
-    counts: dict[str, int]
-    doubtful: dict[str, int]
-    made_on: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json`` and ``report.json``."""
-        return {
-            "source": self.source,
-            "folder": str(self.folder),
-            "adapters": {run.name: str(run.folder) for run in self.runs},
-            "held_out": {name: report.to_dict() for name, report in self.reports.items()},
-            "answers": [{"prompt": a.prompt, **a.answers} for a in self.answers],
-            "counts": self.counts,
-            "doubtful": self.doubtful,
-            "made_on": self.made_on,
-        }
-
-
-def personalize(recipe: Recipe, folder: Path, on_progress: stages.OnProgress = stages.silent) -> Personalization:
+def personalize(
+    recipe: Recipe, folder: Path | str = "personalized", on_progress: OnProgress = silent
+) -> Record[Personalization]:
     """Read, anchor, train each objective, evaluate on held-out prompts, and let every model answer.
 
-    Each stage goes on where a killed run stopped. Everything is written below ``folder``: an adapter a run in its own
-    folder, and ``report.json``.
+    Each job goes on where a killed one stopped, and one that is done is read: started again, nothing is loaded.
+    Adapters lie below ``folder``, each in the folder of its run, with the records of what was found out;
+    ``report.json`` is what is returned.
 
     Raises:
         BapoError: anything that the user can mend.
     """
+    grid = Grid(recipe, Path(folder))
+    return grid.done() or grid.run(on_progress)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The jobs of a personalization: a run for each objective, and for each run its held-out scores and its answers."""
+
+    recipe: Recipe
+    folder: Path
+
+    @cached_property
+    def objectives(self) -> list[str]:
+        """The recipe's own one first."""
+        return list(dict.fromkeys([self.recipe.training.objective, *self.recipe.compare]))
+
+    @cached_property
+    def split(self) -> Split:
+        """The preferences."""
+        return stages.read(self.recipe)
+
+    @cached_property
+    def data(self) -> str:
+        """Their fingerprint."""
+        return stages.data_fingerprint(self.split)
+
+    @cached_property
+    def _common(self) -> str:
+        """What all jobs depend on."""
+        return identity_of(data=self.data, **anchoring_settings(self.recipe))
+
+    @property
+    def report(self) -> Job[Personalization]:
+        """The job that puts everything together."""
+        asked = [stages.asked_of(self.recipe, name).settings for name in self.objectives]
+        shown_settings = self.recipe.answers.model_dump()
+        identity = identity_of(common=self._common, runs=asked, answers=shown_settings, processes=processes())
+        return Job(PERSONALIZATION, self.folder / REPORT, identity)
+
+    def held_out(self, run: Run) -> Job[HeldOutScores]:
+        """The job that scores held-out prompts under a run's policy."""
+        identity = identity_of(common=self._common, weights=run.weights)
+        return Job(HELD_OUT, self.folder / "held-out" / f"{run.name}.json", identity)
+
+    def answers(self, name: str, weights: Any) -> Job[Generations]:
+        """The job in which a model answers the first held-out prompts."""
+        identity = identity_of(common=self._common, weights=weights, **self.recipe.answers.model_dump())
+        return Job(GENERATIONS, self.folder / "answers" / f"{Path(name).name}.json", identity)
+
+    def done(self) -> Record[Personalization] | None:
+        """The report, if it is there and whole and all that it speaks of is."""
+        record = self.report.find()
+        runs = self._finished() if record is not None else []
+        return record if len(runs) == len(self.objectives) and all(self.held_out(run).find() for run in runs) else None
+
+    def _finished(self) -> list[Run]:
+        folders = [self.folder / name for name in self.objectives]
+        return [read_run(folder) for folder in folders if (folder / DONE).is_file()]
+
+    def run(self, on_progress: OnProgress) -> Record[Personalization]:
+        """Do what is not done yet, with one model in memory."""
+        recipe = self.recipe
+        stages.check(recipe)
+        make_folder(self.folder)
+        for name in self.objectives:
+            stages.check_run(recipe, name, self.folder / name, self.data)
+        _ = self.split  # what cannot be read should be known before the model is loaded
+        on_progress("loading the model", 0, 1)
+        shared = stages.shared_model(recipe)
+        with shared.wearing(recipe.model.adapter) as model:
+            on_progress("loading the model", 1, 1)
+            days = [day for name in self.objectives if (day := day_of(self.folder / name))]
+            anchored = stages.anchor_split(recipe, self.split, model, on_progress, today=days[0] if days else None)
+            first = anchored.held_out.groups[: recipe.answers.prompts]
+            reference = self._reference(model, anchored, on_progress)
+            made_on = _made_on(model, anchored)
+            known = _Known(anchored, reference, made_on, shared)
+            answers = {reference_name(recipe): self._reference_answers(model, first, known, on_progress)}
+        runs, reports = [], {}
+        training: dict[str, Any] = {"shared": shared, "data": self.data, "mark": mark_of(recipe)}
+        for name in self.objectives:
+            runs.append(stages.train(recipe, name, anchored.train, self.folder / name, on_progress, **training))
+        for run in runs:
+            reports[run.name], answers[run.name] = self._examine(run, known, on_progress)
+        weights = {run.name: identity_of(**run.weights) for run in runs}
+        content = Personalization(
+            source=self.split.train.name,
+            reference=reference_name(recipe),
+            adapters={run.name: str(run.folder) for run in runs},
+            held_out={name: record.content.report for name, record in reports.items()},
+            answers=tuple(
+                SideBySide(prompt, {name: record.content.responses[i] for name, record in answers.items()})
+                for i, prompt in enumerate(next(iter(answers.values())).content.prompts)
+            ),
+            folder=str(self.folder),
+            counts={**self.split.train.dropped, **anchored.train.counts},
+            doubtful=doubtful(self.split.whole),
+        )
+        made_from = provenance(recipe, anchored.train.reference, made_on, data=self.data, runs=weights)
+        return self.report.finish(content, made_from)
+
+    def _reference(self, model: LoadedModel, anchored: stages.Anchored, on_progress: OnProgress) -> Logps | None:
+        """Held-out log-probs of the reference, where a run is still to be evaluated."""
+        from bapo.evaluation import held_out_logps
+
+        runs = self._finished()
+        if len(runs) == len(self.objectives) and all(self.held_out(run).find() for run in runs):
+            return None
+        stage = "reference of held-out prompts"
+        return held_out_logps(
+            model.model, anchored.held_out, kernels=model.kernels, stage=stage, on_progress=on_progress
+        )
+
+    def _reference_answers(
+        self, model: LoadedModel, groups: Sequence[AnchoredGroup], known: _Known, on_progress: OnProgress
+    ) -> Record[Generations]:
+        name = reference_name(self.recipe)
+        job = self.answers("base", None)
+        done = job.find()
+        if done is not None:
+            return done
+        on_progress(f"answers of {name}", 0, 1)
+        responses = base_answers(self.recipe, model, groups)
+        on_progress(f"answers of {name}", 1, 1)
+        return job.finish(Generations(name, known.prompts(groups), tuple(responses)), self._made_from(known))
+
+    def _examine(
+        self, run: Run, known: _Known, on_progress: OnProgress
+    ) -> tuple[Record[HeldOutScores], Record[Generations]]:
+        """A run's held-out scores and answers: read where they are there, else made, with the adapter put on once."""
+        from bapo.evaluation import evaluate_preferences
+
+        held_out, answers = self.held_out(run), self.answers(run.name, run.weights)
+        scored, answered = held_out.find(), answers.find()
+        if scored is not None and answered is not None:
+            return scored, answered
+        made_from = self._made_from(known, run)
+        groups = known.anchored.held_out.groups[: self.recipe.answers.prompts]
+        with stages.as_trained(self.recipe, run, known.shared) as policy:
+            if scored is None:
+                report, prompts = evaluate_preferences(
+                    policy.model,
+                    known.anchored.held_out,
+                    reference=known.reference,
+                    kernels=policy.kernels,
+                    stage=f"evaluating {run.name}",
+                    on_progress=on_progress,
+                )
+                content = HeldOutScores(run.name, self.split.train.name, reference_name(self.recipe), report)
+                scored = held_out.finish(content, made_from, to_rows(prompts))
+            if answered is None:
+                on_progress(f"answers of {run.name}", 0, 1)
+                ids = [group.tokens.prompt for group in groups]
+                responses = answer(policy, ids, self.recipe.answers.max_new_tokens)
+                on_progress(f"answers of {run.name}", 1, 1)
+                answered = answers.finish(Generations(run.name, known.prompts(groups), tuple(responses)), made_from)
+        return scored, answered
+
+    def _made_from(self, known: _Known, run: Run | None = None) -> Any:
+        adapter = None if run is None else str(run.folder)
+        reference = known.anchored.train.reference
+        return provenance(self.recipe, reference, known.made_on, data=self.data, adapter=adapter)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the jobs of a grid share once the model is in memory."""
+
+    anchored: stages.Anchored
+    reference: Logps | None
+    made_on: dict[str, Any]
+    shared: SharedModel
+
+    @staticmethod
+    def prompts(groups: Sequence[AnchoredGroup]) -> tuple[str, ...]:
+        return tuple(prompt_text(group.source.prompt) for group in groups)
+
+
+def _made_on(model: LoadedModel, anchored: stages.Anchored) -> dict[str, Any]:
     from bapo.anchoring import few_tokens
-    from bapo.evaluation import held_out_logps
     from bapo.likelihood import ResponseScorer
 
-    stages.check(recipe)
-    make_folder(folder)
-    objectives = list(dict.fromkeys([recipe.training.objective, *recipe.compare]))
-    for name in objectives:
-        stages.check_run(recipe, name, folder / name)
-    split = stages.read(recipe)
-    on_progress("loading the model", 0, 1, "")
-    model = stages.load(recipe)
-    on_progress("loading the model", 1, 1, "")
-    days = [day for name in objectives if (day := day_of(folder / name))]
-    anchored = stages.anchor_split(recipe, split, model, on_progress, today=days[0] if days else None)
-    shown = anchored.held_out.groups[: recipe.answers.prompts]
-    asked = [group.tokens.prompt for group in shown]
-    tell = stages.counting(on_progress, "reference of held-out prompts")
-    reference = held_out_logps(model.model, anchored.held_out, kernels=model.kernels, on_progress=tell)
-    on_progress("answers of base", 0, 1, "")
-    answers = {"base": base_answers(recipe, model, shown)}
-    on_progress("answers of base", 1, 1, "")
-    made_on = ResponseScorer(model.model, model.kernels).made_on(few_tokens(anchored.train))
-    del model
-    runs = tuple(stages.train(recipe, name, anchored.train, folder / name, on_progress) for name in objectives)
-    reports: dict[str, PreferenceReport] = {}
-    for run in runs:
-        policy = stages.load_run(recipe, run)
-        reports[run.name] = stages.evaluate(policy, anchored.held_out, reference, run.name, on_progress)
-        on_progress(f"answers of {run.name}", 0, 1, "")
-        answers[run.name] = stages.answer(policy, asked, recipe.answers.max_new_tokens)
-        on_progress(f"answers of {run.name}", 1, 1, "")
-        del policy
-    result = Personalization(
-        source=split.train.name,
-        runs=runs,
-        reports=reports,
-        answers=tuple(
-            SideBySide(prompt_text(group.source.prompt), {name: own[i] for name, own in answers.items()})
-            for i, group in enumerate(shown)
-        ),
-        folder=folder,
-        counts={**split.train.dropped, **anchored.train.counts},
-        doubtful=doubtful(split.whole),
-        made_on=made_on,
-    )
-    write_json(folder / "report.json", result.to_dict())
-    return result
+    return ResponseScorer(model.model, model.kernels).made_on(few_tokens(anchored.train))
 
 
 def base_answers(recipe: Recipe, model: LoadedModel, groups: Sequence[AnchoredGroup]) -> list[str]:
     """The base model's answers: its base responses, where those are what it would be asked for again."""
     most, how = recipe.answers.max_new_tokens, recipe.anchoring
     if how.temperature or how.max_new_tokens < most or any(group.source.bases for group in groups):
-        return stages.answer(model, [group.tokens.prompt for group in groups], most)
+        return answer(model, [group.tokens.prompt for group in groups], most)
     firsts = [group.bases[0] for group in groups]
-    return [stages.shown(model, base.ids[:most], base.ended and len(base.ids) <= most) for base in firsts]
+    return [shown(model, base.ids[:most], base.ended and len(base.ids) <= most) for base in firsts]

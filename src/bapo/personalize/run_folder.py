@@ -12,26 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.files import checksum_of_file, locked, read_bytes, read_record, write_record, write_text
+from bapo.files import checksum_of_file, locked, read_record, write_record, write_text
+from bapo.results.runs import AGAIN, DONE, STARTED, write_run
 
-STARTED, DONE = "started.json", "run.json"
 _PEFTS_PAGE, _OWN_PAGE = "# Model Card for Model ID", "Trained with bapo on"
-_AGAIN = "delete the folder and train again, or name another with --output"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One finished training run.
-
-    Attributes:
-        name: the objective.
-        folder: where adapter, settings and log lie.
-        log: what the trainer logged, one entry per logging step.
-    """
-
-    name: str
-    folder: Path
-    log: tuple[dict[str, float], ...]
 
 
 @contextmanager
@@ -60,60 +44,83 @@ def alone(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run of other settings; a run of which nothing is kept yet is forgotten.
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked for, which is known before any model is loaded.
+
+    Attributes:
+        settings: by recipe key, all that can change the adapter.
+        data: fingerprint of the preferences and of how they are split; None where that is not known.
+    """
+
+    settings: Mapping[str, Any]
+    data: str | None = None
+
+
+def check_asked(folder: Path, asked: Asked) -> None:
+    """Refuse to go on with a run of other settings or other data; a run of which nothing is kept yet is forgotten.
 
     Args:
         folder: of the run, if there is one.
-        settings: by name, all that can change the adapter.
+        asked: what is wanted of it.
 
     Raises:
-        BapoError: the settings differ; says which.
+        BapoError: settings or data differ; says which.
     """
-    found = _kept(folder)
-    if found is None:
+    kept = _kept(folder)
+    if kept is None:
         return
-    known = found.get("settings") or found.get("recipe", {}).get("training", {})
+    known = kept.get("settings", {})
     other = [
-        f"{name} {known[name]!r} there and {value!r} here"
-        for name, value in json.loads(json.dumps(settings)).items()
+        f"{name.removeprefix('training.')} {known[name]!r} there and {value!r} here"
+        for name, value in json.loads(json.dumps(asked.settings)).items()
         if name in known and known[name] != value
     ]
     if other:
         raise BapoError(
             f"{folder} holds a run with other settings ({', '.join(other)}): name another with --output, or delete it."
         )
+    if asked.data is not None and kept.get("data") not in (None, asked.data):
+        raise BapoError(
+            f"{folder} holds a run on other data (another source, other texts or another split): name another with "
+            "--output, or delete it."
+        )
 
 
-def start(folder: Path, identity: str, settings: Mapping[str, Any], today: datetime | None) -> None:
+def start(folder: Path, identity: str, asked: Asked, today: datetime | None) -> None:
     """Say which run the folder holds from now on.
 
     Args:
         folder: of the run.
         identity: hash of settings and data.
-        settings: see `check_settings`.
+        asked: see `check_asked`.
         today: what the chat template took for now, where it writes the date.
 
     Raises:
         BapoError: it holds another run.
     """
-    check_settings(folder, settings)
-    found = _kept(folder)
-    if found is not None and found["identity"] != identity:
+    check_asked(folder, asked)
+    kept = _kept(folder)
+    if kept is not None and kept["identity"] != identity:
         raise BapoError(
             f"{folder} holds a run with other data, another model or another number of processes: name another with "
             "--output, or delete it."
         )
-    if found is None or not (folder / DONE).is_file():
-        write_record(folder / STARTED, {"identity": identity, "settings": dict(settings), **dated(today)})
+    if kept is None or not (folder / DONE).is_file():
+        write_record(folder / STARTED, {"identity": identity, **as_asked(asked), **dated(today)})
+
+
+def as_asked(asked: Asked) -> dict[str, Any]:
+    """The part of a record that says what was asked for."""
+    return {"settings": dict(asked.settings), **({} if asked.data is None else {"data": asked.data})}
 
 
 def _kept(folder: Path) -> dict[str, Any] | None:
     """The record of the folder's run, if anything of it is worth keeping."""
     if (folder / DONE).is_file():
-        return read_record(folder / DONE, _AGAIN)
+        return read_record(folder / DONE, AGAIN)
     if (folder / STARTED).is_file() and any((folder / "checkpoints").glob("checkpoint-*")):
-        return read_record(folder / STARTED, _AGAIN)
+        return read_record(folder / STARTED, AGAIN)
     return None
 
 
@@ -135,56 +142,7 @@ def finish(folder: Path, record: Mapping[str, Any]) -> None:
     there = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     if not there or _PEFTS_PAGE in there or _OWN_PAGE in there:  # the user's own page stays
         write_text(page, _page(record))
-    write_record(folder / DONE, {**record, "weights": weights})
-
-
-def read_run(folder: Path) -> Run:
-    """A finished run.
-
-    Raises:
-        BapoError: the folder holds none, or its record or its weights are not what was written.
-    """
-    path = folder / DONE
-    if not path.is_file():
-        raise BapoError(f"{folder} holds no finished run (no {DONE}): train it first.")
-    content = read_record(path, _AGAIN)
-    for name, checksum in content["weights"].items():
-        if checksum_of_file(folder / name) != checksum:
-            raise BapoError(f"{folder / name} is not what was trained, but damaged or replaced: {_AGAIN}.")
-    return Run(content["objective"], folder, tuple(content["log"]))
-
-
-def record_of(adapter: str | None) -> dict[str, Any] | None:
-    """What is known of how an adapter of bapo's was trained; None of one that was made elsewhere.
-
-    Raises:
-        BapoError: its record is damaged.
-    """
-    path = Path(adapter or "") / DONE
-    if adapter is None or not path.is_file():
-        return None
-    try:
-        run = json.loads(read_bytes(path))
-        complete = "name" in run["recipe"]["model"] and "reference" in run
-    except (ValueError, KeyError, TypeError, AttributeError):
-        complete = False
-    if complete and "checksum" in run:
-        return read_record(path, "train it again, or delete that file, and nothing is known of how it was trained")
-    return run if complete else None
-
-
-def day_of(folder: Path) -> datetime | None:
-    """What the chat template took for now when the prompts of a run were written; None where that is not known.
-
-    A run that goes on, or is evaluated, on a later day or with another store keeps the prompts that it was trained on.
-    """
-    for path in (folder / DONE, folder / STARTED):
-        if path.is_file():
-            try:
-                return datetime.fromisoformat(json.loads(path.read_text())["today"])
-            except (ValueError, KeyError, TypeError):
-                continue
-    return None
+    write_run(folder, record, weights)
 
 
 def _page(record: Mapping[str, Any]) -> str:

@@ -21,10 +21,11 @@ from bapo.errors import BapoError
 from bapo.files import checksum, checksum_of_file, make_folder, read_record, write_record, write_text
 from bapo.personalize import stages
 from bapo.personalize.recipe import Recipe
-from bapo.personalize.run_folder import record_of
 from bapo.preferences import Preferences, Prompt, turns_of
 from bapo.preferences.record import TEMPLATE, TOOLS, turn_as_dict
 from bapo.preferences.rejection_sampling import sample_pairs
+from bapo.progress import OnProgress, silent
+from bapo.results import record_of
 from bapo.settings import check_number
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def sample(
     path: Path,
     how: Sampling,
     beta: float | None = None,
-    on_progress: stages.OnProgress = stages.silent,
+    on_progress: OnProgress = silent,
 ) -> Sampled:
     """Write a comparison file of accepted candidates, for the prompts that the recipe trains on.
 
@@ -164,27 +165,22 @@ class _Judged(NamedTuple):
     reference: str
 
 
-def _judged(
-    recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on_progress: stages.OnProgress
-) -> _Judged:
+def _judged(recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on_progress: OnProgress) -> _Judged:
     from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, candidate_logps, sample_candidates
-
-    def tell(stage: str, done: int, total: int) -> None:
-        on_progress(stage, done, total, "")
 
     settings = GenerationSettings(how.max_new_tokens, how.temperature, responses=how.candidates, seed=how.seed)
     lengths = LengthPolicy(recipe.preferences.max_prompt_tokens)
-    tell("loading the model", 0, 1)
+    on_progress("loading the model", 0, 1)
     model = stages.load(recipe)
     stages.check_base(recipe, reward, model)
-    tell("loading the model", 1, 1)
+    on_progress("loading the model", 1, 1)
     store = stages.open_store(recipe, model)
-    found, counts = sample_candidates(prompts, model, store, settings, lengths=lengths, on_progress=tell)
-    without = candidate_logps(found, model, store, "reference log-probs", tell)
+    found, counts = sample_candidates(prompts, model, store, settings, lengths=lengths, on_progress=on_progress)
+    without = candidate_logps(found, model, store, "reference log-probs", on_progress)
     fingerprint = str(store.identity["model"])
     del model, store
     policy = stages.load(recipe, adapter=reward)
-    judged = candidate_logps(found, policy, AnchorStore.in_cache(policy), "log-probs with the adapter", tell)
+    judged = candidate_logps(found, policy, AnchorStore.in_cache(policy), "log-probs with the adapter", on_progress)
     ratios = [
         [own - ref for own, ref in zip(ours, theirs, strict=True)] for ours, theirs in zip(judged, without, strict=True)
     ]

@@ -7,49 +7,29 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError, foreign
-from bapo.files import make_folder
+from bapo.files import checksum, make_folder
 from bapo.kernels import Kernels, chosen
 from bapo.personalize.recipe import Recipe, TrainingSection
-from bapo.personalize.run_folder import (
-    DONE,
-    Run,
-    alone,
-    check_settings,
-    dated,
-    finish,
-    read_run,
-    record_of,
-    start,
-)
+from bapo.personalize.run_folder import Asked, alone, as_asked, check_asked, dated, finish, start
 from bapo.preferences import Preferences, Split, read_preferences, read_split
+from bapo.progress import OnProgress, silent
+from bapo.results import Run, read_run, record_of
+from bapo.results.runs import DONE
 
 if TYPE_CHECKING:
     from bapo.anchoring import AnchoredPreferences, AnchorStore
-    from bapo.evaluation import PreferenceReport
-    from bapo.evaluation.preference import Logps
-    from bapo.models import LoadedModel
-
-OnProgress = Callable[[str, int, int, str], None]
-"""Told the stage, how many are done, of how many, and a note to show beside it."""
+    from bapo.models import LoadedModel, SharedModel
 
 ENOUGH_STEPS = 40
 """Optimizer steps that a run takes at least, where the recipe says neither epochs nor steps."""
-
-
-def silent(stage: str, done: int, total: int, note: str) -> None:
-    """Progress that nobody watches."""
-
-
-def counting(on_progress: OnProgress, stage: str) -> Callable[[int, int], None]:
-    """For what tells only how many are done, and of how many."""
-    return lambda done, total: on_progress(stage, done, total, "")
 
 
 @dataclass(frozen=True)
@@ -136,6 +116,14 @@ def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False)
     return replace(loaded, kernels=own.kernels)
 
 
+def shared_model(recipe: Recipe) -> SharedModel:
+    """The recipe's model without its adapter, loaded when it is first needed, for adapters to be put on and off."""
+    from bapo.models import SharedModel
+
+    bare = recipe.model_copy(update={"model": recipe.model.model_copy(update={"adapter": None})})
+    return SharedModel(lambda adapter, trainable: load(bare, adapter=adapter, trainable=trainable))
+
+
 def check_base(recipe: Recipe, adapter: str | None, base: LoadedModel) -> None:
     """Refuse an adapter of bapo's that was trained on other weights than a base model's.
 
@@ -171,25 +159,13 @@ def anchor_preferences(
     on_progress: OnProgress = silent,
     *,
     today: datetime | None = None,
+    store: AnchorStore | None = None,
 ) -> AnchoredPreferences:
     """Anchor preferences to the model as it is, in the recipe's folder or the user's cache.
 
     ``today`` is what a chat template that writes the date takes for now (`day_of` a run); the store's day by default.
     """
-    from bapo.anchoring import GenerationSettings, LengthPolicy, anchor
-
-    how = recipe.anchoring
-    return anchor(
-        preferences,
-        model,
-        open_store(recipe, model),
-        generation=GenerationSettings(
-            max_new_tokens=how.max_new_tokens, temperature=how.temperature, responses=how.responses, seed=how.seed
-        ),
-        lengths=LengthPolicy(recipe.preferences.max_prompt_tokens, recipe.preferences.max_response_tokens),
-        today=today,
-        on_progress=lambda stage, done, total: on_progress(stage, done, total, ""),
-    )
+    return _anchor(recipe, (preferences,), model, on_progress, today, store)[0]
 
 
 def anchor_split(
@@ -201,11 +177,30 @@ def anchor_split(
     today: datetime | None = None,
 ) -> Anchored:
     """Anchor both sides of a split in one go, so that prompts are batched together; ``today`` as above."""
-    together = anchor_preferences(recipe, split.whole, model, on_progress, today=today)
-    del together  # kept on disk; reading each side from there is instant
-    return Anchored(
-        anchor_preferences(recipe, split.train, model, today=today),
-        anchor_preferences(recipe, split.held_out, model, today=today),
+    return Anchored(*_anchor(recipe, (split.train, split.held_out), model, on_progress, today))
+
+
+def _anchor(
+    recipe: Recipe,
+    parts: Sequence[Preferences],
+    model: LoadedModel,
+    on_progress: OnProgress,
+    today: datetime | None,
+    store: AnchorStore | None = None,
+) -> tuple[AnchoredPreferences, ...]:
+    from bapo.anchoring import GenerationSettings, LengthPolicy, anchor_together
+
+    how = recipe.anchoring
+    return anchor_together(
+        parts,
+        model,
+        store or open_store(recipe, model),
+        generation=GenerationSettings(
+            max_new_tokens=how.max_new_tokens, temperature=how.temperature, responses=how.responses, seed=how.seed
+        ),
+        lengths=LengthPolicy(recipe.preferences.max_prompt_tokens, recipe.preferences.max_response_tokens),
+        today=today,
+        on_progress=on_progress,
     )
 
 
@@ -215,32 +210,74 @@ def train(
     anchored: AnchoredPreferences,
     folder: Path,
     on_progress: OnProgress = silent,
+    *,
+    shared: SharedModel | None = None,
+    data: str | None = None,
+    mark: str | None = None,
 ) -> Run:
     """Train one objective into a folder, going on where a killed run stopped; a finished run is read, not repeated.
+
+    Args:
+        recipe, objective, anchored, folder: what is trained, on what, and where to.
+        on_progress: told how far it is.
+        shared: the recipe's model, to put the adapter on; one is loaded where there is none, and where an adapter
+            cannot be taken off again.
+        data: fingerprint of the preferences, by which others are refused before a model is loaded.
+        mark: what the run is known by before a model is loaded, beside its settings and its data.
 
     Raises:
         BapoError: the folder holds a run with other settings, or cannot be written.
     """
     settings = _settings_for(recipe, objective)
-    identity = _identity(recipe, settings, anchored)
+    identity, asked = _identity(recipe, settings, anchored), asked_of(recipe, objective, data)
     with alone(make_folder(folder), lambda note: on_progress(f"training {objective}", 0, 1, note)):
-        start(folder, identity, _that_count(recipe, settings), anchored.today)
+        start(folder, identity, asked, anchored.today)
         if (folder / DONE).is_file():
             return read_run(folder)
-        on_progress(f"checks before {objective}", 0, 1, "")
-        trainer = _trainer(recipe, settings, anchored, folder, on_progress)
-        trainer.train(resume_from_checkpoint=True)
-        steps, asked = trainer.state.global_step, trainer.state.max_steps
-        if steps < asked:
-            raise BapoError(f"Training into {folder} ended after {steps} of {asked} steps: start the command again.")
-        on_progress(f"saving {objective}", 0, 1, "")
-        _save(recipe, settings, anchored, trainer, folder, identity)
-        on_progress(f"saving {objective}", 1, 1, "")
+        on_progress(f"checks before {objective}", 0, 1)
+        with _policy(recipe, settings, shared) as policy:
+            trainer = _trainer(recipe, settings, policy, anchored, folder, on_progress)
+            trainer.train(resume_from_checkpoint=True)
+            steps, wanted = trainer.state.global_step, trainer.state.max_steps
+            if steps < wanted:
+                raise BapoError(
+                    f"Training into {folder} ended after {steps} of {wanted} steps: start the command again."
+                )
+            on_progress(f"saving {objective}", 0, 1)
+            _save(recipe, settings, anchored, trainer, folder, {"identity": identity, "mark": mark, **as_asked(asked)})
+            on_progress(f"saving {objective}", 1, 1)
         return read_run(folder)
 
 
+@contextmanager
+def _policy(recipe: Recipe, settings: TrainingSection, shared: SharedModel | None) -> Iterator[LoadedModel]:
+    """The model that is trained: with a fresh adapter, with its own one, or with all weights."""
+    from bapo.models import add_lora
+
+    def put(model: Any) -> Any:
+        return add_lora(model, settings.rank, settings.alpha, settings.dropout, settings.seed)
+
+    is_fresh = not settings.full and recipe.model.adapter is None
+    alone_here = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if shared is not None and is_fresh and alone_here and not settings.gradient_checkpointing:
+        with shared.fresh(put) as policy:
+            yield policy
+        return
+    if shared is not None:
+        shared.drop()  # two of them may not fit into memory
+    policy = load(recipe, trainable=True)
+    if settings.full:
+        policy.model.requires_grad_(True)
+    yield replace(policy, model=put(policy.model)) if is_fresh else policy
+
+
 def _save(
-    recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences, trainer: Any, folder: Path, identity: str
+    recipe: Recipe,
+    settings: TrainingSection,
+    anchored: AnchoredPreferences,
+    trainer: Any,
+    folder: Path,
+    known: Mapping[str, Any],
 ) -> None:
     """Write what was trained, and last the record by which the run counts as finished."""
     from bapo.anchoring import few_tokens
@@ -255,13 +292,14 @@ def _save(
         finish(
             folder,
             {
-                "identity": identity,
+                **known,
                 **dated(anchored.today),
                 "objective": settings.objective,
                 "recipe": recipe.model_copy(update={"training": settings}).model_dump(),
                 "reference": anchored.reference,
                 "precision": resolve_precision(recipe.model.precision),
                 "pairs": anchored.pair_count,
+                "counts": dict(anchored.counts),
                 "made_on": trainer.scorer.made_on(few_tokens(anchored)),
                 "steps": trainer.state.global_step,
                 "log": [entry for entry in trainer.state.log_history if "loss" in entry],
@@ -271,69 +309,33 @@ def _save(
     trainer.accelerator.wait_for_everyone()
 
 
-def load_run(recipe: Recipe, run: Run) -> LoadedModel:
+@contextmanager
+def as_trained(recipe: Recipe, run: Run, shared: SharedModel) -> Iterator[LoadedModel]:
     """The model as a run left it: with its adapter, or with all weights trained."""
     if recipe.training.full:
-        return load(recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(run.folder)})}))
-    return load(recipe, adapter=str(run.folder))
-
-
-def evaluate(
-    model: LoadedModel, held_out: AnchoredPreferences, reference: Logps, name: str, on_progress: OnProgress = silent
-) -> PreferenceReport:
-    """Reward accuracy, margin and drift on held-out prompts; ``reference`` is `held_out_logps` of the model's base."""
-    from bapo.evaluation import evaluate_preferences
-
-    tell = counting(on_progress, f"evaluating {name}")
-    found, _ = evaluate_preferences(model.model, held_out, reference=reference, kernels=model.kernels, on_progress=tell)
-    return found
-
-
-def answer(
-    model: LoadedModel,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    *,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> list[str]:
-    """The model's answers to prompts given as token ids, greedy or sampled."""
-    from bapo.anchoring import GenerationSettings, generate_batch
-    from bapo.models import check_vocabulary
-
-    if not prompts:
-        return []
-    check_vocabulary(model.model, model.tokenizer, (*prompts, model.chat.end_ids[:1]))
-    settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    asked = [tuple(prompt) for prompt in prompts]
-    responses = generate_batch(model.model, asked, settings, model.chat.end_ids, model.kernels)
-    return [shown(model, own[0].ids, own[0].ended) for own in responses]
-
-
-def shown(model: LoadedModel, response: Sequence[int], ended: bool) -> str:
-    """A response for people, which see whether it had come to its end."""
-    return model.chat.response_text(response) + ("" if ended else " ...")
+        yield load(recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(run.folder)})}))
+        return
+    with shared.wearing(run.folder) as loaded:
+        yield loaded
 
 
 def _trainer(
-    recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences, folder: Path, on_progress: OnProgress
+    recipe: Recipe,
+    settings: TrainingSection,
+    policy: LoadedModel,
+    anchored: AnchoredPreferences,
+    folder: Path,
+    on_progress: OnProgress,
 ) -> Any:
     from transformers import PrinterCallback
 
-    from bapo.models import add_lora
     from bapo.training import BAPOTrainer
 
-    loaded = load(recipe, trainable=True)
-    policy = loaded.model
-    if settings.full:
-        policy.requires_grad_(True)
-    elif recipe.model.adapter is None:
-        policy = add_lora(policy, settings.rank, settings.alpha, settings.dropout, settings.seed)
     trainer = BAPOTrainer(
-        policy,
+        policy.model,
         args=_arguments(settings, anchored.pair_count, folder, recipe.model.kernels),
         train_dataset=anchored,
-        processing_class=loaded.tokenizer,
+        processing_class=policy.tokenizer,
         callbacks=[_progress_callback(settings.objective, on_progress)],
     )
     trainer.remove_callback(PrinterCallback)  # it would print every log entry to standard output
@@ -406,17 +408,34 @@ def _identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPrefe
     """Hash of every setting, as it was asked for, that can change the adapter, and of the data."""
     groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    content = json.dumps([_that_count(recipe, settings), processes, recipe.model.adapter, anchored.reference, groups])
+    content = json.dumps(
+        [_that_count(settings), _kernels(recipe), processes, recipe.model.adapter, anchored.reference, groups]
+    )
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def check_run(recipe: Recipe, objective: str, folder: Path) -> None:
-    """Find out before anything costly is done that a folder holds a run with other settings.
+def check_run(recipe: Recipe, objective: str, folder: Path, data: str | None = None) -> None:
+    """Find out before anything costly is done that a folder holds a run with other settings or on other data.
 
     Raises:
         BapoError: it does; says which settings.
     """
-    check_settings(folder, _that_count(recipe, _settings_for(recipe, objective)))
+    check_asked(folder, asked_of(recipe, objective, data))
+
+
+def asked_of(recipe: Recipe, objective: str, data: str | None = None) -> Asked:
+    """All that can change an adapter and is known before a model is loaded."""
+    training = {
+        f"training.{key}": value for key, value in _that_count(recipe, _settings_for(recipe, objective)).items()
+    }
+    anchoring = {f"anchoring.{key}": value for key, value in recipe.anchoring.model_dump(exclude={"folder"}).items()}
+    lengths = recipe.preferences.model_dump(include={"max_prompt_tokens", "max_response_tokens"})
+    return Asked({**training, **anchoring, **{f"preferences.{key}": value for key, value in lengths.items()}}, data)
+
+
+def data_fingerprint(split: Split) -> str:
+    """Hash of what is trained on and of what is held out, in words."""
+    return checksum(f"{split.train.fingerprint()}{split.held_out.fingerprint()}".encode())
 
 
 def _settings_for(recipe: Recipe, objective: str) -> TrainingSection:
@@ -428,11 +447,15 @@ def _settings_for(recipe: Recipe, objective: str) -> TrainingSection:
     return recipe.training.model_copy(update={"objective": objective, **defaults})
 
 
-def _that_count(recipe: Recipe, settings: TrainingSection) -> dict[str, Any]:
+def _that_count(settings: TrainingSection) -> dict[str, Any]:
     """Settings that can change the adapter.
 
-    When checkpoints are saved and where is reported cannot. How much is computed at once and by which kernels can:
-    strands, passes and fused adapters have dropout draws of their own, and the number of processes has its batches.
+    When checkpoints are saved and where is reported cannot. How much is computed at once can: strands and passes have
+    dropout draws of their own, and so has the number of processes its batches.
     """
-    counted = settings.model_dump(exclude={"save_steps", "report_to"})
-    return counted | {"kernels": sorted(chosen(recipe.model.kernels))}
+    return settings.model_dump(exclude={"save_steps", "report_to"})
+
+
+def _kernels(recipe: Recipe) -> list[str]:
+    """Kernels that may be used: fused adapters have dropout draws of their own."""
+    return sorted(chosen(recipe.model.kernels))

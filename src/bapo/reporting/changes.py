@@ -1,14 +1,14 @@
-"""Before and after, as tables and sentences."""
+"""Before and after, as tables and sentences; every figure is read from a record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bapo.reporting.tables import interval
 
 if TYPE_CHECKING:
-    from bapo.evaluation import Answer, BenchmarkAnswers, Change, Estimate, Forgetting
+    from bapo.results import BenchmarkScore, Change, Estimate, Forgetting, Gate
 
 CHANGE_HEADER = (
     "benchmark",
@@ -24,39 +24,23 @@ CHANGE_HEADER = (
 ACCURACY_HEADER = ("benchmark", "questions", "accuracy")
 
 
-def accuracy_rows(found: Mapping[str, BenchmarkAnswers]) -> list[tuple[str, ...]]:
+def accuracy_rows(scores: Mapping[str, BenchmarkScore]) -> list[tuple[str, ...]]:
     """One row a benchmark, its categories below it; accuracies with 95 % intervals over questions."""
-    from bapo.evaluation import BENCHMARKS, bootstrap_ratio
-
     rows: list[tuple[str, ...]] = []
-    for name, own in found.items():
-        for title, part, questions in (
-            (BENCHMARKS[name].title, own.answers, own.questions),
-            *((_category(category), part, None) for category, part in own.by_category().items()),
-        ):
-            accuracy = bootstrap_ratio([answer.score for answer in part], [1.0] * len(part))
-            rows.append((title, _items(len(part), questions), interval(accuracy, 100, 1, " %")))
+    for name, score in scores.items():
+        titled = {score.title or name: score, **{_category(key): part for key, part in score.categories.items()}}
+        for title, part in titled.items():
+            rows.append((title, _items(part.items, part.questions), interval(part.accuracy, 100, 1, " %")))
     return rows
 
 
-def change_rows(
-    before: Mapping[str, BenchmarkAnswers], after: Mapping[str, BenchmarkAnswers], *, budget: float
-) -> list[tuple[str, ...]]:
+def change_rows(changes: Mapping[str, Change]) -> list[tuple[str, ...]]:
     """One row a benchmark, its categories below it; accuracies and changes with 95 % intervals over questions."""
-    from bapo.evaluation import BENCHMARKS, compare
-
     rows = []
-    for name, own in before.items():
-        rows.append(_row(BENCHMARKS[name].title, compare(own, after[name], budget=budget), own.questions))
-        parts = after[name].by_category()
-        for category, part in own.by_category().items():
-            change = compare(_only(own, part), _only(after[name], parts[category]), budget=budget)
-            rows.append(_row(_category(category), change, None))
+    for name, change in changes.items():
+        rows.append(_row(change.title or name, change))
+        rows += [_row(_category(category), part) for category, part in change.categories.items()]
     return rows
-
-
-def _only(whole: BenchmarkAnswers, part: tuple[Answer, ...]) -> BenchmarkAnswers:
-    return type(whole)(whole.benchmark, part, whole.questions)
 
 
 def _category(name: str) -> str:
@@ -67,62 +51,64 @@ def _items(asked: int, questions: int | None) -> str:
     return f"{asked:,} of {questions:,}" if questions is not None and asked < questions else f"{asked:,}"
 
 
-def _row(title: str, change: Change, questions: int | None) -> tuple[str, ...]:
+def _row(title: str, change: Change) -> tuple[str, ...]:
     return (
         title,
-        _items(change.items, questions),
+        _items(change.items, change.questions),
         interval(change.before, 100, 1, " %"),
         interval(change.after, 100, 1, " %"),
         interval(change.change, 1, 1),
         f"{change.p:.3f}" if change.p >= 0.001 else "<0.001",
-        f"{len(change.gained)} / {len(change.lost)}",
-        verdict_in_words(change, questions),
+        f"{change.gained} / {change.lost}",
+        verdict_in_words(change),
     )
 
 
-def verdict_in_words(change: Change, questions: int | None = None) -> str:
+def verdict_in_words(change: Change) -> str:
     """The verdict; where it cannot be told, with the number of questions that could tell."""
     if change.verdict != "cannot tell" or change.enough is None:
         return change.verdict
-    there_are = f", there are {questions:,}" if questions is not None and change.enough > questions else ""
+    too_few = change.questions is not None and change.enough > change.questions
+    there_are = f", there are {change.questions:,}" if too_few else ""
     return f"cannot tell (about {change.enough:,} questions could{there_are})"
 
 
-def forgetting_in_words(name: str, found: Forgetting, budget: float) -> str:
+def forgetting_in_words(name: str, score: Forgetting, budget: float) -> str:
     """The forgetting score in one sentence."""
-    from bapo.evaluation import BENCHMARKS
-
-    alone = " and ".join(BENCHMARKS[benchmark].title for benchmark in found.lost)
-    more = f" (about {found.enough:.1f} times as many questions could tell)" if found.enough > 1 else ""
+    alone = " and ".join(score.titles.get(benchmark, benchmark) for benchmark in score.lost)
+    more = f" (about {_times(score.enough)} as many questions could tell)" if score.enough > 1 else ""
+    points = "1 point was lost" if budget == 1 else f"{budget:g} points were lost"
     outcome = {
-        "no": f"not more than {budget:g} points were lost",
-        "yes": f"more than {budget:g} points were lost" + (f" on {alone}" if alone else ""),
-        "unclear": f"whether more than {budget:g} points were lost cannot be told from so few questions{more}",
-    }[found.gate]
+        "no": f"not more than {points}",
+        "yes": f"more than {points}" + (f" on {alone}" if alone else ""),
+        "unclear": f"whether more than {points} cannot be told from so few questions{more}",
+    }[score.gate]
     return (
-        f"{name}: forgetting score {interval(found.score, 1, 1)} points, the mean change of "
-        f"{len(found.benchmarks)} knowledge benchmark{'s' * (len(found.benchmarks) != 1)}; {outcome}."
+        f"{name}: forgetting score {interval(score.score, 1, 1)} points, the mean change of "
+        f"{len(score.benchmarks)} knowledge benchmark{'s' * (len(score.benchmarks) != 1)}; {outcome}."
     )
 
 
-def learned_in_words(name: str, found: Estimate, least: float) -> str:
-    """Whether an adapter gets as large a share of held-out pairs right as is asked for, in one sentence."""
-    from bapo.evaluation import gate
+def _times(factor: float) -> str:
+    return f"{factor:,.0f} times" if factor >= 3 else f"{factor:.1f} times"
 
+
+def learned_in_words(name: str, accuracy: Estimate, least: float, verdict: Gate) -> str:
+    """Whether an adapter gets as large a share of held-out pairs right as is asked for, in one sentence."""
     outcome = {
         "no": f"at least {least:.0%} are right",
         "yes": f"fewer than {least:.0%} are right",
         "unclear": f"whether {least:.0%} are right cannot be told from so few prompts",
-    }[gate(found, least)]
-    return f"{name}: reward accuracy {interval(found, 100, 1, ' %')}; {outcome}."
+    }[verdict]
+    return f"{name}: reward accuracy {interval(accuracy, 100, 1, ' %')}; {outcome}."
 
 
-def item_in_words(before: Answer, after: Answer, names: Sequence[str]) -> str:
-    """A question, its choices, and the probability that each of two models gave them."""
-    lines = [f"{after.task} {after.document}: {after.question.strip()}"]
-    columns = list(zip(after.choices, before.probabilities, after.probabilities, strict=True))
+def item_in_words(item: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A question, its choices, and the probability that each of two models gave them: an item of a comparison."""
+    lines = [f"{item['task']} {item['document']}: {item['question'].strip()}"]
+    columns = list(zip(item["choices"], item["before"], item["after"], strict=True))
     lines.append(f"    {names[0]:>12} {names[1]:>12}")
     for at, (choice, old, new) in enumerate(columns):
-        mark = "right" if at == after.right else ""
+        mark = "right" if at == item["right"] else ""
         lines.append(f"    {100 * old:>10.1f} % {100 * new:>10.1f} %  {mark:<5} {choice.strip()}")
     return "\n".join(lines)

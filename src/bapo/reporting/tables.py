@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bapo.evaluation import Estimate, PreferenceReport
+    from bapo.results import Estimate, PreferenceReport
 
 HEADER = ("", "reward accuracy", "margin (nats)", "drift (nats/response)", "drift (nats/token)")
 
-# The base model is its own reference: all of its log-ratios are zero, and a tie counts a half.
-BASE_ROW = ("base", "50.0 %", "0", "0", "0")
+# The reference is what log-ratios are counted from: all of its own are zero, and a tie counts a half.
+_REFERENCE = ("50.0 %", "0", "0", "0")
 
 
-def held_out_rows(reports: Mapping[str, PreferenceReport]) -> list[tuple[str, ...]]:
-    """One row a model, the base first; every figure with its 95 % bootstrap interval over prompts."""
-    rows: list[tuple[str, ...]] = [BASE_ROW]
+def held_out_rows(reports: Mapping[str, PreferenceReport], reference: str = "base") -> list[tuple[str, ...]]:
+    """One row a model, the reference first; every figure with its 95 % bootstrap interval over prompts."""
+    rows: list[tuple[str, ...]] = [(reference, *_REFERENCE)]
     for name, report in reports.items():
         rows.append(
             (
@@ -31,9 +31,10 @@ def held_out_rows(reports: Mapping[str, PreferenceReport]) -> list[tuple[str, ..
 
 
 def interval(estimate: Estimate, scale: float = 1.0, digits: int = 2, unit: str = "") -> str:
-    """``value [low, high]`` with so many digits."""
+    """``value [low, high]`` with so many digits; an interval that is not known is called so."""
     value, low, high = (f"{scale * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value}{unit} [{low}, {high}]"
+    known = estimate.low == estimate.low
+    return f"{value}{unit} [{low}, {high}]" if known else f"{value}{unit} [unknown]"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

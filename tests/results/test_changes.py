@@ -11,9 +11,9 @@ import pytest
 from scipy.stats import binom
 
 from bapo.errors import BapoError
-from bapo.evaluation import Answer, BenchmarkAnswers, Estimate, changed_items, compare, forgetting, spread
-from bapo.evaluation.comparison import Forgetting, items_enough, mcnemar, mean_change
 from bapo.reporting import forgetting_in_words
+from bapo.results import Answer, BenchmarkAnswers, Estimate, Forgetting, changed_items, compare, forgetting, spread
+from bapo.results.changes import items_enough, mcnemar, mean_change
 
 
 def answers(scores: Sequence[float], benchmark: str = "piqa", start: int = 0) -> BenchmarkAnswers:
@@ -21,33 +21,39 @@ def answers(scores: Sequence[float], benchmark: str = "piqa", start: int = 0) ->
         Answer("t", start + i, "", "q", ("a", "b"), (-1.0, -2.0), 0 if s else 1, float(s), None)
         for i, s in enumerate(scores)
     )
-    return BenchmarkAnswers(benchmark, own, len(own))
+    kind = "alignment" if benchmark == "hhh" else "knowledge"
+    return BenchmarkAnswers(benchmark, own, len(own), kind, benchmark.upper())
 
 
 def test_a_change_is_worked_by_hand() -> None:
-    change = compare(answers([1, 1, 1, 0, 0, 1, 1, 1]), answers([1, 0, 0, 1, 0, 0, 1, 1]))
+    before, after = answers([1, 1, 1, 0, 0, 1, 1, 1]), answers([1, 0, 0, 1, 0, 0, 1, 1])
+    change = compare(before, after)
     assert change.before.value == 6 / 8
     assert change.after.value == 4 / 8
     assert change.change.value == -25.0
-    assert change.gained == (3,)
-    assert change.lost == (1, 2, 5)
+    assert (change.gained, change.lost) == (1, 3)
     assert change.p == pytest.approx(0.625)  # 2 (1 + 4) / 16: at most one of four fair coins
     assert change.verdict == "cannot tell"
     half_width = (change.change.high - change.change.low) / 2
     assert change.enough == math.ceil(8 * half_width**2)
-    assert [own.document for own in changed_items(change, answers([0] * 8), "lost")] == [1, 2, 5]
+    assert [(old.document, new.document) for old, new in changed_items(before, after, "lost")] == [
+        (1, 1),
+        (2, 2),
+        (5, 5),
+    ]
+    assert [new.document for _, new in changed_items(before, after, "gained")] == [3]
 
 
 def test_a_zero_adapter_has_changed_exactly_nothing() -> None:
-    same = answers([1, 0, 1, 1])
+    same, aligned = answers([1, 0, 1, 1]), answers([1, 0, 1, 1], "hhh")
     change = compare(same, same)
     assert (change.change.value, change.change.low, change.change.high) == (0, 0, 0)
     assert (change.p, change.verdict, change.enough) == (1.0, "kept", None)
-    score = forgetting({"piqa": same, "hhh": same}, {"piqa": same, "hhh": same}, budget=0.0)
+    score = forgetting({"piqa": same, "hhh": aligned}, {"piqa": same, "hhh": aligned}, budget=0.0)
     assert score is not None
     assert (score.score.value, score.score.low, score.score.high, score.gate) == (0, 0, 0, "no")
     assert score.benchmarks == ("piqa",), "alignment is no knowledge"
-    assert forgetting({"hhh": same}, {"hhh": same}) is None
+    assert forgetting({"hhh": aligned}, {"hhh": aligned}) is None
 
 
 def test_other_questions_are_not_compared() -> None:
@@ -151,7 +157,7 @@ def test_the_gate_sees_a_loss_that_the_mean_hides() -> None:
     assert found is not None
     assert found.score.high > -1, "of the mean it cannot be told"
     assert (found.gate, found.lost) == ("yes", ("piqa",))
-    assert "more than 1 points were lost on PIQA" in forgetting_in_words("mine", found, 1.0)
+    assert "more than 1 point was lost on PIQA" in forgetting_in_words("mine", found, 1.0)
 
 
 def test_the_size_that_could_tell_has_an_interval_within_the_budget() -> None:

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from bapo.errors import BapoError
-from bapo.evaluation.answers import Answer, BenchmarkAnswers
-from bapo.evaluation.bootstrap import Estimate, bootstrap_ratio
-from bapo.evaluation.registry import BENCHMARKS
+from bapo.results.answers import Answer, BenchmarkAnswers, Kind
+from bapo.results.estimates import Estimate, bootstrap_share
 
 RESAMPLES = 10_000
 
@@ -28,6 +27,7 @@ BUDGET = 1.0
 
 Verdict = Literal["kept", "lost", "gained", "cannot tell"]
 Gate = Literal["no", "yes", "unclear"]
+Outcome = Literal["lost", "gained"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,12 @@ class Change:
         p: McNemar's exact p: how likely so uneven gains and losses are if neither model is better.
         gained, lost: questions that only the model after, or only the model before, has right.
         items: questions asked.
+        questions: questions that there are; None of a category.
         verdict: lost and gained where the interval lies on one side of zero, kept where it lies within the budget, else
             cannot tell.
         enough: questions with which the interval would be as narrow as the budget; None where it is.
+        kind, title: of the benchmark.
+        categories: the same for each of the benchmark's categories, where it has some.
     """
 
     benchmark: str
@@ -51,11 +54,15 @@ class Change:
     after: Estimate
     change: Estimate
     p: float
-    gained: tuple[int, ...]
-    lost: tuple[int, ...]
+    gained: int
+    lost: int
     items: int
+    questions: int | None
     verdict: Verdict
     enough: int | None
+    kind: Kind = "knowledge"
+    title: str = ""
+    categories: Mapping[str, Change] = field(default_factory=dict)
 
 
 def compare(before: BenchmarkAnswers, after: BenchmarkAnswers, *, budget: float = BUDGET, seed: int = 0) -> Change:
@@ -75,24 +82,41 @@ def compare(before: BenchmarkAnswers, after: BenchmarkAnswers, *, budget: float 
             f"The two models did not answer the same questions of {before.benchmark}: evaluate both with the same "
             "--limit, --seed and --ask."
         )
-    old, new = before.scores, after.scores
-    change = mean_change(old, new, same=before.answers == after.answers, seed=seed)
-    gained = tuple(at for at, (a, b) in enumerate(zip(old, new, strict=True)) if b > a)
-    lost = tuple(at for at, (a, b) in enumerate(zip(old, new, strict=True)) if b < a)
-    low, high = change.low, change.high
+    after_by_category = after.by_category()
+    categories = {
+        name: _compare(before, answers, after_by_category[name], budget, seed)
+        for name, answers in before.by_category().items()
+    }
+    return replace(_compare(before, before.answers, after.answers, budget, seed), categories=categories)
+
+
+def _compare(
+    benchmark: BenchmarkAnswers, before: Sequence[Answer], after: Sequence[Answer], budget: float, seed: int
+) -> Change:
+    old, new = [answer.score for answer in before], [answer.score for answer in after]
+    change = mean_change(old, new, same=tuple(before) == tuple(after), seed=seed)
+    gained, lost = (len(_changed(before, after, which)) for which in ("gained", "lost"))
     ones = [1.0] * len(old)
     return Change(
-        benchmark=before.benchmark,
-        before=bootstrap_ratio(old, ones, seed=seed),
-        after=bootstrap_ratio(new, ones, seed=seed),
+        benchmark=benchmark.benchmark,
+        before=bootstrap_share(old, ones, seed=seed),
+        after=bootstrap_share(new, ones, seed=seed),
         change=change,
-        p=mcnemar(len(gained), len(lost)),
+        p=mcnemar(gained, lost),
         gained=gained,
         lost=lost,
         items=len(old),
-        verdict=_verdict(low, high, budget),
-        enough=items_enough(len(old), (high - low) / 2, budget),
+        questions=benchmark.questions if len(old) == len(benchmark.answers) else None,
+        verdict=_verdict(change.low, change.high, budget),
+        enough=items_enough(len(old), (change.high - change.low) / 2, budget),
+        kind=benchmark.kind,
+        title=benchmark.title,
     )
+
+
+def _changed(before: Sequence[Answer], after: Sequence[Answer], which: Outcome) -> list[tuple[Answer, Answer]]:
+    sign = 1 if which == "gained" else -1
+    return [(a, b) for a, b in zip(before, after, strict=True) if sign * (b.score - a.score) > 0]
 
 
 def mean_change(before: Sequence[float], after: Sequence[float], *, same: bool = False, seed: int = 0) -> Estimate:
@@ -149,9 +173,9 @@ def _verdict(low: float, high: float, budget: float) -> Verdict:
     return "kept" if -budget <= low and high <= budget else "cannot tell"
 
 
-def gate(found: Estimate, least: float) -> Gate:
+def gate(figure: Estimate, least: float) -> Gate:
     """Whether a figure is below the least allowed: yes, if all of its interval is; no, if nothing of it is."""
-    return "yes" if found.high < least else "no" if found.low >= least else "unclear"
+    return "yes" if figure.high < least else "no" if figure.low >= least else "unclear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +191,7 @@ class Forgetting:
         gate: whether more than the budget was lost: yes (the score, or one of ``lost``, beyond doubt; of models that
             lost just the budget everywhere at most 5 % are told so), no, or unclear at this sample size.
         enough: times as many questions with which the interval would be as narrow as the budget; 1 where it is.
+        titles: what the benchmarks are called in tables.
     """
 
     score: Estimate
@@ -174,6 +199,7 @@ class Forgetting:
     lost: tuple[str, ...]
     gate: Gate
     enough: float
+    titles: Mapping[str, str] = field(default_factory=dict)
 
 
 def forgetting(
@@ -184,7 +210,7 @@ def forgetting(
     seed: int = 0,
 ) -> Forgetting | None:
     """The forgetting score of a model against another; None where no knowledge benchmark was asked."""
-    names = tuple(name for name in before if BENCHMARKS[name].kind == "knowledge")
+    names = tuple(name for name in before if before[name].kind == "knowledge")
     if not names:
         return None
     generator = np.random.default_rng(seed)
@@ -192,15 +218,16 @@ def forgetting(
     for name in names:
         difference = _differences(before[name].scores, after[name].scores)
         values.append(float(difference.mean()))
-        own = _resampled_means(difference, generator, before[name].answers == after[name].answers)
-        means += own / len(names)
-        if np.percentile(own, 100 - 2.5 / len(names)) < -budget:
+        resampled = _resampled_means(difference, generator, before[name].answers == after[name].answers)
+        means += resampled / len(names)
+        if np.percentile(resampled, 100 - 2.5 / len(names)) < -budget:
             lost.append(name)
     low, high = (float(x) for x in np.percentile(means, [2.5, 97.5]))
     score = Estimate(float(np.mean(values)), low, high)
     half_width = (high - low) / 2
     verdict = "yes" if lost else gate(score, -budget)
-    return Forgetting(score, names, tuple(lost), verdict, max(1.0, (half_width / budget) ** 2 if budget else 1))
+    enough = max(1.0, (half_width / budget) ** 2 if budget else 1)
+    return Forgetting(score, names, tuple(lost), verdict, enough, {name: before[name].title for name in names})
 
 
 def spread(scores: Sequence[Forgetting]) -> float:
@@ -208,6 +235,6 @@ def spread(scores: Sequence[Forgetting]) -> float:
     return float(np.std([own.score.value for own in scores], ddof=1)) if len(scores) > 1 else float("nan")
 
 
-def changed_items(change: Change, after: BenchmarkAnswers, which: Literal["lost", "gained"]) -> list[Answer]:
-    """The questions behind a change, as the model after answered them."""
-    return [after.answers[at] for at in (change.lost if which == "lost" else change.gained)]
+def changed_items(before: BenchmarkAnswers, after: BenchmarkAnswers, which: Outcome) -> list[tuple[Answer, Answer]]:
+    """The questions behind a change, as the model before and the model after answered them."""
+    return _changed(before.answers, after.answers, which)

@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from bapo.errors import BapoError, foreign
 from bapo.files import checksum, make_folder, read_bytes, write_bytes
+
+Kind = Literal["knowledge", "alignment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +65,23 @@ class AnswerStore:
     A file's name ends with the checksum of its content, so a damaged one is known before it is read.
 
     Args:
-        folder: where the stores of all models and tasks lie.
-        model: fingerprint of the model and of how it is asked.
-        task: fingerprint of the task.
-        name: of the task, for people who look into the folder.
+        folder: where it lies.
     """
 
-    def __init__(self, folder: Path, model: str, task: str, name: str) -> None:
-        self.folder = folder / model[:16] / f"{name}-{task[:16]}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, folder: Path, model: str, task: str, name: str) -> AnswerStore:
+        """The store of a model and a task.
+
+        Args:
+            folder: where the stores of all models and tasks lie.
+            model: fingerprint of the model and of how it is asked.
+            task: fingerprint of the task.
+            name: of the task, for people who look into the folder.
+        """
+        return cls(folder / model[:16] / f"{name}-{task[:16]}")
 
     def read(self) -> dict[int, Answer]:
         """All answers kept so far, by document.
@@ -80,7 +91,7 @@ class AnswerStore:
         """
         import pyarrow.parquet as pq
 
-        found: dict[int, Answer] = {}
+        kept: dict[int, Answer] = {}
         for path in sorted(self.folder.glob("answers-*.parquet")):
             content = read_bytes(path)
             if path.stem != _name_of(content):
@@ -88,10 +99,10 @@ class AnswerStore:
             with foreign(f"The kept answers in {path} cannot be read", "delete that file, and they are asked again"):
                 rows = pq.read_table(io.BytesIO(content)).to_pylist()
             for row in rows:
-                found[row["document"]] = Answer(
+                kept[row["document"]] = Answer(
                     **{**row, "choices": tuple(row["choices"]), "logps": tuple(row["logps"])}
                 )
-        return found
+        return kept
 
     def add(self, answers: Sequence[Answer], made_on: Mapping[str, Any]) -> None:
         """Keep more answers, and beside them where they were made.
@@ -104,7 +115,7 @@ class AnswerStore:
 
         if not answers:
             return
-        table = pa.Table.from_pylist([asdict(own) for own in answers], schema=_schema())
+        table = pa.Table.from_pylist([asdict(answer) for answer in answers], schema=_schema())
         content = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({"made_on": json.dumps(made_on)}), content)
         name = _name_of(content.getvalue())
@@ -135,25 +146,35 @@ def _schema() -> Any:
 
 @dataclass(frozen=True)
 class BenchmarkAnswers:
-    """The answers of one model to a benchmark, in an order that is the same for every model."""
+    """The answers of one model to a benchmark, in an order that is the same for every model.
+
+    Attributes:
+        benchmark: its name.
+        answers: by task, then by document.
+        questions: how many the benchmark has; fewer may have been asked.
+        kind: knowledge counts in the forgetting score, alignment does not.
+        title: what the benchmark is called in tables.
+    """
 
     benchmark: str
     answers: tuple[Answer, ...]
     questions: int
+    kind: Kind = "knowledge"
+    title: str = ""
 
     @property
     def scores(self) -> tuple[float, ...]:
         """Of each answer, what counts."""
-        return tuple(own.score for own in self.answers)
+        return tuple(answer.score for answer in self.answers)
 
     def by_category(self) -> Mapping[str, tuple[Answer, ...]]:
         """The answers of each category, for benchmarks that have some."""
-        names = sorted({own.category for own in self.answers})
+        names = sorted({answer.category for answer in self.answers})
         if names == [""]:
             return {}
-        return {name: tuple(own for own in self.answers if own.category == name) for name in names}
+        return {name: tuple(answer for answer in self.answers if answer.category == name) for name in names}
 
 
 def in_order(answers: Iterable[Answer]) -> tuple[Answer, ...]:
     """By task, then by document."""
-    return tuple(sorted(answers, key=lambda own: (own.task, own.document)))
+    return tuple(sorted(answers, key=lambda answer: (answer.task, answer.document)))

@@ -1,0 +1,417 @@
+"""`bapo evaluate`: a small grid of jobs, a model a row and a benchmark or the held-out prompts a column."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bapo.errors import BapoError
+from bapo.personalize import stages
+from bapo.personalize.jobs import Job, anchoring_settings, provenance, reference_name
+from bapo.personalize.marks import adapter_mark
+from bapo.personalize.recipe import Recipe
+from bapo.progress import OnProgress, silent
+from bapo.results import (
+    ASKED,
+    BASE,
+    BUDGET,
+    COMPARISON,
+    HELD_OUT,
+    AskedBenchmark,
+    BenchmarkAnswers,
+    Comparison,
+    Findings,
+    HeldOutScores,
+    Provenance,
+    Record,
+    Sample,
+    changed_rows,
+    compare_models,
+    day_of,
+    from_rows,
+    identity_of,
+    record_of,
+    to_rows,
+)
+
+if TYPE_CHECKING:
+    from bapo.anchoring import AnchoredPreferences
+    from bapo.evaluation.asking import BenchmarkPlan
+    from bapo.evaluation.preference import Logps
+    from bapo.models import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What is evaluated: the base, or the base with an adapter, or with a preference as its system prompt."""
+
+    name: str
+    adapter: str | None = None
+    system: str | None = None
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is what log-ratios are counted from, so that all of its own are zero."""
+        return self.adapter is None and self.system is None
+
+
+def evaluate(
+    recipe: Recipe,
+    variants: Sequence[Variant | str | Path],
+    *,
+    benchmarks: BenchmarkPlan | None = None,
+    preferences: bool = True,
+    budget: float = BUDGET,
+    least_accuracy: float | None = None,
+    records: Path | None = None,
+    on_progress: OnProgress = silent,
+) -> Record[Comparison]:
+    """Evaluate several models on the same questions and prompts, with one model in memory that wears their adapters.
+
+    What was evaluated before is read: started again, nothing is loaded.
+
+    Args:
+        recipe: names the model, and the preferences where they are evaluated.
+        variants: what is evaluated; changes are counted from the first. A folder is an adapter's, ``base`` the base.
+        benchmarks: which questions are asked; None for none.
+        preferences: whether held-out preferences are evaluated.
+        budget: points of the forgetting score that may be lost.
+        least_accuracy: share of held-out pairs that a gate asks of an adapter; None for none.
+        records: where records are kept; the user's cache folder by default.
+        on_progress: told the stage, how many are done, and of how many.
+
+    Raises:
+        BapoError: an adapter was trained on another model, or what `Examinee.ask` and the stages raise.
+    """
+    named = [variant if isinstance(variant, Variant) else _named(recipe, str(variant)) for variant in variants]
+    records = records or _in_cache()
+    models, cells = _found_out(recipe, named, benchmarks, preferences, records, on_progress)
+    made_from = next((cell.made_from for cell in cells if cell.made_from is not None), None)
+    identity = identity_of(
+        cells=[cell.identities for cell in cells], names=[variant.name for variant in named], budget=budget,
+        least_accuracy=least_accuracy,
+    )  # fmt: skip
+    job = Job(COMPARISON, records / "comparisons" / f"{identity}.json", identity)
+    done = job.find()
+    if done is not None:
+        return done
+    comparison = compare_models(
+        models,
+        reference=reference_name(recipe),
+        source=recipe.preferences.source if preferences else None,
+        sample=None if benchmarks is None else Sample(benchmarks.limit, benchmarks.seed),
+        budget=budget,
+        least_accuracy=least_accuracy,
+    )
+    return job.finish(comparison, made_from or provenance(recipe, "", {}), changed_rows(models))
+
+
+def find_out(
+    recipe: Recipe,
+    variants: Sequence[Variant],
+    *,
+    benchmarks: BenchmarkPlan | None,
+    preferences: bool,
+    records: Path,
+    on_progress: OnProgress = silent,
+) -> list[Findings]:
+    """What each variant made of the questions and prompts, item by item: `evaluate` without a comparison."""
+    return _found_out(recipe, variants, benchmarks, preferences, records, on_progress)[0]
+
+
+def _found_out(
+    recipe: Recipe,
+    variants: Sequence[Variant],
+    benchmarks: BenchmarkPlan | None,
+    preferences: bool,
+    records: Path,
+    on_progress: OnProgress,
+) -> tuple[list[Findings], list[Cell]]:
+    grid = Grid(recipe, tuple(variants), benchmarks, preferences, records)
+    cells = grid.done() or grid.run(on_progress)
+    return [cells[variant].findings(variant) for variant in variants], [cells[variant] for variant in variants]
+
+
+def _named(recipe: Recipe, name: str) -> Variant:
+    return Variant(reference_name(recipe)) if name == BASE else Variant(name, adapter=name)
+
+
+def _in_cache() -> Path:
+    from bapo.models import cache_folder
+
+    return cache_folder() / "answers"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is known of one variant: a record for each benchmark, and one of its held-out scores.
+
+    Attributes:
+        asked: by benchmark, the record and the answers that it speaks of.
+        held_out: its held-out scores; None of the reference, and where none are evaluated.
+    """
+
+    asked: Mapping[str, tuple[Record[AskedBenchmark], BenchmarkAnswers]]
+    held_out: Record[HeldOutScores] | None
+
+    @property
+    def identities(self) -> list[str]:
+        """Of its records."""
+        records = [record.identity for record, _ in self.asked.values()]
+        return [*records, *([self.held_out.identity] if self.held_out else [])]
+
+    @property
+    def made_from(self) -> Provenance | None:
+        """Of its first record."""
+        records = [record.made_from for record, _ in self.asked.values()]
+        return next(iter([*records, *([self.held_out.made_from] if self.held_out else [])]), None)
+
+    def findings(self, variant: Variant) -> Findings:
+        """For a comparison, item by item."""
+        return Findings(
+            variant.name,
+            variant.adapter,
+            variant.system,
+            benchmarks={name: answers for name, (_, answers) in self.asked.items()},
+            preferences=self.held_out.content.report if self.held_out else None,
+            prompts=from_rows(self.held_out.items()) if self.held_out else (),
+            seconds={name: record.content.seconds for name, (record, _) in self.asked.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The jobs of an evaluation."""
+
+    recipe: Recipe
+    variants: tuple[Variant, ...]
+    plan: BenchmarkPlan | None
+    preferences: bool
+    records: Path
+
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        return {**anchoring_settings(self.recipe), "folder": self.recipe.anchoring.folder, "day": str(self._day)}
+
+    @cached_property
+    def _day(self) -> datetime | None:
+        """The day of the first adapter that has one: all variants are asked as in its training."""
+        days = (day_of(Path(variant.adapter)) for variant in self.variants if variant.adapter is not None)
+        return next((day for day in days if day is not None), None)
+
+    @cached_property
+    def _split(self) -> Any:
+        return stages.read(self.recipe)
+
+    @cached_property
+    def _data(self) -> str:
+        return stages.data_fingerprint(self._split)
+
+    def _job(self, kind: Any, variant: Variant, **more: Any) -> Any:
+        who = {"adapter": adapter_mark(variant.adapter), "system": variant.system}
+        identity = identity_of(kind=kind.name, **self._common, **who, **more)
+        return Job(kind, self.records / "records" / f"{identity}.json", identity)
+
+    def held_out(self, variant: Variant) -> Job[HeldOutScores]:
+        """The job that scores held-out prompts under a variant."""
+        job: Job[HeldOutScores] = self._job(HELD_OUT, variant, data=self._data)
+        return job
+
+    def asked(self, variant: Variant, benchmark: str) -> Job[AskedBenchmark]:
+        """The job that asks a variant a benchmark."""
+        assert self.plan is not None
+        how = {"limit": self.plan.limit, "seed": self.plan.seed, "asked": self.plan.asked}
+        files = _files(self.plan.data_folder)
+        job: Job[AskedBenchmark] = self._job(
+            ASKED, variant, benchmark=benchmark, files=files, lm_eval=version("lm-eval"), **how
+        )
+        return job
+
+    def _found(self, variant: Variant, benchmark: str) -> tuple[Record[AskedBenchmark], BenchmarkAnswers] | None:
+        record = self.asked(variant, benchmark).find()
+        answers = None if record is None else record.content.read()
+        return None if record is None or answers is None else (record, answers)
+
+    def _scored(self, variant: Variant) -> bool:
+        return self.preferences and not variant.is_reference
+
+    def done(self) -> dict[Variant, Cell] | None:
+        """All that is asked for, if it is there."""
+        stages.check(self.recipe, [variant.adapter for variant in self.variants if variant.adapter is not None])
+        if self.preferences:
+            check_split(self.recipe, self.variants)
+        cells = {}
+        for variant in self.variants:
+            asked = {name: self._found(variant, name) for name in (self.plan.names if self.plan else ())}
+            held_out = self.held_out(variant).find() if self._scored(variant) else None
+            if any(found is None for found in asked.values()) or (self._scored(variant) and held_out is None):
+                return None
+            cells[variant] = Cell({name: found for name, found in asked.items() if found is not None}, held_out)
+        return cells
+
+    def run(self, on_progress: OnProgress) -> dict[Variant, Cell]:
+        """Do what is not done yet, with one model in memory."""
+        self._read_benchmarks(on_progress)
+        on_progress("loading the model", 0, 1)
+        shared = stages.shared_model(self.recipe)
+        with shared.wearing(self.recipe.model.adapter) as base:
+            on_progress("loading the model", 1, 1)
+            for variant in self.variants:
+                stages.check_base(self.recipe, variant.adapter, base)
+            known = self._known(base, on_progress)
+            cells = {variant: self._examine(variant, base, known, on_progress) for variant in self._unworn}
+        for variant in self.variants:
+            if variant not in cells:
+                with shared.wearing(variant.adapter) as model:
+                    cells[variant] = self._examine(variant, model, known, on_progress)
+        return cells
+
+    @property
+    def _unworn(self) -> list[Variant]:
+        return [variant for variant in self.variants if variant.adapter is None]
+
+    def _read_benchmarks(self, on_progress: OnProgress) -> None:
+        """What cannot be read should be known before anything costly is done."""
+        if self.plan is None:
+            return
+        from bapo.evaluation.benchmarks import load_tasks
+
+        for done, name in enumerate(self.plan.names):
+            on_progress("reading benchmarks", done, len(self.plan.names), name)
+            load_tasks(name, asked=self.plan.asked, data_folder=self.plan.data_folder)
+        on_progress("reading benchmarks", len(self.plan.names), len(self.plan.names))
+
+    def _known(self, base: LoadedModel, on_progress: OnProgress) -> _Known:
+        """What all variants share: the held-out prompts, what the reference says to them, and the day."""
+        from bapo.evaluation import held_out_logps
+        from bapo.likelihood import ResponseScorer
+        from bapo.models import model_fingerprint, tokenizer_fingerprint
+
+        today = None
+        if base.chat.today is not None:
+            today = self._day or stages.open_store(self.recipe, base).today
+        held_out = reference = None
+        if self.preferences:
+            anchored = stages.anchor_split(self.recipe, self._split, base, on_progress, today=today)
+            held_out = anchored.held_out
+            if any(self._scored(variant) for variant in self.variants):
+                stage = f"{reference_name(self.recipe)}: held-out prompts"
+                reference = held_out_logps(
+                    base.model, held_out, kernels=base.kernels, stage=stage, on_progress=on_progress
+                )
+        on_progress("measuring what rounding does", 0, 1)
+        made_on = ResponseScorer(base.model, base.kernels).made_on()
+        on_progress("measuring what rounding does", 1, 1)
+        return _Known(
+            held_out, reference, today, made_on, model_fingerprint(base.model), tokenizer_fingerprint(base.tokenizer)
+        )
+
+    def _examine(self, variant: Variant, model: LoadedModel, known: _Known, on_progress: OnProgress) -> Cell:
+        from bapo.models import tokenizer_fingerprint
+
+        model = replace(model, chat=model.chat.at(known.today))
+        if known.held_out is not None and tokenizer_fingerprint(model.tokenizer) != known.tokenizer:
+            logger.warning(
+                "Preferences are scored in the base model's tokens, which are not those of %s.", variant.name
+            )
+        asked = self._ask(variant, model, known, on_progress)
+        held_out = self._score(variant, model, known, on_progress) if self._scored(variant) else None
+        return Cell(asked, held_out)
+
+    def _made_from(self, variant: Variant, known: _Known, **settings: Any) -> Provenance:
+        data = self._data if self.preferences else None
+        told = {"system": variant.system, **settings}
+        return provenance(self.recipe, known.weights, known.made_on, data=data, adapter=variant.adapter, **told)
+
+    def _ask(
+        self, variant: Variant, model: LoadedModel, known: _Known, on_progress: OnProgress
+    ) -> dict[str, tuple[Record[AskedBenchmark], BenchmarkAnswers]]:
+        if self.plan is None:
+            return {}
+        from bapo.evaluation.asking import Examinee
+
+        cells = {}
+        examinee = Examinee(model, system=variant.system, folder=self.plan.answers_folder)
+        examinee.check(self.plan)
+        for name in self.plan.names:
+            found = self._found(variant, name)
+            if found is None:
+                content = examinee.ask(name, self.plan, name=variant.name, on_progress=on_progress)
+                made_from = self._made_from(variant, known, benchmark=name, limit=self.plan.limit, seed=self.plan.seed)
+                record = self.asked(variant, name).finish(content, made_from)
+                answers = content.read()
+                if answers is None:
+                    raise BapoError(f"The answers to {name} were deleted while they were asked: start again.")
+                found = (record, answers)
+            cells[name] = found
+        return cells
+
+    def _score(
+        self, variant: Variant, model: LoadedModel, known: _Known, on_progress: OnProgress
+    ) -> Record[HeldOutScores]:
+        from bapo.evaluation import evaluate_preferences, prompted
+        from bapo.models import context_length
+
+        job = self.held_out(variant)
+        done = job.find()
+        if done is not None:
+            return done
+        assert known.held_out is not None
+        asked = known.held_out
+        if variant.system is not None:
+            asked = prompted(asked, model.chat, variant.system, reach=context_length(model.model))
+        report, prompts = evaluate_preferences(
+            model.model,
+            asked,
+            reference=known.reference,
+            kernels=model.kernels,
+            stage=f"{variant.name}: held-out prompts",
+            on_progress=on_progress,
+        )
+        content = HeldOutScores(variant.name, self.recipe.preferences.source, reference_name(self.recipe), report)
+        return job.finish(content, self._made_from(variant, known), to_rows(prompts))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What all variants share once the base is in memory."""
+
+    held_out: AnchoredPreferences | None
+    reference: Logps | None
+    today: datetime | None
+    made_on: dict[str, Any]
+    weights: str
+    tokenizer: str
+
+
+def _files(folder: Path | None) -> dict[str, list[int]] | str:
+    """By what local questions are known: names, sizes and times of the files; of the hub nothing is known."""
+    if folder is None:
+        return "hub"
+    stats = {path: path.stat() for path in sorted(folder.glob("*/*.jsonl"))}
+    return {str(path.resolve()): [status.st_size, status.st_mtime_ns] for path, status in stats.items()}
+
+
+def check_split(recipe: Recipe, variants: Sequence[Variant]) -> None:
+    """Refuse held-out prompts that an adapter was trained on, because it was trained on another split."""
+    told = recipe.preferences.model_dump()
+    for variant in variants:
+        run = record_of(variant.adapter)
+        trained_on = run["recipe"].get("preferences") if run else None
+        if trained_on is None or trained_on["source"] != told["source"]:
+            continue
+        other = {key: trained_on[key] for key in ("protocol", "held_out", "seed") if trained_on[key] != told[key]}
+        if other:
+            settings = " ".join(f"--set preferences.{key}={value}" for key, value in other.items() if value is not None)
+            raise BapoError(
+                f"The adapter {variant.adapter} was trained on another split of {told['source']}, so prompts that it "
+                f"was trained on would be asked: use {settings or 'the recipe that it was trained with'}."
+            )
