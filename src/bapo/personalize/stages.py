@@ -425,9 +425,8 @@ def check_run(recipe: Recipe, objective: str, folder: Path, data: str | None = N
 
 def asked_of(recipe: Recipe, objective: str, data: str | None = None) -> Asked:
     """All that can change an adapter and is known before a model is loaded."""
-    training = {
-        f"training.{key}": value for key, value in _that_count(recipe, _settings_for(recipe, objective)).items()
-    }
+    counted = _that_count(_settings_for(recipe, objective))
+    training = {f"training.{key}": value for key, value in counted.items()} | {"model.kernels": _kernels(recipe)}
     anchoring = {f"anchoring.{key}": value for key, value in recipe.anchoring.model_dump(exclude={"folder"}).items()}
     lengths = recipe.preferences.model_dump(include={"max_prompt_tokens", "max_response_tokens"})
     return Asked({**training, **anchoring, **{f"preferences.{key}": value for key, value in lengths.items()}}, data)
