@@ -1,7 +1,7 @@
 """What starting costs: how often a model is loaded, hashed and probed, and the seconds of each, for jobs and repeats.
 
-Counts do not depend on the machine; the seconds do. A personalization of two objectives on made-up preferences, with
-one step each; then the same again, of which everything is done; then an evaluation of both adapters, twice too.
+Counts do not depend on the machine; seconds do. A personalization of two objectives on made-up preferences, with one
+step each; then the same again, of which everything is done; then an evaluation of both adapters, twice too.
 
     python benchmarks/start.py [--model smollm2 | file.gguf | folder]
 """

@@ -217,7 +217,7 @@ def _evaluate(
         raise BapoError("--prompt-only needs prompts with turns, which --plain does away with: leave out one of them.")
     system = None if prompt_only is None else _in_words(recipe, prompt_only)
     with live_progress(quiet=shown.as_json) as on_progress:
-        from bapo.personalize.evaluation import Variant, evaluate
+        from bapo.personalize import Variant, evaluate
         from bapo.personalize.jobs import reference_name
         from bapo.results import PROMPT_ONLY
 

@@ -4,9 +4,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from bapo.personalize.evaluation import Variant, evaluate
+from bapo.personalize.evaluation import evaluate
 from bapo.personalize.recipe import Recipe, known_keys, read_recipe, shipped_recipes
 from bapo.personalize.run import personalize
+from bapo.personalize.variants import Variant
 
 __all__ = [
     "Recipe",

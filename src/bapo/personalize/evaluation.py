@@ -16,6 +16,7 @@ from bapo.personalize import stages
 from bapo.personalize.jobs import Job, anchoring_settings, provenance, reference_name
 from bapo.personalize.marks import adapter_mark
 from bapo.personalize.recipe import Recipe
+from bapo.personalize.variants import Variant, check_split
 from bapo.progress import OnProgress, silent
 from bapo.results import (
     ASKED,
@@ -36,7 +37,6 @@ from bapo.results import (
     day_of,
     from_rows,
     identity_of,
-    record_of,
     to_rows,
 )
 
@@ -47,20 +47,6 @@ if TYPE_CHECKING:
     from bapo.models import LoadedModel
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """What is evaluated: the base, or the base with an adapter, or with a preference as its system prompt."""
-
-    name: str
-    adapter: str | None = None
-    system: str | None = None
-
-    @property
-    def is_reference(self) -> bool:
-        """Whether it is what log-ratios are counted from, so that all of its own are zero."""
-        return self.adapter is None and self.system is None
 
 
 def evaluate(
@@ -398,20 +384,3 @@ def _files(folder: Path | None) -> dict[str, list[int]] | str:
         return "hub"
     stats = {path: path.stat() for path in sorted(folder.glob("*/*.jsonl"))}
     return {str(path.resolve()): [status.st_size, status.st_mtime_ns] for path, status in stats.items()}
-
-
-def check_split(recipe: Recipe, variants: Sequence[Variant]) -> None:
-    """Refuse held-out prompts that an adapter was trained on, because it was trained on another split."""
-    told = recipe.preferences.model_dump()
-    for variant in variants:
-        run = record_of(variant.adapter)
-        trained_on = run["recipe"].get("preferences") if run else None
-        if trained_on is None or trained_on["source"] != told["source"]:
-            continue
-        other = {key: trained_on[key] for key in ("protocol", "held_out", "seed") if trained_on[key] != told[key]}
-        if other:
-            settings = " ".join(f"--set preferences.{key}={value}" for key, value in other.items() if value is not None)
-            raise BapoError(
-                f"The adapter {variant.adapter} was trained on another split of {told['source']}, so prompts that it "
-                f"was trained on would be asked: use {settings or 'the recipe that it was trained with'}."
-            )

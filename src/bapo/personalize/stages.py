@@ -9,14 +9,14 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError, foreign
 from bapo.files import checksum, make_folder
 from bapo.kernels import Kernels, chosen
+from bapo.personalize.anchoring import Anchored, anchor_preferences, anchor_split, open_store
 from bapo.personalize.recipe import Recipe, TrainingSection
 from bapo.personalize.run_folder import Asked, alone, as_asked, check_asked, dated, finish, start
 from bapo.preferences import Preferences, Split, read_preferences, read_split
@@ -25,19 +25,29 @@ from bapo.results import Run, read_run, record_of
 from bapo.results.runs import DONE
 
 if TYPE_CHECKING:
-    from bapo.anchoring import AnchoredPreferences, AnchorStore
+    from bapo.anchoring import AnchoredPreferences
     from bapo.models import LoadedModel, SharedModel
+
+__all__ = [
+    "Anchored",
+    "anchor_preferences",
+    "anchor_split",
+    "as_trained",
+    "asked_of",
+    "check",
+    "check_base",
+    "check_run",
+    "data_fingerprint",
+    "load",
+    "open_store",
+    "read",
+    "read_all",
+    "shared_model",
+    "train",
+]
 
 ENOUGH_STEPS = 40
 """Optimizer steps that a run takes at least, where the recipe says neither epochs nor steps."""
-
-
-@dataclass(frozen=True)
-class Anchored:
-    """Both sides of a split, anchored to the same reference."""
-
-    train: AnchoredPreferences
-    held_out: AnchoredPreferences
 
 
 def check(recipe: Recipe, adapters: Sequence[str] = ()) -> None:
@@ -142,66 +152,6 @@ def check_base(recipe: Recipe, adapter: str | None, base: LoadedModel) -> None:
             f"The adapter {adapter} was trained on another model ({trained_on['name']}) than {recipe.model.name}: "
             "name that one with --model."
         )
-
-
-def open_store(recipe: Recipe, model: LoadedModel) -> AnchorStore:
-    """The model's store in the recipe's folder or the user's cache."""
-    from bapo.anchoring import AnchorStore
-
-    folder = recipe.anchoring.folder
-    return AnchorStore(Path(folder), model) if folder else AnchorStore.in_cache(model)
-
-
-def anchor_preferences(
-    recipe: Recipe,
-    preferences: Preferences,
-    model: LoadedModel,
-    on_progress: OnProgress = silent,
-    *,
-    today: datetime | None = None,
-    store: AnchorStore | None = None,
-) -> AnchoredPreferences:
-    """Anchor preferences to the model as it is, in the recipe's folder or the user's cache.
-
-    ``today`` is what a chat template that writes the date takes for now (`day_of` a run); the store's day by default.
-    """
-    return _anchor(recipe, (preferences,), model, on_progress, today, store)[0]
-
-
-def anchor_split(
-    recipe: Recipe,
-    split: Split,
-    model: LoadedModel,
-    on_progress: OnProgress = silent,
-    *,
-    today: datetime | None = None,
-) -> Anchored:
-    """Anchor both sides of a split in one go, so that prompts are batched together; ``today`` as above."""
-    return Anchored(*_anchor(recipe, (split.train, split.held_out), model, on_progress, today))
-
-
-def _anchor(
-    recipe: Recipe,
-    parts: Sequence[Preferences],
-    model: LoadedModel,
-    on_progress: OnProgress,
-    today: datetime | None,
-    store: AnchorStore | None = None,
-) -> tuple[AnchoredPreferences, ...]:
-    from bapo.anchoring import GenerationSettings, LengthPolicy, anchor_together
-
-    how = recipe.anchoring
-    return anchor_together(
-        parts,
-        model,
-        store or open_store(recipe, model),
-        generation=GenerationSettings(
-            max_new_tokens=how.max_new_tokens, temperature=how.temperature, responses=how.responses, seed=how.seed
-        ),
-        lengths=LengthPolicy(recipe.preferences.max_prompt_tokens, recipe.preferences.max_response_tokens),
-        today=today,
-        on_progress=on_progress,
-    )
 
 
 def train(
