@@ -151,12 +151,17 @@ def _package(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist is not None else entry.module
 
 
-@cache  # walks over everything that is installed
+@cache
 def _brought(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
     """Entry points of other packages by name."""
-    from importlib.metadata import entry_points
-
     found: dict[str, tuple[EntryPoint, ...]] = {}
-    for entry in entry_points(group=f"bapo.{group}"):
+    for entry in _all_entry_points().select(group=f"bapo.{group}"):
         found[entry.name] = (*found.get(entry.name, ()), entry)
     return found
+
+
+@cache  # walks over everything that is installed
+def _all_entry_points() -> Any:
+    from importlib.metadata import entry_points
+
+    return entry_points()

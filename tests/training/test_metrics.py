@@ -7,7 +7,8 @@ import math
 import torch
 
 from bapo.objectives import BaseLogps, LossParts, PairLogps
-from bapo.training.metrics import Ending, MetricSums, add_base_metrics, right
+from bapo.training.guards import Ending
+from bapo.training.metrics import MetricSums, add_base_metrics, right
 
 TOKENS = 10
 

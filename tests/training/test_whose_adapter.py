@@ -81,7 +81,7 @@ def test_a_fresh_adapter_is_no_part_of_its_reference(config: dict[str, Any], tmp
     group = first_group(trainer)
     assert group.ref_logps[0] == pytest.approx(plain_logp(tiny_model("llama"), group), abs=1e-3)
     trainer.train()
-    with trainer._reference_pass():
+    with trainer._reference.scoring():
         assert plain_logp(trainer.model, group) == pytest.approx(group.ref_logps[0], abs=1e-3)
 
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_trained_is_refused_first(
     def costly(*_: Any, **__: Any) -> None:
         raise AssertionError("something was anchored")
 
-    monkeypatch.setattr("bapo.training.trainer.anchor", costly)
+    monkeypatch.setattr("bapo.training.reference.anchor", costly)
     with pytest.raises(BapoError, match=sentence):
         make(tmp_path, model(), peft_config=config)
 

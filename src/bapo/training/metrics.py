@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -81,6 +79,38 @@ class Throughput:
         return rates
 
 
+class PartGradients:
+    """The gradient of each part of the loss on its own, summed up over the batches of a step; of this process's share.
+
+    Args:
+        every: steps from one such look to the next; 0 for none.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every, self._step = every, -1
+        self._gradients: dict[str, list[Tensor]] = {}
+
+    def add(self, step: int, losses: Mapping[str, Tensor], weights: Sequence[Tensor], sums: MetricSums) -> None:
+        """Look at one batch, if it is the step's turn; norms of an earlier step go to ``sums`` first."""
+        if not self._every or step % self._every:
+            return
+        if step != self._step:
+            self.finish(sums)
+            self._step = step
+        for name, loss in losses.items():
+            gradients = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
+            before = self._gradients.setdefault(name, [torch.zeros_like(gradient) for gradient in gradients])
+            for total, gradient in zip(before, gradients, strict=True):
+                total += gradient
+
+    def finish(self, sums: MetricSums) -> None:
+        """Add the norms of what was summed up."""
+        for name, gradients in self._gradients.items():
+            norm = math.sqrt(sum(float(gradient.float().pow(2).sum()) for gradient in gradients))
+            sums.add(f"grad_norm/{name}", norm, 1)
+        self._gradients.clear()
+
+
 @torch.no_grad()
 def add_pair_metrics(sums: MetricSums, pairs: PairLogps, parts: LossParts, beta: float) -> None:
     """Chosen and rejected: log-probs, log-ratios, rewards (beta times the log-ratio), accuracy (a tie counts half)."""
@@ -128,69 +158,3 @@ def right(pairs: PairLogps) -> Tensor:
     """(B,) 1 where the chosen log-ratio exceeds the rejected one, 0 where it falls short, a half for a tie."""
     chosen, rejected = pairs.chosen_logratio, pairs.rejected_logratio
     return (chosen > rejected).float() + 0.5 * (chosen == rejected).float()
-
-
-class Ending:
-    """What the last steps of training say of the policy that they leave.
-
-    A policy is called broken where it does worse than guessing on the very data that it was trained on: where chosen or
-    base responses, which the reference finds likelier than tokens drawn blindly, have become less likely than that; or
-    where a coin would be right so rarely only one time in a thousand.
-    """
-
-    PROMPTS = 64
-    """Prompts of the last steps that are looked at."""
-
-    CHANCE = 1e-3
-
-    def __init__(self) -> None:
-        self._steps: deque[_Step] = deque()
-
-    @torch.no_grad()
-    def note(self, pairs: PairLogps, base: BaseLogps | None, prompts: int) -> None:
-        """Look at one batch of a training step, whose pairs belong to so many prompts."""
-        chosen = (float(pairs.chosen.sum()), float(pairs.ref_chosen.sum()), float(pairs.chosen_tokens.sum()))
-        bases = (0.0, 0.0, 0.0)
-        if base is not None:
-            bases = (float(base.logps.sum()), float(base.ref_logps.sum()), float(base.lengths.sum()))
-        self._steps.append(_Step(prompts, float(right(pairs).mean()) * prompts, *chosen, *bases))
-        while sum(step.prompts for step in self._steps) - self._steps[0].prompts >= self.PROMPTS:
-            self._steps.popleft()
-
-    def fault(self, vocabulary: int) -> str | None:
-        """What is wrong with the policy, as a part of a sentence; None where nothing shows.
-
-        Args:
-            vocabulary: how many tokens there are to draw from.
-        """
-        if not self._steps:
-            return None
-        prompts, won, *nats = (sum(parts) for parts in zip(*self._steps, strict=True))
-        blind = -math.log(vocabulary)
-        for responses, (policy, reference, tokens) in (
-            ("the chosen responses have", nats[:3]),
-            ("the model's own earlier responses have", nats[3:]),
-        ):
-            if tokens and policy / tokens < blind <= reference / tokens:
-                return (
-                    f"{responses} {policy / tokens:.1f} nats per token, less than tokens drawn blindly "
-                    f"({blind:.1f}), where they had {reference / tokens:.1f} before"
-                )
-        from scipy.stats import binom
-
-        if binom.cdf(math.floor(won), prompts, 0.5) < self.CHANCE:
-            return f"the policy prefers the chosen response on only {won / prompts:.0%} of what it was just trained on"
-        return None
-
-
-class _Step(NamedTuple):
-    """Sums over one batch: prompts, those won (pairs of a prompt share one), nats and tokens of responses."""
-
-    prompts: int
-    won: float
-    chosen_policy: float
-    chosen_reference: float
-    chosen_tokens: float
-    base_policy: float
-    base_reference: float
-    base_tokens: float

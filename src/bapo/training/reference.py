@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bapo.anchoring import AnchoredPreferences, ProbedTokens, few_tokens
+from bapo.anchoring import AnchoredPreferences, AnchorStore, ProbedTokens, anchor, few_tokens
 from bapo.errors import BapoError
 from bapo.kernels import Kernels
-from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, gap_of, noise_floor
-from bapo.models import adapter_parameters, model_fingerprint, nonzero_adapters
+from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, evaluating, gap_of, noise_floor
+from bapo.models import LoadedModel, adapter_parameters, model_fingerprint, nonzero_adapters
+from bapo.preferences import Preferences
+from bapo.training.config import BAPOConfig
+from bapo.training.datasets import preferences_from_dataset
+from bapo.training.setup import warn_of_what_is_lost
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +83,85 @@ def starts_away(policy: Any, reference: ReferencePass | None, kernels: Kernels =
             "The fresh adapter is not zero, so training starts away from its reference, which is the model without it."
         )
     return away
+
+
+class Reference:
+    """The model that the policy is compared with, the store of what it says, and how the policy becomes it.
+
+    Args:
+        loaded: the policy, before its first step, with its tokenizer.
+        policy: the same with the adapter that is trained.
+        ref_model: another model to be the reference; None for the policy as it is now.
+        args: the trainer's settings.
+        fresh: whether the policy's adapter was made for this training.
+
+    Attributes:
+        is_policy: whether the reference is the policy as it was.
+        scoring: inside of it the policy is the reference; None where that cannot be.
+    """
+
+    def __init__(self, loaded: LoadedModel, policy: Any, ref_model: Any, args: BAPOConfig, *, fresh: bool) -> None:
+        self.is_policy = ref_model is None
+        self.scoring = reference_pass(policy, fresh=fresh) if self.is_policy else None
+        self._model = replace(loaded, model=ref_model or policy)
+        self._store: AnchorStore | None = None
+        self._starts_away = fresh and starts_away(policy, self.scoring, args.kernels)
+
+    def anchored(self, data: Any, args: BAPOConfig, called: str, *, trained: bool, kept: bool) -> AnchoredPreferences:
+        """Data anchored to the reference.
+
+        Args:
+            data: `Preferences`, a data set, or what is anchored already.
+            args: how.
+            called: what errors call the data.
+            trained: whether the policy has taken steps.
+            kept: whether its weights can be put back for a while, as those that are divided over processes cannot.
+
+        Raises:
+            BapoError: the data do not fit, or there is no reference any more.
+        """
+        if isinstance(data, AnchoredPreferences):
+            return data
+        if not isinstance(data, Preferences):
+            data = preferences_from_dataset(data, called)
+        with self._in_place(trained and self.is_policy, kept):
+            if self._store is None:
+                in_folder = args.anchors and AnchorStore(Path(args.anchors), self._model)
+                self._store = in_folder or AnchorStore.in_cache(self._model)
+            anchored = anchor(data, self._model, self._store, generation=args.generation(), lengths=args.lengths())
+        if args.local_process_index == 0:
+            warn_of_what_is_lost(data, anchored)
+        return anchored
+
+    @contextmanager
+    def _in_place(self, trained: bool, kept: bool) -> Iterator[None]:
+        """The policy is the reference, where it starts away from it or has been trained.
+
+        Raises:
+            BapoError: the reference is in memory no more, as all weights were trained, or its store is not known.
+        """
+        if trained and (self.scoring is None or self._store is None or not kept):
+            raise BapoError(
+                "These data are not anchored yet, and the reference that they would be anchored to has been trained: "
+                "give them as eval_dataset when the trainer is made."
+            )
+        if self.scoring is None or not (trained or self._starts_away):
+            yield
+            return
+        with evaluating(self._model.model), self.scoring():
+            yield
+
+    def check_step_0(
+        self, policy: nn.Module, scorer: ResponseScorer, data: AnchoredPreferences, *, trained: bool, kept: bool
+    ) -> None:
+        """`check_step_0`; a policy that is away from its reference is looked at as the reference.
+
+        Raises:
+            BapoError: policy and reference differ by more than rounding explains.
+        """
+        scoring = None if self._starts_away else self.scoring
+        with self._in_place(trained and self.is_policy, kept):
+            check_step_0(policy, scorer, data, self._model.chat.end_ids, scoring)
 
 
 def check_step_0(

@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
 
-from bapo.anchoring import AnchoredPreferences, AnchorStore, anchor, first_tokens
+from bapo.anchoring import AnchoredPreferences, first_tokens
 from bapo.errors import BapoError, foreign
 from bapo.kernels import chosen
 from bapo.kernels.kept_memory import kept_memory
 from bapo.likelihood import MOST_STRANDS, ResponseLogps, ResponseScorer, TokenGroup, evaluating
 from bapo.models import as_it_came, disable_model_dropout, is_sharded
 from bapo.objectives import LossParts
-from bapo.preferences import Preferences
 from bapo.settings import shortened
 from bapo.training.anchor_control import StepDrift, load_state, save_state
-from bapo.training.batches import Collator, InOrder, PairBatch, PairDataset, PairSampler, PromptSampler
-from bapo.training.checkpoints import check_checkpoint, drop_older, last_complete, mark_complete
+from bapo.training.base import PairTrainer, Trained, score_through
+from bapo.training.batches import Collator, PairBatch, PairDataset
+from bapo.training.checkpoints import check_checkpoint, last_complete
 from bapo.training.config import BAPOConfig
-from bapo.training.datasets import preferences_from_dataset, train_part
+from bapo.training.datasets import train_part
+from bapo.training.guards import Ending, check_best_metric, stop_if_broken
 from bapo.training.metrics import (
     ANCHOR_METRICS,
     BASE_METRICS,
     EVALUATION_METRICS,
     PAIR_METRICS,
-    Ending,
     MetricSums,
+    PartGradients,
     Throughput,
     add_base_metrics,
     add_pair_metrics,
 )
-from bapo.training.reference import check_step_0, reference_pass, starts_away
+from bapo.training.reference import Reference
 from bapo.training.saved import check_saved
-from bapo.training.setup import check_arguments, loaded_model, made_ready, tokenizer_of, warn_of_what_is_lost
-
-logger = logging.getLogger(__name__)
+from bapo.training.setup import check_arguments, loaded_model, made_ready, tokenizer_of
 
 _BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
 
 
-class BAPOTrainer(Trainer):
+class BAPOTrainer(PairTrainer):
     """Preference optimization, anchored or not, with the constructor of `trl.DPOTrainer`.
 
     The reference is the model as it is given: with an adapter on it, the reference is the model with that adapter.
@@ -114,18 +108,13 @@ class BAPOTrainer(Trainer):
             )
         policy = made_ready(loaded.model, peft_config)
         self.objective = args.make_objective()
-        self._reference = replace(loaded, model=ref_model or policy)
-        self._store: AnchorStore | None = None
+        self._reference = Reference(loaded, policy, ref_model, args, fresh=peft_config is not None)
         self._steps_taken = self._is_at_work = False
         self._sums = {"train": MetricSums(), "eval": MetricSums()}
         self._work = Throughput()
         self._ending = Ending()
         self._step_drift: StepDrift | None = None
-        self._part_gradients: dict[str, list[Tensor]] = {}
-        self._part_gradients_of = -1
-        own, fresh = self._reference.model is policy, peft_config is not None
-        self._reference_pass = reference_pass(policy, fresh=fresh) if own else None
-        self._starts_away = fresh and starts_away(policy, self._reference_pass, args.kernels)
+        self._part_gradients = PartGradients(args.part_gradient_steps)
         with args.main_process_first(desc="anchoring"):
             train = self._anchored(train_part(train_dataset), args, "the training data")
             evals = _map_datasets(lambda data: self._anchored(data, args), eval_dataset)
@@ -159,54 +148,13 @@ class BAPOTrainer(Trainer):
     # ---- data -------------------------------------------------------------------------------------------------------
 
     def _anchored(self, data: Any, args: BAPOConfig, called: str = "the evaluation data") -> AnchoredPreferences:
-        if isinstance(data, AnchoredPreferences):
-            return data
-        if not isinstance(data, Preferences):
-            data = preferences_from_dataset(data, called)
-        with self._as_reference():
-            if self._store is None:
-                self._store = (
-                    AnchorStore(Path(args.anchors), self._reference)
-                    if args.anchors
-                    else AnchorStore.in_cache(self._reference)
-                )
-            anchored = anchor(data, self._reference, self._store, generation=args.generation(), lengths=args.lengths())
-        if args.local_process_index == 0:
-            warn_of_what_is_lost(data, anchored)
-        return anchored
+        return self._reference.anchored(data, args, called, **self._progress)
 
-    @contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        """While data are anchored, the policy is the reference, where it starts away from it or has been trained.
-
-        Raises:
-            BapoError: the reference is in memory no more, as all weights were trained, or its store is not known.
-        """
-        trained = self._steps_taken and self._reference.model is self.model
-        if trained and (self._reference_pass is None or self._store is None or self.is_fsdp_enabled):
-            raise BapoError(
-                "These data are not anchored yet, and the reference that they would be anchored to has been trained: "
-                "give them as eval_dataset when the trainer is made."
-            )
-        if self._reference_pass is None or not (trained or self._starts_away):
-            yield
-            return
-        with evaluating(self._reference.model), self._reference_pass():
-            yield
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        sampler = PromptSampler if self.args.sampler == "by-prompt" else PairSampler
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        at_once = 1 if self.args.dataloader_drop_last else self._at_once(self.args.train_batch_size)
-        return sampler(train_dataset or self.train_dataset, seed, at_once)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
-        return InOrder(eval_dataset, self._at_once(self.args.eval_batch_size))
-
-    def _at_once(self, batch: int) -> int:
-        """Pairs that all processes take at once, if there are several."""
-        processes: int = self.accelerator.num_processes
-        return batch * processes if processes > 1 else 1
+    @property
+    def _progress(self) -> dict[str, bool]:
+        """What the reference must know: whether steps were taken, and whether weights can be put back for a while."""
+        divided = self._steps_taken and bool(self.is_fsdp_enabled or is_sharded(self.model))
+        return {"trained": self._steps_taken, "kept": not divided}
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The data loader of one evaluation set, whose batches speak of its own groups."""
@@ -233,11 +181,6 @@ class BAPOTrainer(Trainer):
 
     # ---- loss -------------------------------------------------------------------------------------------------------
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
-        """Pairs in all micro-batches of a step, over all processes."""
-        pairs = torch.tensor(sum(len(own) for sample in batch_samples for own in sample["batches"]), device=device)
-        return self.accelerator.reduce(pairs, reduction="sum") if self.accelerator.num_processes > 1 else pairs
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -260,7 +203,7 @@ class BAPOTrainer(Trainer):
             batch = self._with_references_of_its_row(batch)
         pairs, base = batch.split(self._score(model, batch.groups))
         parts = self.objective(pairs, base)
-        self._stop_if_broken(parts)
+        stop_if_broken(parts, self.state.global_step, self.args.stop_at_loss)
         mode = "train" if self.model.training else "eval"
         add_pair_metrics(self._sums[mode], pairs, parts, self.objective.beta)
         if base is not None:
@@ -270,7 +213,7 @@ class BAPOTrainer(Trainer):
             if self._step_drift is not None and base is not None:
                 self._step_drift.add(base)
             self._work.add(len(batch), batch.tokens)
-            self._add_part_gradients(parts, base, share)
+            self._look_at_parts(parts, base, share)
         loss = self.objective.total(parts, base)
         if mode == "eval":
             self._sums[mode].add("loss", loss.detach(), len(batch))
@@ -282,17 +225,16 @@ class BAPOTrainer(Trainer):
         So rounding, which goes by the layout, cancels in log-ratios as long as nothing has been trained: in the first
         step, whose hinges would start active at random otherwise; and in every evaluation.
         """
-        if self._reference_pass is None or self.is_fsdp_enabled or is_sharded(self.model):
+        if self._reference.scoring is None or self.is_fsdp_enabled or is_sharded(self.model):
             return batch
-        with torch.no_grad(), evaluating(self.model), self._reference_pass():
+        with torch.no_grad(), evaluating(self.model), self._reference.scoring():
             return batch.with_references(self.scorer(batch.groups, most_strands=self._most_strands))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of every batch, one after the other."""
-        if 0 < self.state.max_steps <= self.state.global_step:
-            raise _Trained
+        self._check_steps_left()
         batches = self._in_step(inputs["batches"])
         loss = torch.zeros((), device=self.args.device)
         for batch in batches:
@@ -301,13 +243,6 @@ class BAPOTrainer(Trainer):
             with apart:
                 loss += super().training_step(model, {"batches": (batch,)}, num_items_in_batch)
         return loss
-
-    def _in_step(self, batches: tuple[PairBatch, ...]) -> tuple[PairBatch, ...]:
-        """The batches; with sharded weights, which processes gather together, as many as the process with most has."""
-        if not self.is_fsdp_enabled:
-            return batches
-        most = self.accelerator.gather(torch.tensor([len(batches)], device=self.args.device)).max()
-        return (*batches, *[batches[-1].idle] * (int(most) - len(batches)))
 
     @property
     def _most_strands(self) -> int:
@@ -320,22 +255,18 @@ class BAPOTrainer(Trainer):
         return 1 if one else self.args.strands or MOST_STRANDS
 
     def _score(self, model: nn.Module, groups: tuple[TokenGroup, ...]) -> ResponseLogps:
-        """Score through the wrapper that synchronizes gradients (DDP, FSDP), where there is one."""
         inner = self.accelerator.unwrap_model(model, keep_torch_compile=True)
         if inner is model:
             return self.scorer(groups, most_strands=self._most_strands)
-        original = inner.forward
+        return score_through(model, inner, self.scorer, groups)
 
-        def score_instead(own_groups: tuple[TokenGroup, ...]) -> dict[str, Any]:
-            inner.forward = original
-            scored = self.scorer(own_groups, most_strands=1)
-            return {"tokens": scored.tokens, "lengths": scored.lengths, "greedy": scored.greedy}
-
-        inner.forward = score_instead
-        try:
-            return ResponseLogps(**model(groups))
-        finally:
-            inner.forward = original
+    def _look_at_parts(self, parts: LossParts, base: Any, share: float) -> None:
+        """The gradient of each part on its own, every ``part_gradient_steps`` steps."""
+        losses = {"pair": parts.pair.sum() * share}
+        if parts.anchor is not None:
+            losses["anchor"] = self.objective.anchor_strength * (base.weight * parts.anchor).sum() * share
+        weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._part_gradients.add(self.state.global_step, losses, weights, self._sums["train"])
 
     def prediction_step(
         self,
@@ -348,54 +279,9 @@ class BAPOTrainer(Trainer):
         with torch.no_grad():
             return self.compute_loss(model, {"batches": self._in_step(inputs["batches"])}).detach(), None, None
 
-    def _add_part_gradients(self, parts: LossParts, base: Any, share: float) -> None:
-        """Every ``part_gradient_steps`` steps, sum up the gradient of each part on its own, over the step's batches."""
-        every, step = self.args.part_gradient_steps, self.state.global_step
-        if not every or step % every:
-            return
-        if step != self._part_gradients_of:
-            self._finish_part_gradients()
-            self._part_gradients_of = step
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        losses = {"pair": parts.pair.sum() * share}
-        if parts.anchor is not None:
-            losses["anchor"] = self.objective.anchor_strength * (base.weight * parts.anchor).sum() * share
-        for name, loss in losses.items():
-            gradients = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
-            before = self._part_gradients.setdefault(name, [torch.zeros_like(g) for g in gradients])
-            for total, gradient in zip(before, gradients, strict=True):
-                total += gradient
-
-    def _finish_part_gradients(self) -> None:
-        """Log the norms of what was summed up; of this process's share of the step."""
-        for name, gradients in self._part_gradients.items():
-            norm = math.sqrt(sum(float(gradient.float().pow(2).sum()) for gradient in gradients))
-            self._sums["train"].add(f"grad_norm/{name}", norm, 1)
-        self._part_gradients.clear()
-
-    # ---- guards -----------------------------------------------------------------------------------------------------
-
-    def _stop_if_broken(self, parts: LossParts) -> None:
-        for name, losses in (("pair", parts.pair), ("anchor", parts.anchor)):
-            if losses is None:
-                continue
-            worst = losses.detach().max().item() if losses.numel() else 0.0
-            if not math.isfinite(worst) or not bool(torch.isfinite(losses).all()):
-                raise BapoError(
-                    f"The {name} loss is not a number at step {self.state.global_step}, so training stopped: "
-                    "lower the learning rate or the anchor strength, or use float32."
-                )
-            if worst > self.args.stop_at_loss:
-                raise BapoError(
-                    f"The {name} loss of one example reached {worst:.3g} at step {self.state.global_step}, above "
-                    f"stop_at_loss ({self.args.stop_at_loss:g}): lower the learning rate or the anchor strength."
-                )
-
     def _check_step_0(self) -> None:
         """Before the first step the policy must give the reference's numbers."""
-        own = None if self._starts_away else self._reference_pass
-        with self._as_reference():
-            check_step_0(self.model, self.scorer, self.train_dataset.preferences, self._reference.chat.end_ids, own)
+        self._reference.check_step_0(self.model, self.scorer, self.train_dataset.preferences, **self._progress)
         if self.args.disable_dropout:
             with self._at_work():
                 self.scorer.check_training_mode()
@@ -415,17 +301,23 @@ class BAPOTrainer(Trainer):
         self.objective = self.args.make_objective()  # whose anchor strength begins anew
         if resume_from_checkpoint and self.objective.anchor is not None:
             load_state(self.objective.control, Path(resume_from_checkpoint))
-        self._check_best_metric()
-        if not resume_from_checkpoint and self._reference.model is self.model:
+        best, own_evaluation = self.args.metric_for_best_model, type(self).evaluate is not Trainer.evaluate
+        if best is not None and self.eval_dataset is not None and not own_evaluation:
+            found = [*EVALUATION_METRICS, *PAIR_METRICS, *(BASE_METRICS if self._with_base else ())]
+            found += ANCHOR_METRICS if self.objective.anchor is not None else ()
+            check_best_metric(best, self.eval_dataset if isinstance(self.eval_dataset, dict) else (), found)
+        if not resume_from_checkpoint and self._reference.is_policy:
             self._check_step_0()
         self._steps_taken = True
         self._work.restart()
         with self._at_work(), kept_memory(self.args.device, "kept-memory" in chosen(self.args.kernels)):
             try:
                 done = super().train(resume_from_checkpoint, *args, **kwargs)
-            except _Trained:
+            except Trained:
                 done = self._finish_trained()
-        self._say_how_it_ended()
+        earlier = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        if not earlier and self.is_world_process_zero():  # else a better policy was put back
+            self._ending.warn(self.model.get_input_embeddings().weight.shape[0], self.state.global_step, self.args)
         return done
 
     @contextmanager
@@ -453,39 +345,6 @@ class BAPOTrainer(Trainer):
             undo.callback(setattr, self, "_is_at_work", False)
             yield
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with foreign(
-            f"The checkpoint {resume_from_checkpoint} does not fit the model and its adapter",
-            "make them as they were when it was written",
-        ):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `transformers.Trainer`; an optimizer that cannot be had is a sentence."""
-        with foreign(f"The optimizer {self.args.optim} cannot be made", "choose another one with optim"):
-            return super().create_optimizer(*args, **kwargs)
-
-    def _finish_trained(self) -> TrainOutput:
-        """What the end of training does, without the step that it would take first."""
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-            self._load_best_model()
-        self.callback_handler.on_train_end(self.args, self.state, self.control)
-        self.is_in_train = False
-        return TrainOutput(self.state.global_step, 0.0, {})
-
-    def _say_how_it_ended(self) -> None:
-        """A policy that is broken is said to be so, unless an earlier and better one was put back."""
-        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
-            return
-        fault = self._ending.fault(self.model.get_input_embeddings().weight.shape[0])
-        if fault is not None and self.is_world_process_zero():
-            logger.warning(
-                "After %d steps %s: the learning rate of %g is too high for these data, or they contradict themselves.",
-                self.state.global_step,
-                fault,
-                self.args.learning_rate,
-            )
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter, or the whole model where that was trained, and look once whether it is what was trained.
 
@@ -498,23 +357,9 @@ class BAPOTrainer(Trainer):
         groups = first_tokens([group.tokens for group in self.train_dataset.preferences.groups], 1)
         check_saved(self.model, self.scorer, Path(output_dir or self.args.output_dir), groups)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        with foreign(
-            f"The checkpoint {folder} could not be written",
-            "see that there is room and that you may, and start again: it goes on from the last whole checkpoint",
-        ):
-            most, self.args.save_total_limit = self.args.save_total_limit, None
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = most
-            self.accelerator.wait_for_everyone()  # each process writes a part of it
-            if self.args.should_save:
-                if self.objective.anchor is not None:
-                    save_state(self.objective.control, folder)
-                mark_complete(folder, self.train_dataset.preferences.reference)
-                drop_older(folder.parent, most, [folder, Path(self.state.best_model_checkpoint or "")])
+    def _save_more(self, folder: Path) -> None:
+        if self.objective.anchor is not None:
+            save_state(self.objective.control, folder)
 
     def evaluation_loop(
         self,
@@ -534,48 +379,16 @@ class BAPOTrainer(Trainer):
         sums.clear()
         return output
 
-    def _check_best_metric(self) -> None:
-        """Before the first step: what the best model is chosen by must be something that an evaluation finds."""
-        name = self.args.metric_for_best_model
-        if name is None or self.eval_dataset is None or type(self).evaluate is not Trainer.evaluate:
-            return
-        found = [*EVALUATION_METRICS, *PAIR_METRICS, *(BASE_METRICS if self._with_base else ())]
-        found += ANCHOR_METRICS if self.objective.anchor is not None else ()
-        sets = [f"{own}_" for own in self.eval_dataset] if isinstance(self.eval_dataset, dict) else [""]
-        known = [f"eval_{own}{metric}" for own in sets for metric in found]
-        if f"eval_{name.removeprefix('eval_')}" not in known:
-            raise BapoError(
-                f"metric_for_best_model names {shortened(name)}, which is no metric of an evaluation: use one of "
-                f"{', '.join(known)}."
-            )
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log; training gets the metrics of all its micro-batches and processes since the last time."""
         merged: dict[str, float] = {}
         if "loss" in logs or "train_loss" in logs:
-            self._finish_part_gradients()
+            self._part_gradients.finish(self._sums["train"])
             merged = self._sums["train"].merged(self._summed_over_processes)
             self._sums["train"].clear()
         if "loss" in logs:
             merged |= self._work.rates(self.accelerator.num_processes)
         super().log({**logs, **merged}, start_time)
-
-    def _summed_over_processes(self, table: Tensor) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return table
-        return self.accelerator.reduce(table.to(self.args.device), "sum").cpu()
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """About six operations per weight and input token."""
-        return 6 * sum(batch.tokens for batch in inputs["batches"]) * sum(p.numel() for p in self.model.parameters())
-
-
-class _Trained(Exception):  # noqa: N818
-    """There is no step left to take.
-
-    `transformers` asks whether it is done behind each step only, and so takes one more where a run goes on from the
-    checkpoint of its last step, inside an epoch.
-    """
 
 
 def _map_datasets(function: Callable[[Any], Any], data: Any) -> Any:
