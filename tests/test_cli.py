@@ -101,6 +101,11 @@ def test_twenty_lines_of_ones_own_become_a_personalized_model(tmp_path: Path) ->
         ).stdout
     )
     assert evaluated["models"]["out/bapo"]["preferences"] == report["held_out"]["bapo"]
+    untold = bapo("evaluate", "out/bapo", "--json", cwd=tmp_path)  # the adapter's record knows its split
+    assert json.loads(untold.stdout)["models"] == evaluated["models"]
+    assert "loading the model" not in untold.stderr
+    other_split = bapo("evaluate", "out/bapo", "--seed", "3", cwd=tmp_path, code=2)
+    assert "trained on another split" in other_split.stderr
     answers = json.loads(
         bapo("generate", "Say hi.", "-a", "out/bapo", "--max-new-tokens", "5", "--json", cwd=tmp_path).stdout
     )

@@ -203,7 +203,7 @@ class Grid:
 
     def _job(self, kind: Any, variant: Variant, **more: Any) -> Any:
         who = {"adapter": adapter_mark(variant.adapter), "system": variant.system}
-        identity = identity_of(kind=kind.name, **self._common, **who, **more)
+        identity = identity_of(kind=kind.name, common=self._common, **who, **more)
         return Job(kind, self.records / "records" / f"{identity}.json", identity)
 
     def held_out(self, variant: Variant) -> Job[HeldOutScores]:
