@@ -27,7 +27,9 @@ def test_the_readmes_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
     tiny_model("llama").save_pretrained("model")
     tiny_tokenizer().save_pretrained("model")
-    rows = [{"prompt": f"q {i}", "chosen": f"good {i}", "rejected": f"bad {i * i}"} for i in range(8)]
+    rows = [
+        {"prompt": f"q {i}", "chosen": f"good {i}", "rejected": f"bad {i * i}"} for i in range(20)
+    ]  # four are held out; one has no interval
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     small = {"model": {"name": "model"}, "anchoring": {"max_new_tokens": 4}, "training": {"steps": 1}}
     recipe = Recipe(preferences={"source": "mine.jsonl"}, compare=["dpo"], **small)
