@@ -27,7 +27,7 @@ from bapo.reporting import markdown_table
 COUNTED = {
     "loads": "bapo.models.loading.whole_model",
     "passes of SHA-256 over the weights": "bapo.models.fingerprint._add",
-    "probes of the row": "bapo.likelihood.scoring.ResponseScorer._find_misfit",
+    "probes of the row": "bapo.likelihood.finding.FitFinder._find_misfit",
     "scoring of a probe by layouts": "bapo.likelihood.scoring.ResponseScorer.layouts",
     "tokenizations": "bapo.anchoring.anchored.tokenize",
 }

@@ -175,6 +175,18 @@ def test_speed_ups_are_timed_with_and_without(model: Path, place: Path) -> None:
     assert all(number(row["times as long without"]) > 0 for row in rows)
 
 
+@pytest.mark.slow
+def test_a_model_is_loaded_hashed_and_probed_once_and_not_at_all_where_all_is_done(model: Path, place: Path) -> None:
+    (rows,) = tables(ran("start", "--model", model, cwd=place))
+    whole, again, evaluation, evaluation_again = rows
+    for row in (whole, evaluation):
+        assert number(row["loads"]) == number(row["passes of SHA-256 over the weights"]) == 1
+        assert number(row["probes of the row"]) == 1
+        assert number(row["tokenizations"]) == 2  # once a side
+    for row in (again, evaluation_again):
+        assert not any(number(cell) for name, cell in row.items() if name not in ("", "seconds in all"))
+
+
 def test_responses_are_what_a_template_writes(place: Path) -> None:
     by_response, by_tokenizer = tables(ran("templates", "--templates", "gemma", "qwen3", cwd=place))
     for table in (by_response, by_tokenizer):
