@@ -32,10 +32,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.rounding import ADDMM_, MM, products
 
 from bapo.anchoring import AnchoredPreferences
-from bapo.evaluation import PreferenceReport, evaluate_preferences, held_out_logps
+from bapo.evaluation import evaluate_preferences, held_out_logps
 from bapo.models import add_lora, machine
 from bapo.personalize import Recipe, read_recipe, stages
 from bapo.reporting import markdown_table
+from bapo.results import PreferenceReport
 from bapo.training import BAPOConfig, BAPOTrainer
 from bapo.training.batches import PairBatch
 

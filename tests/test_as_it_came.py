@@ -142,7 +142,7 @@ def test_the_trainer_leaves_a_model_as_it_came(
     trainer.save_model(str(tmp_path / "saved"))
     assert_same(model, before)
     assert any(not torch.equal(now, own) for now, own in zip(model.parameters(), weights, strict=True))
-    monkeypatch.setattr(trainer, "_stop_if_broken", breaking)
+    monkeypatch.setattr("bapo.training.trainer.stop_if_broken", breaking)
     for broken in (trainer.train, trainer.evaluate):
         with pytest.raises(Broken):
             broken()

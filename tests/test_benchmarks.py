@@ -94,12 +94,13 @@ def test_the_dsp_study_trains_evaluates_and_draws(model: Path, place: Path) -> N
     held_out, parts = tables(ran("dsp_literature", *arguments, cwd=place, BAPO_DATA=place))
     assert [row["run"] for row in held_out] == ["dpo-seed0", "bapo-seed0"]
     for row in held_out:
-        report = json.loads((place / "out" / row["run"] / "evaluation.json").read_text())["held_out"]
+        objective = row["run"].split("-")[0]
+        report = json.loads((place / "out" / row["run"] / "report.json").read_text())["content"]["held_out"][objective]
         assert report["pairs"] == 8
         assert number(row["margin (nats)"]) == pytest.approx(report["margin"]["value"], abs=0.051)
         assert number(row["drift (nats/response)"]) == pytest.approx(report["drift"]["value"], abs=0.051)
-        run = json.loads((place / "out" / row["run"] / "run.json").read_text())
-        assert run["recipe"]["training"]["anchor"] == ("sequence" if "bapo" in row["run"] else "length-normalized")
+        run = json.loads((place / "out" / row["run"] / objective / "run.json").read_text())
+        assert run["recipe"]["training"]["anchor"] == ("sequence" if "bapo" in row["run"] else None)
         assert [entry["step"] for entry in run["log"]] == [1, 2]
     assert {row["run"] for row in parts} <= {"bapo-seed0"}
     drawn = sorted(path.name for path in (place / "figures").iterdir())
