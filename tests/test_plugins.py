@@ -57,7 +57,7 @@ def test_an_installed_package_is_used_from_the_command_line(
     assert [entry["anchor/strength"] for entry in log] == [8, 8, 4, 4, 2]
     assert any(entry["loss/anchor"] > 0 for entry in log[1:])
     assert "anchor/strength" not in json.loads((tmp_path / "out/dpo/run.json").read_text())["log"][0]
-    (row, *_) = json.loads((tmp_path / "out/report.json").read_text())["answers"]
+    (row, *_) = json.loads((tmp_path / "out/report.json").read_text())["content"]["answers"]
     assert re.fullmatch(r"What is \d+ plus \d+\?", row["prompt"])
 
 

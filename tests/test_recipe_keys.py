@@ -16,7 +16,7 @@ import bapo.anchoring
 import bapo.models
 import bapo.training
 from bapo.models import add_lora
-from bapo.objectives import ANCHORS
+from bapo.objectives import ANCHOR_CONTROLS, ANCHORS
 from bapo.personalize import Recipe, known_keys, personalize, read_recipe, stages
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -29,12 +29,15 @@ TOLD: dict[str, Any] = {
     "preferences.data_folder": "data",
     "preferences.source": "dsp:academy",
     "model.precision": "float32",
+    "model.kernels": ["fused-lora", "strands"],
     "anchoring.temperature": 0.7,
     "anchoring.max_new_tokens": 6,
     "training.objective": "dpop",
     "training.objective_settings": {"penalty": 3.0},
     "training.beta": 0.3,
     "training.anchor": "token",
+    "training.anchor_strength": 3.5,
+    "training.anchor_control": "adaptive",
     "training.schedule": "linear",
     "training.sampler": "by-pair",
     "training.batch_pairs": 3,
@@ -116,7 +119,7 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Seen:
     monkeypatch.setattr(bapo.training, "BAPOTrainer", Trainer)
     for package, name in (
         (bapo.models, "load_model"),
-        (bapo.anchoring, "anchor"),
+        (bapo.anchoring, "anchor_together"),
         (bapo.anchoring, "generate_batch"),
     ):
         monkeypatch.setattr(package, name, found.of(name, getattr(package, name)))
@@ -144,14 +147,16 @@ def own_settings(trainer: Any) -> dict[str, float]:
 
 def used(seen: Seen, training: str) -> dict[str, Any]:
     """Each key's value, as what it is for has it: what was read, loaded, anchored, trained and answered."""
-    generation, lengths = (only(seen.calls["anchor"], name) for name in ("generation", "lengths"))
-    trainer, anchored = seen.trainers[training], seen.trainers["bapo"]
+    generation, lengths = (only(seen.calls["anchor_together"], name) for name in ("generation", "lengths"))
+    trainer = seen.trainers[training]
     args, lora = trainer.args, trainer.model.peft_config["default"]
-    (anchor,) = (name for name, function in ANCHORS.items() if function is anchored.objective.anchor)
+    (anchor,) = (name for name, own in ANCHORS.items() if own is trainer.objective.anchor)
+    (control,) = (name for name, own in ANCHOR_CONTROLS.items() if own.made is type(trainer.objective.control))
     trackers = [own for own in trainer.callback_handler.callbacks if isinstance(own, Tracker)]
     return {
         "model.name": only(seen.calls["load_model"], "name"),
         "model.precision": only(seen.calls["load_model"], "precision"),
+        "model.kernels": only(seen.calls["generate_batch"], "kernels"),
         "model.trust_remote_code": only(seen.calls["load_model"], "trust_remote_code"),
         "preferences.source": only(seen.calls["read_split"], "source"),
         "preferences.data_folder": str(only(seen.calls["read_split"], "data_folder")),
@@ -166,11 +171,12 @@ def used(seen: Seen, training: str) -> dict[str, Any]:
         "anchoring.temperature": generation.temperature,
         "anchoring.responses": generation.responses,
         "anchoring.seed": generation.seed,
-        "anchoring.folder": only(seen.calls["anchor"], "store", lambda store: str(store.folder)),
+        "anchoring.folder": only(seen.calls["anchor_together"], "store", lambda store: str(store.folder)),
         "training.objective": trainer.objective.name,
         "training.beta": trainer.objective.beta,
         "training.anchor": anchor,
-        "training.anchor_strength": anchored.objective.anchor_strength,
+        "training.anchor_strength": args.anchor_strength,
+        "training.anchor_control": control,
         "training.objective_settings": own_settings(trainer),
         "training.learning_rate": trainer.lr_scheduler.base_lrs[0],
         "training.schedule": args.lr_scheduler_type,
@@ -218,6 +224,7 @@ def test_every_key_arrives_where_it_is_used(seen: Seen, model: Path, tmp_path: P
     fresh = add_lora(tiny_model("llama"), told["training.rank"], told["training.alpha"], 0.0, seed)
     expected = next(parameter for parameter in fresh.parameters() if parameter.requires_grad)
     assert all(torch.equal(weights, expected) for weights in seen.first_weights.values()), "the seed of the adapter"
+    assert seen.trainers["dpop"].args.kernels == ",".join(told["model.kernels"])
     assert own_settings(seen.trainers["bapo"]) == {}, "settings of another objective"
 
 

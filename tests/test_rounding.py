@@ -32,7 +32,7 @@ def test_the_main_job_starts_at_its_reference_and_goes_on_from_its_checkpoint(tm
     arguments = ["personalize", "mine.jsonl", "--steps", "3", *FEW, *BF16]
     bapo(*arguments, "-o", "out", cwd=tmp_path, environment=BY_ROWS)
     run = json.loads((tmp_path / "out/bapo/run.json").read_text())
-    report = json.loads((tmp_path / "out/report.json").read_text())["content"]
+    report = json.loads((tmp_path / "out/report.json").read_text())["made_from"]
     assert report["made_on"]["processor"] == run["made_on"]["processor"]
     first = run["log"][0]
     assert first["loss"] == pytest.approx(0.6931472, abs=1e-6)

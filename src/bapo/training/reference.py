@@ -96,6 +96,7 @@ class Reference:
         fresh: whether the policy's adapter was made for this training.
 
     Attributes:
+        model: the reference, with its tokenizer.
         is_policy: whether the reference is the policy as it was.
         scoring: inside of it the policy is the reference; None where that cannot be.
     """
@@ -103,7 +104,7 @@ class Reference:
     def __init__(self, loaded: LoadedModel, policy: Any, ref_model: Any, args: BAPOConfig, *, fresh: bool) -> None:
         self.is_policy = ref_model is None
         self.scoring = reference_pass(policy, fresh=fresh) if self.is_policy else None
-        self._model = replace(loaded, model=ref_model or policy)
+        self.model = replace(loaded, model=ref_model or policy)
         self._store: AnchorStore | None = None
         self._starts_away = fresh and starts_away(policy, self.scoring, args.kernels)
 
@@ -126,9 +127,9 @@ class Reference:
             data = preferences_from_dataset(data, called)
         with self._in_place(trained and self.is_policy, kept):
             if self._store is None:
-                in_folder = args.anchors and AnchorStore(Path(args.anchors), self._model)
-                self._store = in_folder or AnchorStore.in_cache(self._model)
-            anchored = anchor(data, self._model, self._store, generation=args.generation(), lengths=args.lengths())
+                in_folder = args.anchors and AnchorStore(Path(args.anchors), self.model)
+                self._store = in_folder or AnchorStore.in_cache(self.model)
+            anchored = anchor(data, self.model, self._store, generation=args.generation(), lengths=args.lengths())
         if args.local_process_index == 0:
             warn_of_what_is_lost(data, anchored)
         return anchored
@@ -148,7 +149,7 @@ class Reference:
         if self.scoring is None or not (trained or self._starts_away):
             yield
             return
-        with evaluating(self._model.model), self.scoring():
+        with evaluating(self.model.model), self.scoring():
             yield
 
     def check_step_0(
@@ -161,7 +162,7 @@ class Reference:
         """
         scoring = None if self._starts_away else self.scoring
         with self._in_place(trained and self.is_policy, kept):
-            check_step_0(policy, scorer, data, self._model.chat.end_ids, scoring)
+            check_step_0(policy, scorer, data, self.model.chat.end_ids, scoring)
 
 
 def check_step_0(
