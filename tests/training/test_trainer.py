@@ -790,4 +790,4 @@ def test_a_model_in_memory_is_called_by_its_own_precision(dtype: torch.dtype) ->
         with pytest.raises(BapoError, match=r"weights are torch\.float64, which is not trained"):
             BAPOTrainer(model, peft_config=copy.deepcopy(LORA), **arguments)
     else:
-        assert BAPOTrainer(model, peft_config=copy.deepcopy(LORA), **arguments)._reference.precision == "float16"
+        assert BAPOTrainer(model, peft_config=copy.deepcopy(LORA), **arguments)._reference.model.precision == "float16"
