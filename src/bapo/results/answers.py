@@ -14,7 +14,7 @@ import numpy as np
 from bapo.errors import BapoError, foreign
 from bapo.files import checksum, make_folder, read_bytes, write_bytes
 
-Kind = Literal["knowledge", "alignment"]
+BenchmarkKind = Literal["knowledge", "alignment"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class BenchmarkAnswers:
     benchmark: str
     answers: tuple[Answer, ...]
     questions: int
-    kind: Kind = "knowledge"
+    kind: BenchmarkKind = "knowledge"
     title: str = ""
 
     @property

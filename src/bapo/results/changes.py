@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from bapo.errors import BapoError
-from bapo.results.answers import Answer, BenchmarkAnswers, Kind
+from bapo.results.answers import Answer, BenchmarkAnswers, BenchmarkKind
 from bapo.results.estimates import Estimate, bootstrap_share
 
 RESAMPLES = 10_000
@@ -60,7 +60,7 @@ class Change:
     questions: int | None
     verdict: Verdict
     enough: int | None
-    kind: Kind = "knowledge"
+    kind: BenchmarkKind = "knowledge"
     title: str = ""
     categories: Mapping[str, Change] = field(default_factory=dict)
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bapo.results.answers import Answer, BenchmarkAnswers
-from bapo.results.answers import Kind as BenchmarkKind
+from bapo.results.answers import Answer, BenchmarkAnswers, BenchmarkKind
 from bapo.results.changes import BUDGET, Change, Forgetting, Gate, changed_items, compare, forgetting, gate, spread
 from bapo.results.estimates import Estimate, bootstrap_share
 from bapo.results.preferences import PreferenceChange, PreferenceReport, PromptScores, compare_preferences

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bapo.results.answers import AnswerStore, BenchmarkAnswers, in_order
-from bapo.results.answers import Kind as BenchmarkKind
+from bapo.results.answers import AnswerStore, BenchmarkAnswers, BenchmarkKind, in_order
 from bapo.results.preferences import PreferenceReport
 from bapo.results.records import Kind
 
