@@ -20,7 +20,8 @@ def as_it_came(model: nn.Module, *, modules: bool = True) -> Iterator[None]:
         modules: is false, and the configurations alone are put back.
     """
     holders: list[dict[str, Any]] = [vars(module) for module in model.modules()] if modules else []
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    of_modules = (getattr(module, name, None) for module in model.modules() for name in ("config", "generation_config"))
+    configs = {id(config): config for config in of_modules if config is not None}
     holders += [vars(own) for config in configs.values() for own in _with_parts(config)]
     before = [
         {name: (value, _copied(value)) for name, value in holder.items() if name not in _KEEP} for holder in holders
