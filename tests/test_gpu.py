@@ -1,4 +1,4 @@
-"""What a GPU has to pass: its noise floor, the flex kernel, and a run that starts at its reference."""
+"""What a GPU has to pass: its noise floor, the flex backend, and a run that starts at its reference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_floor_and_a_run_that_starts_at_its_reference(precision: str, tmp_pa
     groups = [TokenGroup(group.tokens.prompt, group.tokens.responses) for group in data.groups[:4]]
     layouts = scorer.layouts(groups)
     for a, b in combinations(layouts, 2):
-        print(f"{precision} {scorer.kernel}: {a} and {b} differ by {gap_of(layouts[a], layouts[b]):.2g} nats a token")
+        print(f"{precision} {scorer.backend}: {a} and {b} differ by {gap_of(layouts[a], layouts[b]):.2g} nats a token")
     floor = noise_floor(layouts, float32=precision == "float32")
     assert gap_of(layouts["row"], layouts["groups"]) <= floor.limit
 
@@ -44,7 +44,7 @@ def test_the_floor_and_a_run_that_starts_at_its_reference(precision: str, tmp_pa
     assert first["anchor/active"] == first["logratios/base"] == 0
 
 
-def test_the_flex_kernel_agrees_with_split() -> None:
+def test_the_flex_backend_agrees_with_split() -> None:
     assert flex_agrees(GPU)
     scorer = ResponseScorer(load_model("smollm2", precision="bf16", device=GPU).model)
-    assert scorer.kernel == "flex"
+    assert scorer.backend == "flex"

@@ -21,6 +21,9 @@ ANCHOR_CONTROL = "constant"
 LEARNING_RATE = 2e-4
 """For adapters of models of any size that were tried here; training all weights wants a tenth of it or less."""
 
+SCORING_VERSION = 4
+"""Part of every key of a score and of every job's identity: raised whenever a score could come out differently."""
+
 MOST_STEPS = 10**9
 MOST_TOKENS = 2**24
 MOST_SEED = 2**32 - 1  # what numpy takes

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bapo.likelihood.attention import _flex, _split, flex_agrees, kernels_for
+from bapo.likelihood.attention import _flex, _split, backends_for, flex_agrees
 from bapo.likelihood.layout import Segments
 
 # A prompt with three responses, one with one; then a header with two prompts behind it, each with a response.
@@ -82,7 +82,7 @@ def test_owners_say_where_each_token_belongs_and_what_it_sees():
 
 
 def test_on_a_cpu_attention_is_split():
-    assert kernels_for(torch.device("cpu")) == ("split",)
+    assert backends_for(torch.device("cpu")) == ("split",)
 
 
 @pytest.mark.skipif(torch.__version__.startswith("2.6"), reason="torch 2.6 has flex attention's backward on a CPU")

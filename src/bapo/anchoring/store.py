@@ -23,8 +23,9 @@ from bapo.anchoring.generate import GENERATION_VERSION, GenerationSettings, Resp
 from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError
 from bapo.files import Journal, locked, make_folder, read_record, write_record
-from bapo.likelihood import SCORING_VERSION, TokenIds
+from bapo.likelihood import TokenIds
 from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
+from bapo.settings import SCORING_VERSION
 
 FORMAT = 3
 """Of the files in a store."""

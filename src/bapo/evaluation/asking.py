@@ -15,10 +15,10 @@ from bapo.errors import BapoError
 from bapo.evaluation.benchmarks import Asked, LoadedTask, load_tasks, sample_documents
 from bapo.evaluation.harness import BapoLM
 from bapo.evaluation.registry import BENCHMARKS
-from bapo.likelihood import SCORING_VERSION
 from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_fingerprint
 from bapo.progress import OnProgress, silent
 from bapo.results import Answer, AnswerStore, AskedBenchmark
+from bapo.settings import SCORING_VERSION
 
 KEPT_TOGETHER = 256
 """Questions of one task that are asked, and kept, at once."""

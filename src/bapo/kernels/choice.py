@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from bapo.errors import BapoError
+from bapo.registry import nearest
 from bapo.settings import shortened
 
 KERNELS: dict[str, str] = {
@@ -43,9 +43,9 @@ def chosen(kernels: Kernels) -> frozenset[str]:
         if name in ("auto", "off"):
             raise BapoError(f"kernels is {shortened(', '.join(names))}, and {name} stands alone: use {_allowed()}.")
         if name not in KERNELS:
-            near = difflib.get_close_matches(name[:80], ["auto", "off", *KERNELS], n=1, cutoff=0.4)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise BapoError(f"There is no kernel {shortened(name)}{hint}: use {_allowed()}.")
+            raise BapoError(
+                f"There is no kernel {shortened(name)}{nearest(name, ('auto', 'off', *KERNELS))}: use {_allowed()}."
+            )
     return frozenset(names)
 
 

@@ -4,12 +4,11 @@ from bapo.likelihood.fit import Verdict, judge
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
 from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor
 from bapo.likelihood.passes import ResponseLogps, evaluating
-from bapo.likelihood.scoring import SCORING_VERSION, ResponseScorer
+from bapo.likelihood.scoring import ResponseScorer
 from bapo.likelihood.strands import MOST_STRANDS
 
 __all__ = [
     "MOST_STRANDS",
-    "SCORING_VERSION",
     "NoiseFloor",
     "ResponseLogps",
     "ResponseScorer",

@@ -1,7 +1,7 @@
 """Attention by segments: each attends to itself and what stands above it, in any architecture of `transformers`.
 
 Registered in `transformers`' attention interface, so one function serves every model that dispatches through it. Two
-kernels compute the same numbers: "split" calls scaled dot product attention once a segment and runs anywhere; "flex"
+backends compute the same numbers: "split" calls scaled dot product attention once a segment and runs anywhere; "flex"
 hands the whole row to torch's flex attention, one launch a layer, for CUDA. A model call without ``segments``
 (generation, say) behaves as `transformers`' own SDPA attention does.
 """
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 SEGMENT_ATTENTION = "bapo_segments"
 
-KERNELS = ("flex", "split")
+BACKENDS = ("flex", "split")
 """Ways to compute the same attention, the one that is tried first on a device that has it standing first."""
 
 QUERIES_AT_ONCE = 256
@@ -111,14 +111,14 @@ def segment_attention(
 
     if segments.ties is not None:
         key, value = _Tied.apply(key, value, segments)
-    if segments.kernel == "flex" and dropout == 0.0:
+    if segments.backend == "flex" and dropout == 0.0:
         return _flex(query, key, value, scaling, sliding_window, softcap, segments), None
     return _split(query, key, value, scaling, sliding_window, softcap, segments, dropout), None
 
 
-def kernels_for(device: torch.device) -> tuple[str, ...]:
-    """The kernels worth trying on a device, best first: flex only on CUDA, where it agrees with split both ways."""
-    return KERNELS if device.type == "cuda" and flex_agrees(device) else KERNELS[1:]
+def backends_for(device: torch.device) -> tuple[str, ...]:
+    """The backends worth trying on a device, best first: flex only on CUDA, where it agrees with split both ways."""
+    return BACKENDS if device.type == "cuda" and flex_agrees(device) else BACKENDS[1:]
 
 
 @cache
@@ -131,14 +131,14 @@ def flex_agrees(device: torch.device) -> bool:
     layout = (5, 3, 4, 6, 2), (-1, 0, 0, -1, 3)
     inputs = [torch.randn(1, heads, 20, 16, generator=generator) for heads in (4, 2, 2)]
 
-    def results(kernel: Callable[..., Tensor], where: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    def results(backend: Callable[..., Tensor], where: torch.device, dtype: torch.dtype) -> list[Tensor]:
         own = [tensor.to(where, dtype).requires_grad_() for tensor in inputs]
-        output = kernel(*own, None, 4, None, Segments(*layout))
+        output = backend(*own, None, 4, None, Segments(*layout))
         return [found.cpu().double() for found in (output, *torch.autograd.grad(output.square().sum(), own))]
 
     try:
-        by_split, by_flex = (results(kernel, device, torch.float32) for kernel in (_split, _flex))
-    except Exception as error:  # compilers fail in many ways, and there is a kernel that needs none
+        by_split, by_flex = (results(backend, device, torch.float32) for backend in (_split, _flex))
+    except Exception as error:  # compilers fail in many ways, and there is a backend that needs none
         logger.debug("Flex attention does not run on %s (%s).", device, error)
         return False
     truth = results(_split, torch.device("cpu"), torch.float64)

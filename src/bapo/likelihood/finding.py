@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bapo.errors import BapoError, first_line, foreign
-from bapo.likelihood.attention import SEGMENT_ATTENTION, kernels_for
+from bapo.likelihood.attention import SEGMENT_ATTENTION, backends_for
 from bapo.likelihood.fit import Fit, judge, named_lengths
 from bapo.likelihood.layout import TokenGroup
 from bapo.likelihood.noise import gap_of
@@ -128,12 +128,12 @@ class FitFinder:
                 "its weights are damaged or its precision is too low."
             )
         self._refuse_drawing(probe, own)
-        for kernel in kernels_for(self.causal_lm.device):
-            fit.kernel = kernel
+        for backend in backends_for(self.causal_lm.device):
+            fit.backend = backend
             fit.misfit = self._misfit_on(probe, own)
             if fit.misfit is None:
                 return
-            logger.debug("The %s kernel does not fit (%s).", kernel, fit.misfit)
+            logger.debug("The %s backend does not fit (%s).", backend, fit.misfit)
         self._refuse_looking_ahead(probe, own)
         logger.warning(
             "%s is scored one sequence at a time, because the shared layout does not fit it (%s).",

@@ -58,7 +58,7 @@ class Fit:
 
     Attributes:
         own_attention: the attention that the model came with.
-        kernel: how segment attention is computed on its device.
+        backend: how segment attention is computed on its device.
         has_float32: whether the model can be computed in float32.
         misfit: why the row does not fit; None where it does.
         longest: tokens up to which sequences may share a row; None for any.
@@ -68,7 +68,7 @@ class Fit:
     """
 
     own_attention: str
-    kernel: str = "split"
+    backend: str = "split"
     has_float32: bool = True
     misfit: str | None = None
     longest: int | None = None

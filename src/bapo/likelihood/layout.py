@@ -65,7 +65,7 @@ class Segments:
     Attributes:
         lengths: of each segment, in row order; 0 for a response of one token, which is predicted and no input.
         parents: index of the segment above each, -1 for none.
-        kernel: how attention is computed, one of `bapo.likelihood.attention.KERNELS`.
+        backend: how attention is computed, one of `bapo.likelihood.attention.BACKENDS`.
         ties: to other strands of the row, if there are any: the last segments may be theirs. The keys of those stand
             behind the row's own, and they have no queries in it.
         masks: masks made so far; all layers of a forward pass share them.
@@ -73,7 +73,7 @@ class Segments:
 
     lengths: tuple[int, ...]
     parents: tuple[int, ...]
-    kernel: str = "split"
+    backend: str = "split"
     ties: Ties | None = None
     masks: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 

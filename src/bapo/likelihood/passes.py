@@ -120,8 +120,8 @@ class Passes:
     def in_row(self, groups: Sequence[TokenGroup], most_strands: int) -> ResponseLogps:
         """All responses of all groups in one row, with gradients where the model has them."""
         layout = lay_out(groups, self.causal_lm.device)
-        layout.segments.kernel = self.fit.kernel
-        alone = self.fit.kernel == "flex" or self.fit.changes or self.sharded or "strands" not in self.kernels
+        layout.segments.backend = self.fit.backend
+        alone = self.fit.backend == "flex" or self.fit.changes or self.sharded or "strands" not in self.kernels
         most = 1 if alone else min(most_strands, strands_for(self.causal_lm))
         strands = cut(layout, most) if most > 1 else []
         if self.fit.longest is not None:

@@ -21,9 +21,6 @@ from bapo.likelihood.passes import Passes, ResponseLogps, as_in_training, evalua
 from bapo.likelihood.strands import MOST_STRANDS
 from bapo.models import in_float32, machine
 
-SCORING_VERSION = 4
-"""Part of every cache key: raised whenever a score could come out differently."""
-
 MAX_TOKENS = 8192
 """Input tokens scored at once when no gradient is needed."""
 
@@ -46,7 +43,7 @@ class ResponseScorer:
 
     Attributes:
         fallback: None, or why the plain path is in use for everything.
-        kernel: how segment attention is computed on the model's device.
+        backend: how segment attention is computed on the model's device.
         has_float32: whether the model can be computed in float32 (`float32`), whatever its precision.
 
     Raises:
@@ -79,9 +76,9 @@ class ResponseScorer:
         return self.passes.fit.misfit
 
     @property
-    def kernel(self) -> str:
+    def backend(self) -> str:
         """How segment attention is computed on the model's device."""
-        return self.passes.fit.kernel
+        return self.passes.fit.backend
 
     @property
     def has_float32(self) -> bool:

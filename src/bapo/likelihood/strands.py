@@ -172,7 +172,7 @@ def _strand(layout: Layout, own: Sequence[int], index: dict[int, int], places: S
             segments=Segments(
                 lengths=tuple(segments.lengths[at] for at in index),
                 parents=tuple(index[up] if up >= 0 else -1 for up in parents),
-                kernel=segments.kernel,
+                backend=segments.backend,
                 ties=ties if ties.lent or ties.borrowed else None,
             ),
             source_P=row_of[layout.source_P[at_P]],
