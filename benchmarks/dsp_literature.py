@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import mean, median
 
 from bapo import personalize
-from bapo.personalize import read_recipe
-from bapo.personalize.recipe import read_yaml
+from bapo.jobs import read_recipe
+from bapo.jobs.recipe import read_yaml
 from bapo.reporting import draw_logratios, interval, markdown_table
 from bapo.results import Personalization, Record, read_run
 

@@ -27,8 +27,8 @@ from filelock import FileLock, Timeout
 
 from bapo.evaluation import BENCHMARKS, local_folder
 from bapo.evaluation.asking import BenchmarkPlan
-from bapo.personalize import Recipe, Variant, read_recipe, stages
-from bapo.personalize.evaluation import find_out
+from bapo.jobs import Recipe, Variant, read_recipe, stages
+from bapo.jobs.evaluation import find_out
 from bapo.preferences import Preferences, preference_in_words
 from bapo.reporting import (
     CHANGE_HEADER,

@@ -33,8 +33,8 @@ from tests.rounding import ADDMM_, MM, products
 
 from bapo.anchoring import AnchoredPreferences
 from bapo.evaluation import evaluate_preferences, held_out_logps
+from bapo.jobs import Recipe, read_recipe, stages
 from bapo.models import add_lora, machine
-from bapo.personalize import Recipe, read_recipe, stages
 from bapo.reporting import markdown_table
 from bapo.results import PreferenceReport
 from bapo.training import BAPOConfig, BAPOTrainer

@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 from bapo import evaluate, personalize
-from bapo.personalize import Recipe, read_recipe
+from bapo.jobs import Recipe, read_recipe
 from bapo.reporting import markdown_table
 
 COUNTED = {

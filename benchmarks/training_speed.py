@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bapo.anchoring import AnchoredGroup, AnchoredPreferences, BaseResponse
+from bapo.jobs import read_recipe, stages
 from bapo.kernels.kept_memory import kept_memory
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import (
@@ -48,7 +49,6 @@ from bapo.models import (
     lora_config,
     resolve_precision,
 )
-from bapo.personalize import read_recipe, stages
 from bapo.reporting import markdown_table
 from bapo.training import BAPOConfig, BAPOTrainer
 
@@ -315,7 +315,7 @@ def _tokens_of(group: AnchoredGroup) -> int:
 def processes() -> Any:
     """Of fresh processes that have their imports already; nothing has been computed in them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bapo.personalize.stages", "bapo.training", "peft", "trl.trainer.dpo_trainer"])
+    context.set_forkserver_preload(["bapo.jobs.stages", "bapo.training", "peft", "trl.trainer.dpo_trainer"])
     return context
 
 

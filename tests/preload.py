@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 import bapo.anchoring
 import bapo.cli
 import bapo.evaluation.harness
+import bapo.jobs.stages
 import bapo.models
-import bapo.personalize.stages
 import bapo.reporting
 import bapo.training
 

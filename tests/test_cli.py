@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bapo.jobs import read_recipe, shipped_recipes
 from bapo.models import resolve_precision
-from bapo.personalize import read_recipe, shipped_recipes
 from tests.command import bapo
 from tests.tiny import tiny_model, tiny_tokenizer
 

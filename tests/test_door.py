@@ -13,7 +13,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def test_the_door_is_open_in_whatever_order_it_is_gone_through() -> None:
-    for first in ("pass", "import bapo.personalize.recipe", "from bapo.personalize import stages"):
+    for first in ("pass", "import bapo.jobs.recipe", "from bapo.jobs import stages"):
         code = f"{first}; from bapo import Recipe, evaluate, personalize; assert callable(personalize); Recipe()"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     code = "import sys, bapo; from bapo import BapoError; sys.exit('torch' in sys.modules)"

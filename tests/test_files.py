@@ -14,7 +14,7 @@ import pytest
 
 from bapo import files
 from bapo.errors import LONGEST_SENTENCE, BapoError, foreign
-from bapo.personalize.run_folder import alone
+from bapo.jobs.run_folder import alone
 
 RECORDS = [[{"key": f"k{i}", "logp": -1.5 - i}] for i in range(3)]
 

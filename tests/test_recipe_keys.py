@@ -15,9 +15,9 @@ from transformers import TrainerCallback, integrations
 import bapo.anchoring
 import bapo.models
 import bapo.training
+from bapo.jobs import Recipe, known_keys, personalize, read_recipe, stages
 from bapo.models import add_lora
 from bapo.objectives import ANCHOR_CONTROLS, ANCHORS
-from bapo.personalize import Recipe, known_keys, personalize, read_recipe, stages
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TRACKER = "a-tracker"

@@ -10,7 +10,7 @@ import pytest
 
 from bapo.cli.options import recipe_from
 from bapo.errors import BapoError
-from bapo.personalize import known_keys, read_recipe, shipped_recipes
+from bapo.jobs import known_keys, read_recipe, shipped_recipes
 
 DEFAULTS: dict[str, Any] = {
     "model.adapter": None,
@@ -186,7 +186,7 @@ def test_every_schedule_of_a_recipe_needs_no_more_than_its_name() -> None:
     import torch
     from transformers import get_scheduler
 
-    from bapo.personalize.recipe import Schedule
+    from bapo.jobs.recipe import Schedule
 
     for name in get_args(Schedule):
         optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1.0)

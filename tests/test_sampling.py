@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, PhiConfig
 from bapo.anchoring import AnchorStore, GenerationSettings, candidate_logps, sample_candidates
 from bapo.anchoring.candidates import CUT, NO_TEXT
 from bapo.errors import BapoError
+from bapo.jobs.sampling import Sampling, _prompt_columns, _response_column
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import ChatFormat, LoadedModel, add_lora
-from bapo.personalize.sampling import Sampling, _prompt_columns, _response_column
 from bapo.preferences import Message, Pair, group_pairs, pairs_from_dataset, prompt_text, read_preferences
 from tests.command import Command, bapo
 from tests.test_cli import own_preferences

@@ -12,10 +12,10 @@ import pytest
 
 from bapo import BAPOConfig
 from bapo.errors import BapoError
+from bapo.jobs import Recipe, read_recipe
+from bapo.jobs.stages import _arguments
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK
 from bapo.objectives import ANCHORS, make_objective
-from bapo.personalize import Recipe, read_recipe
-from bapo.personalize.stages import _arguments
 from bapo.settings import ANCHOR, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, Range, check_number
 
 ABSURD = [float("nan"), float("inf"), -float("inf"), True, "many", "1", [1], 10**24, -(10**24), 10**400]
@@ -152,9 +152,9 @@ def test_a_recipe_and_a_config_have_the_same_defaults(tmp_path: Path) -> None:
 
 
 def test_no_default_is_written_a_second_time() -> None:
+    import bapo.jobs.recipe as recipe
     import bapo.objectives.objective as objective
     import bapo.objectives.registry as registry
-    import bapo.personalize.recipe as recipe
     import bapo.training.config as config
 
     for module in (objective, registry, recipe, config):

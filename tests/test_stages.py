@@ -13,12 +13,12 @@ import pytest
 
 from bapo.anchoring import AnchorStore, anchor
 from bapo.errors import BapoError
+from bapo.jobs import Variant, evaluate, personalize, read_recipe, run_folder, stages
+from bapo.jobs.generating import answer
+from bapo.jobs.recipe import Recipe, TrainingSection
+from bapo.jobs.run import base_answers
 from bapo.kernels import KERNELS
 from bapo.models import ChatFormat, LoadedModel
-from bapo.personalize import Variant, evaluate, personalize, read_recipe, run_folder, stages
-from bapo.personalize.generating import answer
-from bapo.personalize.recipe import Recipe, TrainingSection
-from bapo.personalize.run import base_answers
 from bapo.preferences import Message, Pair, Preferences, group_pairs
 from bapo.results import BASE, day_of
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer

@@ -8,10 +8,10 @@ from bapo.errors import BapoError
 if TYPE_CHECKING:
     from bapo.anchoring import AnchorStore, anchor
     from bapo.evaluation import evaluate_preferences
+    from bapo.jobs import Recipe, evaluate, personalize
     from bapo.likelihood import ResponseScorer
     from bapo.models import load_model
     from bapo.objectives import make_objective
-    from bapo.personalize import Recipe, evaluate, personalize
     from bapo.preferences import Preferences, PromptGroup, read_preferences, split_by_prompt
     from bapo.training import BAPOConfig, BAPOTrainer
 
@@ -24,14 +24,14 @@ _ROOMS = {
     "BAPOTrainer": "training",
     "Preferences": "preferences",
     "PromptGroup": "preferences",
-    "Recipe": "personalize",
+    "Recipe": "jobs",
     "ResponseScorer": "likelihood",
     "anchor": "anchoring",
-    "evaluate": "personalize",
+    "evaluate": "jobs",
     "evaluate_preferences": "evaluation",
     "load_model": "models",
     "make_objective": "objectives",
-    "personalize": "personalize",
+    "personalize": "jobs",
     "read_preferences": "preferences",
     "split_by_prompt": "preferences",
 }

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import bapo.kernels
 from bapo.cli.app import app
 from bapo.errors import BapoError
+from bapo.jobs import read_recipe
 from bapo.kernels import KERNELS, chosen
 from bapo.kernels.layers import FINDERS
-from bapo.personalize import read_recipe
 from bapo.training import BAPOConfig
 
 

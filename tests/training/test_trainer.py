@@ -552,7 +552,7 @@ def test_one_whole_checkpoint_is_there_at_every_moment(tmp_path: Path, monkeypat
         found.append([path for path in (tmp_path / "out").glob("checkpoint-*") if (path / MARK).is_file()])
         mark_complete(checkpoint, reference)
 
-    monkeypatch.setattr("bapo.training.base.mark_complete", marking)
+    monkeypatch.setattr("bapo.training.pair_trainer.mark_complete", marking)
     make(tmp_path, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=1).train()
     assert [len(before) for before in found] == [0, 1, 1, 1]
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]

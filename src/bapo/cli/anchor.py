@@ -60,11 +60,11 @@ def anchor(
         anchoring__seed=seed,
     )
     with live_progress(quiet=as_json) as on_progress:
-        from bapo.personalize import jobs
+        from bapo.jobs import job
 
         if output:
             make_folder(output)
-        record = jobs.anchor(wanted, output, on_progress)
+        record = job.anchor(wanted, output, on_progress)
     summary = record.content
     if as_json:
         print_json(asdict(summary))

@@ -15,7 +15,7 @@ from bapo.registry import names
 
 if TYPE_CHECKING:
     from bapo.evaluation import Asked, BenchmarkPlan
-    from bapo.personalize import Recipe
+    from bapo.jobs import Recipe
 
 FAILED, UNCLEAR = 1, 3
 """Exit codes of the gate beside 0; 2 is that of every error."""
@@ -208,7 +208,7 @@ def _evaluate(
     from dataclasses import asdict
 
     from bapo.cli.console import live_progress, print_json
-    from bapo.personalize import stages
+    from bapo.jobs import stages
 
     named = list(dict.fromkeys([*([first] if first else []), *adapters]))
     stages.check(recipe, named)
@@ -217,8 +217,8 @@ def _evaluate(
         raise BapoError("--prompt-only needs prompts with turns, which --plain does away with: leave out one of them.")
     system = None if prompt_only is None else _in_words(recipe, prompt_only)
     with live_progress(quiet=shown.as_json) as on_progress:
-        from bapo.personalize import Variant, evaluate
-        from bapo.personalize.jobs import reference_name
+        from bapo.jobs import Variant, evaluate
+        from bapo.jobs.job import reference_name
         from bapo.results import PROMPT_ONLY
 
         variants = [Variant(reference_name(recipe))] if first is None else []

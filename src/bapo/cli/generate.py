@@ -38,8 +38,8 @@ def generate(
         model__trust_remote_code=trust_remote_code,
     )
     with live_progress(quiet=as_json) as on_progress:
-        from bapo.personalize import stages
-        from bapo.personalize.generating import answer_each
+        from bapo.jobs import stages
+        from bapo.jobs.generating import answer_each
 
         stages.check(wanted, adapter or [])
         prompts, system = readable(prompts), readable(system)

@@ -14,7 +14,7 @@ from bapo.registry import names
 from bapo.settings import check_number, shortened
 
 if TYPE_CHECKING:
-    from bapo.personalize import Recipe
+    from bapo.jobs import Recipe
 
 Model = Annotated[
     str | None,
@@ -68,7 +68,7 @@ def recipe_from(
     Keyword names are recipe keys with ``__`` for the dot; values of None and False are left to the recipe. What nobody
     says of preferences and base responses is as it was when the first of some adapters was trained.
     """
-    from bapo.personalize.recipe import read_recipe, read_yaml
+    from bapo.jobs.recipe import read_recipe, read_yaml
 
     overrides = {
         key.replace("__", "."): value for key, value in values.items() if value is not None and value is not False
@@ -83,7 +83,7 @@ def recipe_from(
 
 def _of_runs(adapters: Sequence[str], overrides: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
     """What the first adapter that has a record says of its preferences, if they are those that are asked for."""
-    from bapo.personalize.recipe import AnchoringSection, PreferenceSection
+    from bapo.jobs.recipe import AnchoringSection, PreferenceSection
     from bapo.results import record_of
 
     records = (record_of(adapter) for adapter in adapters)

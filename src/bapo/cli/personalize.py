@@ -74,7 +74,7 @@ def personalize(
         compare=compare,
     )
     with live_progress(quiet=as_json) as on_progress:
-        from bapo.personalize import personalize as run
+        from bapo.jobs import personalize as run
 
         record = run(wanted, output, on_progress)
     print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on)}) if as_json else _show(record)

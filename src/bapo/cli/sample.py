@@ -62,8 +62,8 @@ def sample(
         anchoring__folder=anchors,
     )
     with live_progress(quiet=as_json) as on_progress:
-        from bapo.personalize.sampling import Sampling
-        from bapo.personalize.sampling import sample as run
+        from bapo.jobs.sampling import Sampling
+        from bapo.jobs.sampling import sample as run
 
         how = Sampling(candidates, accept, temperature, max_new_tokens, rejection_beta, told.preferences.seed)
         found = run(told, reward, output, how, beta, on_progress)

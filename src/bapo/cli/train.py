@@ -60,10 +60,10 @@ def train(
         training__seed=seed,
     )
     with live_progress(quiet=as_json) as on_progress:
-        from bapo.personalize import jobs
+        from bapo.jobs import job
         from bapo.preferences import doubtful
 
-        run, split, dropped = jobs.train(wanted, make_folder(output), on_progress)
+        run, split, dropped = job.train(wanted, make_folder(output), on_progress)
     counts, doubts = {**split.train.dropped, **dropped}, doubtful(split.whole)
     if as_json:
         print_json(

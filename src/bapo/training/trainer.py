@@ -20,7 +20,6 @@ from bapo.models import as_it_came, disable_model_dropout, is_sharded
 from bapo.objectives import LossParts
 from bapo.settings import shortened
 from bapo.training.anchor_control import StepDrift, load_state, save_state
-from bapo.training.base import PairTrainer, Trained, score_through
 from bapo.training.batches import Collator, PairBatch, PairDataset
 from bapo.training.checkpoints import check_checkpoint, last_complete
 from bapo.training.config import BAPOConfig
@@ -37,6 +36,7 @@ from bapo.training.metrics import (
     add_base_metrics,
     add_pair_metrics,
 )
+from bapo.training.pair_trainer import PairTrainer, Trained, score_through
 from bapo.training.reference import Reference
 from bapo.training.saved import check_saved
 from bapo.training.setup import check_arguments, loaded_model, made_ready, tokenizer_of

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.files import make_folder
-from bapo.personalize import stages
-from bapo.personalize.generating import answer, shown
-from bapo.personalize.jobs import Job, anchoring_settings, mark_of, processes, provenance, reference_name
-from bapo.personalize.recipe import Recipe
+from bapo.jobs import stages
+from bapo.jobs.generating import answer, shown
+from bapo.jobs.job import Job, anchoring_settings, made_on_by, mark_of, processes, provenance, reference_name
+from bapo.jobs.recipe import Recipe
 from bapo.preferences import Split, doubtful, prompt_text
 from bapo.progress import OnProgress, silent
 from bapo.results import (
@@ -127,7 +127,7 @@ class Grid:
             anchored = stages.anchor_split(recipe, self.split, model, on_progress, today=days[0] if days else None)
             first = anchored.held_out.groups[: recipe.answers.prompts]
             reference = self._reference(model, anchored, on_progress)
-            made_on = _made_on(model, anchored)
+            made_on = made_on_by(model, anchored.train)
             known = _Known(anchored, reference, made_on, shared)
             answers = {reference_name(recipe): self._reference_answers(model, first, known, on_progress)}
         runs, reports = [], {}
@@ -228,13 +228,6 @@ class _Known:
     @staticmethod
     def prompts(groups: Sequence[AnchoredGroup]) -> tuple[str, ...]:
         return tuple(prompt_text(group.source.prompt) for group in groups)
-
-
-def _made_on(model: LoadedModel, anchored: stages.Anchored) -> dict[str, Any]:
-    from bapo.anchoring import few_tokens
-    from bapo.likelihood import ResponseScorer
-
-    return ResponseScorer(model.model, model.kernels).made_on(few_tokens(anchored.train))
 
 
 def base_answers(recipe: Recipe, model: LoadedModel, groups: Sequence[AnchoredGroup]) -> list[str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError
-from bapo.personalize import stages
-from bapo.personalize.jobs import Job, anchoring_settings, provenance, reference_name
-from bapo.personalize.marks import adapter_mark
-from bapo.personalize.recipe import Recipe
-from bapo.personalize.variants import Variant, check_split
+from bapo.jobs import stages
+from bapo.jobs.job import Job, anchoring_settings, provenance, reference_name
+from bapo.jobs.marks import adapter_mark
+from bapo.jobs.recipe import Recipe
+from bapo.jobs.variants import Variant, check_split
 from bapo.progress import OnProgress, silent
 from bapo.results import (
     ASKED,

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bapo.personalize.recipe import Recipe
+from bapo.jobs.recipe import Recipe
 from bapo.preferences import Preferences, Split
 from bapo.progress import OnProgress, silent
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bapo.errors import BapoError
 from bapo.files import checksum, checksum_of_file, make_folder, read_record, write_record, write_text
-from bapo.personalize import stages
-from bapo.personalize.recipe import Recipe
+from bapo.jobs import stages
+from bapo.jobs.recipe import Recipe
 from bapo.preferences import Preferences, Prompt, turns_of
 from bapo.preferences.record import TEMPLATE, TOOLS, turn_as_dict
 from bapo.preferences.rejection_sampling import sample_pairs
@@ -171,20 +171,20 @@ def _judged(recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on
     settings = GenerationSettings(how.max_new_tokens, how.temperature, responses=how.candidates, seed=how.seed)
     lengths = LengthPolicy(recipe.preferences.max_prompt_tokens)
     on_progress("loading the model", 0, 1)
-    model = stages.load(recipe)
-    stages.check_base(recipe, reward, model)
-    on_progress("loading the model", 1, 1)
-    store = stages.open_store(recipe, model)
-    found, counts = sample_candidates(prompts, model, store, settings, lengths=lengths, on_progress=on_progress)
-    without = candidate_logps(found, model, store, "reference log-probs", on_progress)
-    fingerprint = str(store.identity["model"])
-    del model, store
-    policy = stages.load(recipe, adapter=reward)
-    judged = candidate_logps(found, policy, AnchorStore.in_cache(policy), "log-probs with the adapter", on_progress)
+    shared = stages.shared_model(recipe)
+    with shared.wearing(recipe.model.adapter) as model:
+        on_progress("loading the model", 1, 1)
+        stages.check_base(recipe, reward, model)
+        store = stages.open_store(recipe, model)
+        found, counts = sample_candidates(prompts, model, store, settings, lengths=lengths, on_progress=on_progress)
+        without = candidate_logps(found, model, store, "reference log-probs", on_progress)
+    with shared.wearing(reward) as policy:
+        with_adapter = AnchorStore.in_cache(policy)
+        judged = candidate_logps(found, policy, with_adapter, "log-probs with the adapter", on_progress)
     ratios = [
         [own - ref for own, ref in zip(ours, theirs, strict=True)] for ours, theirs in zip(judged, without, strict=True)
     ]
-    return _Judged(found, ratios, counts, fingerprint)
+    return _Judged(found, ratios, counts, str(store.identity["model"]))
 
 
 def _claim(path: Path, asked: dict[str, Any]) -> Path:

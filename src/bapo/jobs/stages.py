@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError, foreign
 from bapo.files import checksum, make_folder
+from bapo.jobs.anchoring import Anchored, anchor_preferences, anchor_split, open_store
+from bapo.jobs.recipe import Recipe, TrainingSection
+from bapo.jobs.run_folder import Asked, alone, as_asked, check_asked, dated, finish, start
 from bapo.kernels import Kernels, chosen
-from bapo.personalize.anchoring import Anchored, anchor_preferences, anchor_split, open_store
-from bapo.personalize.recipe import Recipe, TrainingSection
-from bapo.personalize.run_folder import Asked, alone, as_asked, check_asked, dated, finish, start
 from bapo.preferences import Preferences, Split, read_preferences, read_split
 from bapo.progress import OnProgress, silent
 from bapo.results import Run, read_run, record_of

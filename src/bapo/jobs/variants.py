@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bapo.errors import BapoError
-from bapo.personalize.recipe import Recipe
+from bapo.jobs.recipe import Recipe
 from bapo.results import record_of
 
 
