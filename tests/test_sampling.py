@@ -163,6 +163,9 @@ def test_an_adapter_judges_what_the_model_says_and_the_hinge_learns_it(tmp_path:
     bapo(*sample, *again, cwd=tmp_path)
     assert (tmp_path / "killed.jsonl").read_text() != (tmp_path / "whole.jsonl").read_text()
     before = (tmp_path / "killed.jsonl").read_bytes()
+    elsewhere = [*sample[:-1], "another-store", "--seed", "1", "-o", "undisturbed.jsonl"]
+    bapo(*elsewhere, cwd=tmp_path, environment={"BAPO_CACHE": str(tmp_path / "another-cache")})
+    assert (tmp_path / "undisturbed.jsonl").read_bytes() == before
     assert "in another way" in bapo(*sample, "-o", "killed.jsonl", cwd=tmp_path, code=2).stderr
     (tmp_path / "killed.jsonl").write_bytes(before[:-5])
     assert "changed or damaged" in bapo(*sample, *again, cwd=tmp_path, code=2).stderr
