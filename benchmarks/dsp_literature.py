@@ -22,9 +22,9 @@ COMMON = {
     "preferences.source": "dsp:literature",
     "preferences.held_out": 100,
     "preferences.max_train_prompts": 110,  # 50 steps of 8 pairs see about 100 prompts
-    "anchoring.max_new_tokens": 128,
-    "training.steps": 50,
-    "training.batch_pairs": 8,
+    "anchoring.base_max_new_tokens": 128,
+    "training.max_steps": 50,
+    "training.per_device_train_batch_size": 8,
     "training.learning_rate": 2e-4,
     "training.part_gradient_steps": 5,
     "training.save_steps": 25,
@@ -63,7 +63,7 @@ def recipe_of(run: str, others: dict[str, object]):
 def do(run: str, folder: Path, others: dict[str, object]) -> Record[Personalization]:
     """Train and evaluate one run, or read what was found before."""
     recipe = recipe_of(run, others)
-    answers = recipe.answers.model_copy(update={"prompts": 3, "max_new_tokens": 128})
+    answers = recipe.generations.model_copy(update={"prompts": 3, "max_new_tokens": 128})
     return personalize(recipe.model_copy(update={"answers": answers}), folder / run, progress)
 
 

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from bapo.evaluation import BENCHMARKS, local_folder
 from bapo.evaluation.asking import BenchmarkPlan
-from bapo.jobs import Recipe, Variant, read_recipe, stages
+from bapo.jobs import Recipe, Variant, read_recipe, stages, training
 from bapo.jobs.evaluation import find_out
 from bapo.preferences import Preferences, preference_in_words
 from bapo.reporting import (
@@ -88,9 +88,9 @@ def recipe_of(domain: str, objective: str, seed: int, steps: int, **changes: obj
         "preferences.source": f"dsp:{domain}",
         "preferences.held_out": 100,
         "preferences.max_train_prompts": 2 * steps + 10,
-        "anchoring.max_new_tokens": 128,
+        "anchoring.base_max_new_tokens": 128,
         "training.objective": objective,
-        "training.steps": steps,
+        "training.max_steps": steps,
         "training.seed": seed,
     }
     return read_recipe(None, told | changes)
@@ -115,7 +115,7 @@ def train(member: Member, folder: Path) -> None:
         split = replace(split, train=shuffled(split.train))
     anchored = stages.anchor_split(recipe, split, model, progress)
     del model
-    stages.train(recipe, recipe.training.objective, anchored.train, folder, progress)
+    training.train(recipe, recipe.training.objective, anchored.train, folder, progress)
 
 
 def ask(member: Member, output: Path, limit: int) -> Findings:

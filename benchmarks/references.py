@@ -101,7 +101,7 @@ def recipe_of(told: argparse.Namespace, **settings: str) -> Recipe:
 
 def anchored_in(way: str, told: argparse.Namespace, folder: Path) -> stages.Anchored:
     source = f"starter:{told.preference}"
-    recipe = recipe_of(told, preferences__source=source, anchoring__folder=str(folder))
+    recipe = recipe_of(told, preferences__source=source, anchoring__anchored_store=str(folder))
     with within(way, told.tile):
         return stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe))
 
@@ -114,7 +114,7 @@ def trainer_of(
     settings = BAPOConfig(
         output_dir=folder,
         learning_rate=recipe.training.learning_rate,
-        per_device_train_batch_size=recipe.training.batch_pairs,
+        per_device_train_batch_size=recipe.training.per_device_train_batch_size,
         num_train_epochs=1,
         seed=seed,
         data_seed=seed,

@@ -65,12 +65,12 @@ def recipe_of(folder: Path, model: str) -> Recipe:
         "model.name": model,
         "preferences.source": str(folder / "made-up.jsonl"),
         "preferences.held_out": 4,
-        "anchoring.folder": str(folder / "store"),
-        "anchoring.max_new_tokens": 8,
-        "answers.max_new_tokens": 8,
-        "training.steps": 1,
+        "anchoring.anchored_store": str(folder / "store"),
+        "anchoring.base_max_new_tokens": 8,
+        "generations.max_new_tokens": 8,
+        "training.max_steps": 1,
     }
-    return read_recipe(None, told).model_copy(update={"compare": ["dpo"]})
+    return read_recipe(None, told).model_copy(update={"also_train": ["dpo"]})
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
         recipe = recipe_of(folder, arguments.model)
         adapters = [str(folder / "out" / name) for name in ("bapo", "dpo")]
         jobs: dict[str, Callable[[], Any]] = {
-            "personalize --compare dpo": lambda: personalize(recipe, folder / "out"),
+            "personalize --also-train dpo": lambda: personalize(recipe, folder / "out"),
             "the same again": lambda: personalize(recipe, folder / "out"),
             "evaluate both": lambda: evaluate(recipe, ["base", *adapters], records=folder / "records"),
             "evaluate both again": lambda: evaluate(recipe, ["base", *adapters], records=folder / "records"),

@@ -91,7 +91,7 @@ def steps_of(workload: Workload, model: LoadedModel) -> list[AnchoredPreferences
     told = {
         "preferences.source": source,
         "preferences.held_out": 100 if os.environ.get("BAPO_DATA") else 5,
-        "anchoring.max_new_tokens": 128,
+        "anchoring.base_max_new_tokens": 128,
     }
     recipe = read_recipe(None, {**told, "model.name": workload.model})
     train = stages.read(recipe).train

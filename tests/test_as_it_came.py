@@ -112,7 +112,7 @@ def test_generation_and_the_harness_leave_a_model_as_it_came() -> None:
 
 def trainer_of(model: Any, folder: Path, **settings: Any) -> BAPOTrainer:
     args = BAPOConfig(
-        str(folder / "out"), max_steps=2, max_new_tokens=5, per_device_train_batch_size=4, save_strategy="no",
+        str(folder / "out"), max_steps=2, base_max_new_tokens=5, per_device_train_batch_size=4, save_strategy="no",
         disable_tqdm=True, use_cpu=True, **settings,
     )  # fmt: skip
     return BAPOTrainer(

@@ -88,7 +88,12 @@ def test_the_dsp_study_trains_evaluates_and_draws(model: Path, place: Path) -> N
     responses = {domain: f"{domain} says so" for domain in DOMAINS}
     rows = [{"query": f"q {i}", "responses": responses} for i in range(6)]
     (place / "dsp.test.json").write_text(json.dumps(rows))
-    settings = [f"model.name={model}", "training.steps=2", "preferences.held_out=2", "anchoring.max_new_tokens=4"]
+    settings = [
+        f"model.name={model}",
+        "training.max_steps=2",
+        "preferences.held_out=2",
+        "anchoring.base_max_new_tokens=4",
+    ]
     settings += ["training.part_gradient_steps=1", "preferences.max_train_prompts=3"]
     arguments = ["--output", "out", "--figures", "figures", "--only", "dpo-seed0", "bapo-seed0", "--set", *settings]
     held_out, parts = tables(ran("dsp_literature", *arguments, cwd=place, BAPO_DATA=place))

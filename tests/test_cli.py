@@ -15,14 +15,14 @@ from bapo.models import resolve_precision
 from tests.command import bapo
 from tests.tiny import tiny_model, tiny_tokenizer
 
-TINY_RUN = ["--held-out", "4", "--steps", "2", "--set", "preferences.max_train_prompts=3"]
+TINY_RUN = ["--held-out", "4", "--max-steps", "2", "--set", "preferences.max_train_prompts=3"]
 SHORT = [
     "--set",
-    "anchoring.max_new_tokens=12",
+    "anchoring.base_max_new_tokens=12",
     "--set",
-    "answers.max_new_tokens=12",
+    "generations.max_new_tokens=12",
     "--set",
-    "training.batch_pairs=4",
+    "training.per_device_train_batch_size=4",
 ]
 
 
@@ -57,7 +57,18 @@ def test_help_is_quick_and_import_brings_no_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["personalize", "data", "anchor", "train", "sample", "evaluate", "compare", "generate", "data-files", "lm-eval"],
+    [
+        "personalize",
+        "data",
+        "anchor",
+        "train",
+        "sample",
+        "evaluate",
+        "compare",
+        "generate",
+        "benchmark-files",
+        "lm-eval",
+    ],
 )
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     assert "usage: " in bapo(command, "--help", cwd=tmp_path).stdout.lower()
@@ -78,7 +89,7 @@ def test_data_shows_what_was_read(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_twenty_lines_of_ones_own_become_a_personalized_model(tmp_path: Path) -> None:
     own_preferences(tmp_path)
-    arguments = ["personalize", "mine.jsonl", "--compare", "dpo", "-o", "out", *TINY_RUN, *SHORT]
+    arguments = ["personalize", "mine.jsonl", "--also-train", "dpo", "-o", "out", *TINY_RUN, *SHORT]
     text = bapo(*arguments, cwd=tmp_path, fresh=True).stdout
     for expected in ("base", "BAPO", "DPO", "reward accuracy", "drift", "out/bapo", "What is"):
         assert expected in text
@@ -104,7 +115,7 @@ def test_twenty_lines_of_ones_own_become_a_personalized_model(tmp_path: Path) ->
     untold = bapo("evaluate", "out/bapo", "--json", cwd=tmp_path)  # the adapter's record knows its split
     assert json.loads(untold.stdout)["models"] == evaluated["models"]
     assert "loading the model" not in untold.stderr
-    other_split = bapo("evaluate", "out/bapo", "--seed", "3", cwd=tmp_path, code=2)
+    other_split = bapo("evaluate", "out/bapo", "--split-seed", "3", cwd=tmp_path, code=2)
     assert "trained on another split" in other_split.stderr
     answers = json.loads(
         bapo("generate", "Say hi.", "-a", "out/bapo", "--max-new-tokens", "5", "--json", cwd=tmp_path).stdout
@@ -137,18 +148,20 @@ assert not any(name == "bapo" or name.startswith("bapo.") for name in sys.module
 @pytest.mark.slow
 def test_anchor_and_train_alone_share_the_anchored_data(tmp_path: Path) -> None:
     own_preferences(tmp_path, lines=7)
-    first = bapo("anchor", "mine.jsonl", "-o", "anchors", "--max-new-tokens", "8", "--json", cwd=tmp_path)
+    first = bapo(
+        "anchor", "mine.jsonl", "--anchored-store", "anchors", "--base-max-new-tokens", "8", "--json", cwd=tmp_path
+    )
     assert json.loads(first.stdout)["prompts"] == 7
     before = {p.name: p.read_bytes() for p in (tmp_path / "anchors").glob("*.jsonl")}
     run = bapo(
-        *("train", "mine.jsonl", "--objective", "dpo", "-o", "run", "--anchors", "anchors", "--steps", "1"),
-        *("--held-out", "2", "--set", "anchoring.max_new_tokens=8", "--json"),
+        *("train", "mine.jsonl", "--objective", "dpo", "-o", "run", "--anchored-store", "anchors", "--max-steps", "1"),
+        *("--held-out", "2", "--set", "anchoring.base_max_new_tokens=8", "--json"),
         cwd=tmp_path,
     )
     assert json.loads(run.stdout)["objective"] == "dpo"
     assert {p.name: p.read_bytes() for p in (tmp_path / "anchors").glob("*.jsonl")} == before
     other = "bf16" if resolve_precision("auto") == "float32" else "float32"
-    refused = bapo("anchor", "mine.jsonl", "-o", "anchors", "--precision", other, cwd=tmp_path, code=2)
+    refused = bapo("anchor", "mine.jsonl", "--anchored-store", "anchors", "--precision", other, cwd=tmp_path, code=2)
     assert "another model" in refused.stderr
 
 
@@ -173,7 +186,7 @@ def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (["data", "starter:consise"], "did you mean 'starter:concise'"),
-        (["train", "--steps", "1000000000000000000000000"], "'training.steps' in the command is 1000000000"),
+        (["train", "--max-steps", "1000000000000000000000000"], "'training.max_steps' in the command is 1000000000"),
         (["train", "--learning-rate", "inf"], "'training.learning_rate' in the command is inf"),
         (["personalize", "--seed", "-1"], "must be a whole number from 0 to 4,294,967,295"),
         (["generate", "Hi.", "--temperature", "nan"], "--temperature must be a number from 0 to 100, and it is nan"),
@@ -187,7 +200,7 @@ def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
         (["personalize", "--set", "rank"], "--set takes key=value"),
         (["personalize", "--learning-rate", "-1"], "'training.learning_rate'"),
         (["personalize", "--held-out", "1000"], "48 prompts"),
-        (["personalize", "--set", "training.full=true", "--precision", "nf4"], "4-bit weights cannot be trained"),
+        (["personalize", "--set", "lora.enabled=false", "--precision", "nf4"], "4-bit weights cannot be trained"),
         (["personalize", "--model", "./nowhere"], "There is no model folder ./nowhere"),
         (["evaluate", "no-adapter", "--held-out", "2"], "There is no adapter no-adapter"),
     ],
@@ -211,6 +224,8 @@ def test_a_template_that_writes_a_response_otherwise_is_told_of(tmp_path: Path) 
     tiny_model("llama").save_pretrained(tmp_path / "model")
     tiny_tokenizer(opens).save_pretrained(tmp_path / "model")
     own_preferences(tmp_path, 4)
-    done = bapo("anchor", "mine.jsonl", "-m", "model", "-o", "store", "--max-new-tokens", "4", cwd=tmp_path)
+    done = bapo(
+        "anchor", "mine.jsonl", "-m", "model", "--anchored-store", "store", "--base-max-new-tokens", "4", cwd=tmp_path
+    )
     assert "bapo: The chat template writes" in done.stderr
     assert "8 responses are not what the template writes" in done.stdout

@@ -13,6 +13,7 @@ from peft import PromptTuningConfig
 
 from bapo.files import write_record
 from bapo.models import add_lora, load_model, resolve_precision
+from bapo.results.runs import VERSION
 from tests import command
 from tests.command import Command
 from tests.evaluation.questions import write_questions
@@ -46,7 +47,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def bapo(place: Path, *arguments: str, code: int = 0, answers: str = "kept") -> subprocess.CompletedProcess[str]:
     data = {"BAPO_DATA": str(place / "data")}
-    return command.bapo(*arguments, "--answers", answers, cwd=place, code=code, environment=data)
+    return command.bapo(*arguments, "--records", answers, cwd=place, code=code, environment=data)
 
 
 def test_a_zero_adapter_passes_the_gate_with_changes_of_exactly_zero(place: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_broken_adapter_fails_the_gate_and_too_few_questions_leave_it_open(pla
 
 def test_an_adapter_that_learned_nothing_fails_a_gate_that_asks_for_accuracy(place: Path) -> None:
     """Half of the pairs are right of a zero adapter, exactly: every pair is a tie."""
-    asked = ["evaluate", "zero", "-p", "mine.jsonl", "--held-out", "4", "--set", "anchoring.max_new_tokens=12"]
+    asked = ["evaluate", "zero", "-p", "mine.jsonl", "--held-out", "4", "--set", "anchoring.base_max_new_tokens=12"]
     text = bapo(place, *asked, "--gate", "--least-accuracy", "60", code=1).stdout
     assert "fewer than 60% are right" in " ".join(text.split())
     text = bapo(place, *asked, "--gate", "--least-accuracy", "50").stdout
@@ -94,7 +95,7 @@ def test_the_rival_that_is_told_stands_in_the_same_tables(place: Path) -> None:
     told = json.loads(
         bapo(
             place, "evaluate", "zero", "-p", "mine.jsonl", "--held-out", "4", "--benchmarks", "piqa,hhh",
-            "--prompt-only", "Call me captain.", "--set", "anchoring.max_new_tokens=12", "--json",
+            "--prompt-only", "Call me captain.", "--set", "anchoring.base_max_new_tokens=12", "--json",
         ).stdout
     )  # fmt: skip
     assert list(told["models"]) == ["base", "prompt-only", "zero"]
@@ -111,7 +112,7 @@ def test_two_adapters_are_compared_with_each_other(place: Path) -> None:
     assert list(told["models"]) == ["zero", "broken"]
     text = bapo(
         place, "compare", "zero", "broken", "-p", "mine.jsonl", "--held-out", "4",
-        "--set", "anchoring.max_new_tokens=12",
+        "--set", "anchoring.base_max_new_tokens=12",
     ).stdout  # fmt: skip
     assert "broken against zero: reward accuracy" in " ".join(text.split())
 
@@ -142,7 +143,7 @@ def test_the_base_alone_can_be_asked(place: Path) -> None:
         (["zero", "--benchmarks", "piqa", "--budget", "-1"], "--budget is -1"),
         (["zero", "--benchmarks", "piqa", "-p", "mine.jsonl", "--prompt-only", "source"], "give --prompt-only"),
         (["zero", "--benchmarks", "piqa", "--prompt-only", " "], "--prompt-only is empty"),
-        (["zero", "--benchmarks", "piqa", "--data", "nowhere"], "no data folder nowhere"),
+        (["zero", "--benchmarks", "piqa", "--data-folder", "nowhere"], "no data folder nowhere"),
         (["zero", "--against", "nowhere", "--benchmarks", "piqa"], "no adapter nowhere"),
     ],
 )
@@ -159,15 +160,20 @@ def test_a_broken_line_of_the_data_is_named(place: Path, tmp_path: Path) -> None
     row = json.loads(lines[16])
     del row["answer"]
     path.write_text("\n".join([*lines[:16], json.dumps(row), *lines[17:]]))
-    done = bapo(place, "evaluate", "--benchmarks", "arc_challenge", "--data", str(data), code=2)
+    done = bapo(place, "evaluate", "--benchmarks", "arc_challenge", "--data-folder", str(data), code=2)
     assert "line 17 lacks answer" in done.stderr
 
 
 def test_an_adapter_of_another_model_is_refused(place: Path) -> None:
     """Of the same shape, but trained on other weights; and of another shape."""
     run = adapter(place / "foreign", 0.1)
-    model = {"name": "elsewhere", "precision": "auto", "adapter": None}
-    content = {"recipe": {"model": model}, "precision": resolve_precision("auto"), "reference": "0" * 64}
+    model = {"name": "elsewhere", "precision": "auto", "reference_adapter": None}
+    content = {
+        "version": VERSION,
+        "recipe": {"model": model},
+        "precision": resolve_precision("auto"),
+        "reference": "0" * 64,
+    }
     (run / "run.json").write_text(json.dumps(content))
     done = bapo(place, "evaluate", "foreign", "--benchmarks", "piqa", code=2)
     assert "trained on another model (elsewhere)" in done.stderr
@@ -179,19 +185,20 @@ def test_an_adapter_of_another_model_is_refused(place: Path) -> None:
 
 def test_prompts_that_an_adapter_was_trained_on_are_not_its_held_out_ones(place: Path) -> None:
     run = adapter(place / "split", 0.1)
-    model = {"name": "smollm2", "precision": "nf4", "adapter": None}  # of another precision: no word on weights
-    preferences = {"source": "mine.jsonl", "protocol": "by-prompt", "held_out": None, "seed": 7}
-    content = {"recipe": {"model": model, "preferences": preferences}, "reference": ""}
+    # of another precision: no word on weights
+    model = {"name": "smollm2", "precision": "nf4", "reference_adapter": None}
+    preferences = {"source": "mine.jsonl", "protocol": "by-prompt", "held_out": None, "split_seed": 7}
+    content = {"version": VERSION, "recipe": {"model": model, "preferences": preferences}, "reference": ""}
     (run / "run.json").write_text(json.dumps(content))
-    done = bapo(place, "evaluate", "split", "-p", "mine.jsonl", "--seed", "3", code=2)
+    done = bapo(place, "evaluate", "split", "-p", "mine.jsonl", "--split-seed", "3", code=2)
     assert "trained on another split" in done.stderr
-    assert "preferences.seed=7" in done.stderr
+    assert "preferences.split_seed=7" in done.stderr
 
 
 def test_a_damaged_record_of_how_an_adapter_was_trained_is_said(place: Path) -> None:
     run = adapter(place / "damaged", 0.1)
-    model = {"name": "smollm2", "precision": "nf4", "adapter": None}
-    write_record(run / "run.json", {"recipe": {"model": model}, "reference": "0" * 64})
+    model = {"name": "smollm2", "precision": "nf4", "reference_adapter": None}
+    write_record(run / "run.json", {"version": VERSION, "recipe": {"model": model}, "reference": "0" * 64})
     (run / "run.json").write_text((run / "run.json").read_text().replace("nf4", "nf5"))
     done = bapo(place, "evaluate", "damaged", "--benchmarks", "piqa", code=2)
     assert "run.json is damaged" in done.stderr
@@ -200,7 +207,7 @@ def test_a_damaged_record_of_how_an_adapter_was_trained_is_said(place: Path) -> 
 def test_a_killed_evaluation_resumes(place: Path) -> None:
     """SIGKILL while MMLU is asked; run again, what was answered is not asked again and the figures are the same."""
     asked = ["evaluate", "--benchmarks", "mmlu", "--json"]
-    with Command([*asked, "--answers", "killed"], place, {"BAPO_DATA": str(place / "data")}) as killed:
+    with Command([*asked, "--records", "killed"], place, {"BAPO_DATA": str(place / "data")}) as killed:
         deadline = time.monotonic() + 300
         while len(list((place / "killed").rglob("*.parquet"))) < 5:
             assert not killed.wait(0.05), killed.done().stderr

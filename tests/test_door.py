@@ -31,8 +31,8 @@ def test_the_readmes_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         {"prompt": f"q {i}", "chosen": f"good {i}", "rejected": f"bad {i * i}"} for i in range(20)
     ]  # four are held out; one has no interval
     Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    small = {"model": {"name": "model"}, "anchoring": {"max_new_tokens": 4}, "training": {"steps": 1}}
-    recipe = Recipe(preferences={"source": "mine.jsonl"}, compare=["dpo"], **small)
+    small = {"model": {"name": "model"}, "anchoring": {"base_max_new_tokens": 4}, "training": {"max_steps": 1}}
+    recipe = Recipe(preferences={"source": "mine.jsonl"}, also_train=["dpo"], **small)
     found = personalize(recipe, "my-model").content
     assert list(found.adapters) == ["bapo", "dpo"]
     compared = evaluate(recipe, ["base", "my-model/bapo", "my-model/dpo"]).content

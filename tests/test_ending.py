@@ -156,11 +156,13 @@ def test_a_gate_keeps_its_codes() -> None:
         assert (running.returncode, err) == (code, "")
 
 
-@pytest.mark.parametrize("command", ["personalize", "train", "anchor"])
-def test_an_output_that_is_a_file_is_refused_before_any_work(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "output"), [("personalize", "--output"), ("train", "--output"), ("anchor", "--anchored-store")]
+)
+def test_an_output_that_is_a_file_is_refused_before_any_work(command: str, output: str, tmp_path: Path) -> None:
     own_preferences(tmp_path, lines=4)
     (tmp_path / "out").touch()
-    done = bapo(command, "mine.jsonl", "-o", "out", cwd=tmp_path, code=2)
+    done = bapo(command, "mine.jsonl", output, "out", cwd=tmp_path, code=2)
     assert done.stderr == "bapo: The folder out cannot be made (a file is in its way): name another one.\n"
 
 
@@ -177,8 +179,9 @@ def test_ctrl_c_in_training_is_a_sentence_and_the_same_command_goes_on(tmp_path:
     own_preferences(tmp_path, lines=12)
     tiny_model("llama").save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    command = [*BAPO, "train", "mine.jsonl", "-m", "model", "--steps", "60", "--held-out", "2", "-o", "run"]
-    command += ["--set", "anchoring.max_new_tokens=4", "--set", "training.save_steps=1", "--set", "training.strands=2"]
+    command = [*BAPO, "train", "mine.jsonl", "-m", "model", "--max-steps", "60", "--held-out", "2", "-o", "run"]
+    for setting in ("anchoring.base_max_new_tokens=4", "training.save_steps=1", "training.strands=2"):
+        command += ["--set", setting]
     with started(*command, cwd=tmp_path) as running:
         deadline = time.monotonic() + LIMIT_S
         while not (tmp_path / "run/checkpoints/checkpoint-1/complete").exists():

@@ -71,8 +71,24 @@ def test_anchoring_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: P
 
 def test_training_killed_at_random_moments_ends_with_the_same_adapter(tmp_path: Path) -> None:
     own_preferences(tmp_path, lines=18)
-    arguments = ["train", "mine.jsonl", "--steps", "6", "--held-out", "2", "--set", "training.batch_pairs=2"]
-    arguments += ["--anchors", "anchors", "--set", "training.save_steps=1", "--set", "anchoring.max_new_tokens=8"]
+    arguments = [
+        "train",
+        "mine.jsonl",
+        "--max-steps",
+        "6",
+        "--held-out",
+        "2",
+        "--set",
+        "training.per_device_train_batch_size=2",
+    ]
+    arguments += [
+        "--anchored-store",
+        "anchors",
+        "--set",
+        "training.save_steps=1",
+        "--set",
+        "anchoring.base_max_new_tokens=8",
+    ]
     run([*arguments, "-o", "first"], tmp_path)  # anchors too, so that the next one is training alone
     whole = run([*arguments, "-o", "uninterrupted"], tmp_path)
     adapter = "adapter_model.safetensors"
@@ -82,9 +98,16 @@ def test_training_killed_at_random_moments_ends_with_the_same_adapter(tmp_path: 
     kill_often(arguments, tmp_path, whole, expected, adapter)
 
 
-TO_THE_MIDDLE = ["train", "mine.jsonl", "-m", "model", "--precision", "float32", "--held-out", "2", "--steps", "43"]
-TO_THE_MIDDLE += ["--set", "training.batch_pairs=2", "--set", "training.schedule=constant"]
-TO_THE_MIDDLE += ["--set", "training.save_steps=1", "--anchors", "anchors", "--set", "anchoring.max_new_tokens=8"]
+TO_THE_MIDDLE = ["train", "mine.jsonl", "-m", "model", "--precision", "float32", "--held-out", "2", "--max-steps", "43"]
+TO_THE_MIDDLE += ["--set", "training.per_device_train_batch_size=2", "--set", "training.lr_scheduler_type=constant"]
+TO_THE_MIDDLE += [
+    "--set",
+    "training.save_steps=1",
+    "--anchored-store",
+    "anchors",
+    "--set",
+    "anchoring.base_max_new_tokens=8",
+]
 """A run that ends inside an epoch, of eight steps, with a learning rate that another step would show."""
 
 
@@ -155,7 +178,9 @@ def test_a_finished_run_whose_files_are_gone_or_damaged_does_not_count_as_finish
 
 def test_a_folder_deleted_while_it_is_written_is_no_success(tmp_path: Path) -> None:
     own_preferences(tmp_path, lines=32)
-    with Command(["anchor", "mine.jsonl", "--max-new-tokens", "12", "-o", "anchors"], tmp_path) as command:
+    with Command(
+        ["anchor", "mine.jsonl", "--base-max-new-tokens", "12", "--anchored-store", "anchors"], tmp_path
+    ) as command:
         while not list(tmp_path.glob("anchors/base-*.jsonl")) and not command.wait(0.001):
             pass
         shutil.rmtree(tmp_path / "anchors", ignore_errors=True)

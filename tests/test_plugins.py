@@ -47,9 +47,9 @@ def test_an_installed_package_is_used_from_the_command_line(
     """Pair loss, anchor, anchor control and source of another package in one run; its log is worked by hand."""
     told = {"cwd": tmp_path, "environment": installed, "fresh": True}
     command = ["personalize", "sums:wrong", "-m", "model", "--precision", "float32", "--objective", "squared"]
-    command += ["--anchor-strength", "8", "--held-out", "2", "--steps", "5", "--compare", "dpo", "-o", "out"]
-    settings = ["training.anchor=both-ways", "training.anchor_control=halving", "anchoring.max_new_tokens=6",
-                "training.objective_settings={target: 3, every: 2}", "answers.max_new_tokens=4"]  # fmt: skip
+    command += ["--anchor-strength", "8", "--held-out", "2", "--max-steps", "5", "--also-train", "dpo", "-o", "out"]
+    settings = ["training.anchor=both-ways", "training.anchor_control=halving", "anchoring.base_max_new_tokens=6",
+                "training.objective_settings={target: 3, every: 2}", "generations.max_new_tokens=4"]  # fmt: skip
     command += [part for setting in settings for part in ("--set", setting)]
     bapo(*command, **told)
     log = json.loads((tmp_path / "out/squared/run.json").read_text())["log"]

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, integrations
 import bapo.anchoring
 import bapo.models
 import bapo.training
-from bapo.jobs import Recipe, known_keys, personalize, read_recipe, stages
+from bapo.jobs import Recipe, known_keys, personalize, read_recipe, stages, training
 from bapo.models import add_lora
 from bapo.objectives import ANCHOR_CONTROLS, ANCHORS
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -30,26 +30,26 @@ TOLD: dict[str, Any] = {
     "preferences.source": "dsp:academy",
     "model.precision": "float32",
     "model.kernels": ["fused-lora", "strands"],
-    "anchoring.temperature": 0.7,
-    "anchoring.max_new_tokens": 6,
+    "anchoring.base_temperature": 0.7,
+    "anchoring.base_max_new_tokens": 6,
     "training.objective": "dpop",
     "training.objective_settings": {"penalty": 3.0},
     "training.beta": 0.3,
     "training.anchor": "token",
     "training.anchor_strength": 3.5,
     "training.anchor_control": "adaptive",
-    "training.schedule": "linear",
+    "training.lr_scheduler_type": "linear",
     "training.sampler": "by-pair",
-    "training.batch_pairs": 3,
+    "training.per_device_train_batch_size": 3,
     "training.max_batch_tokens": 999,
     "training.strands": 3,
-    "training.epochs": 2.5,
-    "training.steps": 2,
-    "training.rank": 5,
-    "training.alpha": 7,
+    "training.num_train_epochs": 2.5,
+    "training.max_steps": 2,
+    "lora.rank": 5,
+    "lora.alpha": 7,
     "training.report_to": [TRACKER],
-    "compare": ["bapo"],
-    "answers.prompts": 2,
+    "also_train": ["bapo"],
+    "generations.prompts": 2,
 }
 """What a rule cannot make up; every other key gets another value than its default by `another`."""
 
@@ -161,17 +161,17 @@ def used(seen: Seen, training: str) -> dict[str, Any]:
         "preferences.source": only(seen.calls["read_split"], "source"),
         "preferences.data_folder": str(only(seen.calls["read_split"], "data_folder")),
         "preferences.protocol": only(seen.calls["read_split"], "protocol"),
-        "preferences.plain": not only(seen.calls["read_split"], "chat"),
+        "preferences.plain": only(seen.calls["read_split"], "plain"),
         "preferences.held_out": only(seen.calls["read_split"], "held_out"),
-        "preferences.seed": only(seen.calls["read_split"], "seed"),
+        "preferences.split_seed": only(seen.calls["read_split"], "seed"),
         "preferences.max_train_prompts": len(trainer.train_dataset.preferences.groups),
         "preferences.max_prompt_tokens": lengths.max_prompt_tokens,
         "preferences.max_response_tokens": lengths.max_response_tokens,
-        "anchoring.max_new_tokens": generation.max_new_tokens,
-        "anchoring.temperature": generation.temperature,
-        "anchoring.responses": generation.responses,
-        "anchoring.seed": generation.seed,
-        "anchoring.folder": only(seen.calls["anchor_together"], "store", lambda store: str(store.folder)),
+        "anchoring.base_max_new_tokens": generation.max_new_tokens,
+        "anchoring.base_temperature": generation.temperature,
+        "anchoring.base_responses": generation.responses,
+        "anchoring.base_seed": generation.seed,
+        "anchoring.anchored_store": only(seen.calls["anchor_together"], "store", lambda store: str(store.folder)),
         "training.objective": trainer.objective.name,
         "training.beta": trainer.objective.beta,
         "training.anchor": anchor,
@@ -179,18 +179,18 @@ def used(seen: Seen, training: str) -> dict[str, Any]:
         "training.anchor_control": control,
         "training.objective_settings": own_settings(trainer),
         "training.learning_rate": trainer.lr_scheduler.base_lrs[0],
-        "training.schedule": args.lr_scheduler_type,
+        "training.lr_scheduler_type": args.lr_scheduler_type,
         "training.warmup_steps": args.warmup_steps,
         "training.max_grad_norm": args.max_grad_norm,
-        "training.batch_pairs": args.train_batch_size,
+        "training.per_device_train_batch_size": args.train_batch_size,
         "training.max_batch_tokens": args.max_batch_tokens,
         "training.strands": args.strands,
-        "training.accumulate": args.gradient_accumulation_steps,
-        "training.epochs": args.num_train_epochs,
-        "training.steps": trainer.state.global_step,
-        "training.rank": lora.r,
-        "training.alpha": lora.lora_alpha,
-        "training.dropout": lora.lora_dropout,
+        "training.gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "training.num_train_epochs": args.num_train_epochs,
+        "training.max_steps": trainer.state.global_step,
+        "lora.rank": lora.r,
+        "lora.alpha": lora.lora_alpha,
+        "lora.dropout": lora.lora_dropout,
         "training.sampler": args.sampler,
         "training.seed": args.seed,
         "training.track_base": args.track_base,
@@ -198,13 +198,13 @@ def used(seen: Seen, training: str) -> dict[str, Any]:
         "training.gradient_checkpointing": args.checkpoints_activations,
         "training.save_steps": args.save_steps,
         "training.report_to": [TRACKER] * len(trackers),
-        "compare": [name for name in seen.trainers if name != training],
-        "answers.prompts": only(seen.calls["generate_batch"], "prompts", len),
-        "answers.max_new_tokens": only(seen.calls["generate_batch"], "settings").max_new_tokens,
+        "also_train": [name for name in seen.trainers if name != training],
+        "generations.prompts": only(seen.calls["generate_batch"], "prompts", len),
+        "generations.max_new_tokens": only(seen.calls["generate_batch"], "settings").max_new_tokens,
     }
 
 
-ALONE = ("training.full", "model.adapter")
+ALONE = ("lora.enabled", "model.reference_adapter")
 """Keys without which the adapter's own settings have an effect; each has a test below."""
 
 
@@ -220,8 +220,8 @@ def test_every_key_arrives_where_it_is_used(seen: Seen, model: Path, tmp_path: P
     assert found.keys() | set(ALONE) == known_keys().keys(), "say in `used` where the new key is used"
     assert {key: found[key] for key in told} == dict(told)
     seed = told["training.seed"]
-    assert {own.args.data_seed for own in seen.trainers.values()} == {seed}
-    fresh = add_lora(tiny_model("llama"), told["training.rank"], told["training.alpha"], 0.0, seed)
+    assert {own.args.data_seed for own in seen.trainers.values()} == {None}, "the seed"
+    fresh = add_lora(tiny_model("llama"), told["lora.rank"], told["lora.alpha"], 0.0, seed)
     expected = next(parameter for parameter in fresh.parameters() if parameter.requires_grad)
     assert all(torch.equal(weights, expected) for weights in seen.first_weights.values()), "the seed of the adapter"
     assert seen.trainers["dpop"].args.kernels == ",".join(told["model.kernels"])
@@ -229,18 +229,22 @@ def test_every_key_arrives_where_it_is_used(seen: Seen, model: Path, tmp_path: P
 
 
 def paths_of(folder: Path) -> dict[str, str]:
-    return {"model.name": str(folder / "model"), "anchoring.folder": str(folder / "store")}
+    return {"model.name": str(folder / "model"), "anchoring.anchored_store": str(folder / "store")}
 
 
 def trained(tmp_path: Path, **told: Any) -> None:
-    short = {"preferences.source": str(tmp_path / "mine.jsonl"), "training.steps": 1, "anchoring.max_new_tokens": 4}
+    short = {
+        "preferences.source": str(tmp_path / "mine.jsonl"),
+        "training.max_steps": 1,
+        "anchoring.base_max_new_tokens": 4,
+    }
     recipe = read_recipe(None, {**paths_of(tmp_path), "model.precision": "float32", **short, **told})
     anchored = stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe))
-    stages.train(recipe, "bapo", anchored.train, tmp_path / "run")
+    training.train(recipe, "bapo", anchored.train, tmp_path / "run")
 
 
 def test_full_trains_all_weights(seen: Seen, model: Path, tmp_path: Path) -> None:
-    trained(tmp_path, **{"training.full": True})
+    trained(tmp_path, **{"lora.enabled": False})
     policy = seen.trainers["bapo"].model
     assert not hasattr(policy, "peft_config")
     before = tiny_model("llama").state_dict()
@@ -251,7 +255,7 @@ def test_full_trains_all_weights(seen: Seen, model: Path, tmp_path: Path) -> Non
 def test_an_adapter_that_is_named_is_trained_further(seen: Seen, model: Path, tmp_path: Path) -> None:
     own = add_lora(tiny_model("llama"), rank=3)
     own.save_pretrained(tmp_path / "adapter")
-    trained(tmp_path, **{"model.adapter": str(tmp_path / "adapter")})
+    trained(tmp_path, **{"model.reference_adapter": str(tmp_path / "adapter")})
     policy = seen.trainers["bapo"].model
     assert policy.peft_config["default"].r == 3
     weights = next(parameter for parameter in own.parameters() if parameter.requires_grad)

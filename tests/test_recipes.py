@@ -13,31 +13,31 @@ from bapo.errors import BapoError
 from bapo.jobs import known_keys, read_recipe, shipped_recipes
 
 DEFAULTS: dict[str, Any] = {
-    "model.adapter": None,
+    "model.reference_adapter": None,
     "model.trust_remote_code": False,
     "preferences.plain": False,
-    "preferences.seed": 0,
+    "preferences.split_seed": 0,
     "model.kernels": "auto",
     "preferences.max_train_prompts": None,
     "preferences.max_prompt_tokens": 1024,
     "preferences.max_response_tokens": 1024,
-    "anchoring.temperature": 0.0,
-    "anchoring.responses": 1,
-    "anchoring.seed": 0,
+    "anchoring.base_temperature": 0.0,
+    "anchoring.base_responses": 1,
+    "anchoring.base_seed": 0,
     "training.anchor_control": "constant",
     "training.objective": "bapo",
     "training.objective_settings": {},
-    "training.schedule": "cosine",
+    "training.lr_scheduler_type": "cosine",
     "training.warmup_steps": 0,
     "training.max_grad_norm": 1.0,
     "training.max_batch_tokens": None,
     "training.strands": None,
-    "training.accumulate": 1,
-    "training.epochs": 1.0,
-    "training.steps": None,
-    "training.rank": 32,
-    "training.dropout": 0.05,
-    "training.full": False,
+    "training.gradient_accumulation_steps": 1,
+    "training.num_train_epochs": 1.0,
+    "training.max_steps": None,
+    "lora.rank": 32,
+    "lora.dropout": 0.05,
+    "lora.enabled": True,
     "training.seed": 0,
     "training.track_base": True,
     "training.part_gradient_steps": 0,
@@ -54,17 +54,17 @@ SHIPPED: dict[str, dict[str, Any]] = {
         "preferences.source": "dsp:academy",
         "preferences.protocol": "paper",
         "preferences.held_out": None,
-        "anchoring.max_new_tokens": 256,
+        "anchoring.base_max_new_tokens": 256,
         "training.anchor": "sequence",
         "training.anchor_strength": 5.0,
         "training.beta": 0.1,
         "training.learning_rate": 5e-5,
-        "training.batch_pairs": 8,
-        "training.alpha": 64,
+        "training.per_device_train_batch_size": 8,
+        "lora.alpha": 64,
         "training.sampler": "by-pair",
-        "compare": [],
-        "answers.prompts": 3,
-        "answers.max_new_tokens": 160,
+        "also_train": [],
+        "generations.prompts": 3,
+        "generations.max_new_tokens": 160,
     },
     "demo": {
         **DEFAULTS,
@@ -73,20 +73,20 @@ SHIPPED: dict[str, dict[str, Any]] = {
         "preferences.source": "starter:concise",
         "preferences.protocol": "by-prompt",
         "preferences.held_out": 12,
-        "anchoring.max_new_tokens": 128,
+        "anchoring.base_max_new_tokens": 128,
         "training.anchor": None,
         "training.anchor_strength": None,
         "training.beta": None,
         "training.learning_rate": 2e-4,
-        "training.batch_pairs": 10,
-        "training.alpha": None,
+        "training.per_device_train_batch_size": 10,
+        "lora.alpha": None,
         "training.sampler": "by-prompt",
-        "compare": ["dpo"],
-        "answers.prompts": 3,
-        "answers.max_new_tokens": 128,
+        "also_train": ["dpo"],
+        "generations.prompts": 3,
+        "generations.max_new_tokens": 128,
     },
 }
-CHANGE_NO_RESULT = {"preferences.data_folder", "anchoring.folder", "training.save_steps", "training.report_to"}
+CHANGE_NO_RESULT = {"preferences.data_folder", "anchoring.anchored_store", "training.save_steps", "training.report_to"}
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -101,14 +101,14 @@ def test_a_shipped_recipe_has_the_stated_value_of_every_setting_that_determines_
 
 def test_an_option_that_is_zero_wins_over_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("preferences:\n  seed: 7\n")
-    assert recipe_from(str(path), None, preferences__seed=0).preferences.seed == 0
-    assert recipe_from(str(path), None, preferences__seed=None).preferences.seed == 7
+    path.write_text("preferences:\n  split_seed: 7\n")
+    assert recipe_from(str(path), None, {"preferences.split_seed": 0}).preferences.split_seed == 0
+    assert recipe_from(str(path), None, {"preferences.split_seed": None}).preferences.split_seed == 7
 
 
 def test_overrides_win_and_empty_ones_do_not() -> None:
-    recipe = read_recipe("paper", {"training.rank": 4, "training.alpha": None, "compare": ["dpo"]})
-    assert (recipe.training.rank, recipe.training.alpha, recipe.compare) == (4, 64, ["dpo"])
+    recipe = read_recipe("paper", {"lora.rank": 4, "lora.alpha": None, "also_train": ["dpo"]})
+    assert (recipe.lora.rank, recipe.lora.alpha, recipe.also_train) == (4, 64, ["dpo"])
 
 
 @pytest.mark.parametrize(
@@ -118,20 +118,20 @@ def test_overrides_win_and_empty_ones_do_not() -> None:
             "training:\n  learningrate: 1",
             "Unknown key 'training.learningrate' in .*: did you mean 'training.learning_rate'",
         ),
-        ("training:\n  rank: many", "'training.rank' in .* is 'many'"),
-        ("training:\n  dropout: 1.5", "'training.dropout' in .* is 1.5"),
+        ("lora:\n  rank: many", "'lora.rank' in .* is 'many'"),
+        ("lora:\n  dropout: 1.5", "'lora.dropout' in .* is 1.5"),
         ("training: [", "not valid YAML"),
         ("- a\n- b", "must hold sections"),
-        ("training:\n  rank: 4\n  rank: 8", r"not valid YAML \(the key 'rank' repeats, line 2\)"),
-        ("training: {steps: 1}\ncompare: []\ntraining: {}", "the key 'training' repeats"),
-        ("training:\n  epochs: .inf", "'training.epochs' in .* is inf"),
+        ("lora:\n  rank: 4\n  rank: 8", r"not valid YAML \(the key 'rank' repeats, line 2\)"),
+        ("training: {max_steps: 1}\nalso_train: []\ntraining: {}", "the key 'training' repeats"),
+        ("training:\n  num_train_epochs: .inf", "'training.num_train_epochs' in .* is inf"),
         ("training:\n  learning_rate: .nan", "'training.learning_rate' in .* is nan"),
         ("training:\n  objective_settings: {penalty: .inf}", "'training.objective_settings.penalty'"),
-        ("training:\n  rank: 4000000000", "'training.rank' in .* is 4000000000"),
-        ("anchoring:\n  responses: 18446744073709551616", "'anchoring.responses'"),
+        ("lora:\n  rank: 4000000000", "'lora.rank' in .* is 4000000000"),
+        ("anchoring:\n  base_responses: 18446744073709551616", "'anchoring.base_responses'"),
         ("training:\n  seed: -1", "'training.seed' in .* is -1"),
-        ("training:\n  steps: =", "not valid YAML"),
-        ("training:\n  steps: !!float x", "not valid YAML"),
+        ("training:\n  max_steps: =", "not valid YAML"),
+        ("training:\n  max_steps: !!float x", "not valid YAML"),
         ("training: '" + " " * 100_000 + "'", "'training' in .* is ' +.*, and it does not fit"),
         ("a: " + "[" * 10_000, "not valid YAML"),
         ("? [a]\n: b", "not valid YAML"),
@@ -148,8 +148,8 @@ def test_a_bad_recipe_is_one_sentence(text: str, sentence: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("value", ["=", "!!timestamp x", "[", "!!python/object:os.system x", "{a: 1, a: 2}"])
 def test_a_setting_that_is_no_yaml_is_one_sentence(value: str) -> None:
-    with pytest.raises(BapoError, match=r"value of --set training.steps is not valid YAML"):
-        recipe_from(None, [f"training.steps={value}"])
+    with pytest.raises(BapoError, match=r"value of --set training.max_steps is not valid YAML"):
+        recipe_from(None, [f"training.max_steps={value}"])
 
 
 def test_a_recipe_in_another_encoding_is_read_where_it_says_so(tmp_path: Path) -> None:
@@ -164,11 +164,11 @@ def test_a_recipe_in_another_encoding_is_read_where_it_says_so(tmp_path: Path) -
 @pytest.mark.parametrize("value", ["!!timestamp x", "!!float x", "=", "[", "{a: *b}"])
 def test_a_value_that_yaml_cannot_read_is_one_sentence(value: str) -> None:
     with pytest.raises(BapoError, match=r"--set .* is not valid YAML"):
-        recipe_from(None, [f"training.rank={value}"])
+        recipe_from(None, [f"lora.rank={value}"])
 
 
 def test_a_long_key_or_value_is_cut_in_the_sentence() -> None:
-    for setting in ("training." + 5000 * "9" + "=1", "training.rank=" + 5000 * "x", "training=" + 5000 * "x"):
+    for setting in ("training." + 5000 * "9" + "=1", "lora.rank=" + 5000 * "x", "training=" + 5000 * "x"):
         with pytest.raises(BapoError) as refused:
             recipe_from(None, [setting])
         assert len(str(refused.value)) < 300
@@ -194,8 +194,8 @@ def test_every_schedule_of_a_recipe_needs_no_more_than_its_name() -> None:
         optimizer.step()
         schedule.step()
         assert 0 < schedule.get_last_lr()[0] <= 1
-    with pytest.raises(BapoError, match=r"'training.schedule' in the command is 'cosin'"):
-        recipe_from(None, ["training.schedule=cosin"])
+    with pytest.raises(BapoError, match=r"'training.lr_scheduler_type' in the command is 'cosin'"):
+        recipe_from(None, ["training.lr_scheduler_type=cosin"])
 
 
 def test_every_key_says_what_it_means() -> None:

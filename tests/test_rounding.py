@@ -19,17 +19,17 @@ BF16 = ["--precision", "bf16"]
 SMALL = {
     "preferences.held_out": 2,
     "preferences.max_train_prompts": 3,
-    "anchoring.max_new_tokens": 6,
-    "answers.prompts": 1,
-    "answers.max_new_tokens": 4,
-    "training.batch_pairs": 2,
+    "anchoring.base_max_new_tokens": 6,
+    "generations.prompts": 1,
+    "generations.max_new_tokens": 4,
+    "training.per_device_train_batch_size": 2,
 }
 FEW = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
 
 
 def test_the_main_job_starts_at_its_reference_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     own_preferences(tmp_path, lines=5)
-    arguments = ["personalize", "mine.jsonl", "--steps", "3", *FEW, *BF16]
+    arguments = ["personalize", "mine.jsonl", "--max-steps", "3", *FEW, *BF16]
     bapo(*arguments, "-o", "out", cwd=tmp_path, environment=BY_ROWS)
     run = json.loads((tmp_path / "out/bapo/run.json").read_text())
     report = json.loads((tmp_path / "out/report.json").read_text())["made_from"]

@@ -140,10 +140,19 @@ def test_an_adapter_judges_what_the_model_says_and_the_hinge_learns_it(tmp_path:
     ending_soon().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     few = ["--held-out", "4", "-m", "model", "--precision", "float32", "--set", "preferences.max_train_prompts=6"]
-    reward = ["--steps", "3", "--learning-rate", "1e-2", "--beta", "0.2", "--set", "anchoring.max_new_tokens=12"]
+    reward = [
+        "--max-steps",
+        "3",
+        "--learning-rate",
+        "1e-2",
+        "--beta",
+        "0.2",
+        "--set",
+        "anchoring.base_max_new_tokens=12",
+    ]
     bapo("train", "mine.jsonl", "--objective", "dpo", "-o", "reward", *few, *reward, cwd=tmp_path)
     sample = ["sample", "mine.jsonl", "--reward", "reward", *few, "--candidates", "6", "--accept", "6"]
-    sample += ["--max-new-tokens", "40", "--rejection-beta", "0.05", "--anchors", "store"]
+    sample += ["--max-new-tokens", "40", "--rejection-beta", "0.05", "--anchored-store", "store"]
     told = json.loads(bapo(*sample, "-o", "whole.jsonl", "--json", cwd=tmp_path).stdout)
     rows = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
     assert told["beta"] == 0.2, "what the adapter was trained with"
@@ -154,7 +163,7 @@ def test_an_adapter_judges_what_the_model_says_and_the_hinge_learns_it(tmp_path:
     asked = {prompt_text(group.prompt) for group in read_preferences(str(tmp_path / "whole.jsonl")).groups}
     assert asked <= {f"What is {i} plus {i}?" for i in range(1, 21)}
 
-    again = ["-o", "killed.jsonl", "--seed", "1"]  # other draws
+    again = ["-o", "killed.jsonl", "--sampling-seed", "1"]  # other draws
     with Command([*sample, *again], tmp_path) as running:
         while len(list((tmp_path / "store").glob("base-*.jsonl"))) < 2 and not running.wait(0.001):
             pass
@@ -163,7 +172,7 @@ def test_an_adapter_judges_what_the_model_says_and_the_hinge_learns_it(tmp_path:
     bapo(*sample, *again, cwd=tmp_path)
     assert (tmp_path / "killed.jsonl").read_text() != (tmp_path / "whole.jsonl").read_text()
     before = (tmp_path / "killed.jsonl").read_bytes()
-    elsewhere = [*sample[:-1], "another-store", "--seed", "1", "-o", "undisturbed.jsonl"]
+    elsewhere = [*sample[:-1], "another-store", "--sampling-seed", "1", "-o", "undisturbed.jsonl"]
     bapo(*elsewhere, cwd=tmp_path, environment={"BAPO_CACHE": str(tmp_path / "another-cache")})
     assert (tmp_path / "undisturbed.jsonl").read_bytes() == before
     assert "in another way" in bapo(*sample, "-o", "killed.jsonl", cwd=tmp_path, code=2).stderr
@@ -171,6 +180,6 @@ def test_an_adapter_judges_what_the_model_says_and_the_hinge_learns_it(tmp_path:
     assert "changed or damaged" in bapo(*sample, *again, cwd=tmp_path, code=2).stderr
     assert "is there already" in bapo(*sample, "-o", "mine.jsonl", cwd=tmp_path, code=2).stderr
 
-    hinge = ["train", "whole.jsonl", "--objective", "rso", "-o", "rso", "--held-out", "1", "--steps", "3"]
-    bapo(*hinge, "-m", "model", "--precision", "float32", "--set", "anchoring.max_new_tokens=12", cwd=tmp_path)
+    hinge = ["train", "whole.jsonl", "--objective", "rso", "-o", "rso", "--held-out", "1", "--max-steps", "3"]
+    bapo(*hinge, "-m", "model", "--precision", "float32", "--set", "anchoring.base_max_new_tokens=12", cwd=tmp_path)
     assert json.loads((tmp_path / "rso/run.json").read_text())["log"][0]["loss"] == pytest.approx(1.0, abs=0.02)

@@ -13,10 +13,11 @@ import pytest
 from bapo import BAPOConfig
 from bapo.errors import BapoError
 from bapo.jobs import Recipe, read_recipe
-from bapo.jobs.stages import _arguments
+from bapo.jobs.recipe import TrainingSection
+from bapo.jobs.training import training_arguments
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK
 from bapo.objectives import ANCHORS, make_objective
-from bapo.settings import ANCHOR, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, Range, check_number
+from bapo.settings import ANCHOR, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, SETTINGS, Range, check_number
 
 ABSURD = [float("nan"), float("inf"), -float("inf"), True, "many", "1", [1], 10**24, -(10**24), 10**400]
 
@@ -48,9 +49,9 @@ def test_the_ends_of_a_range() -> None:
 
 def test_yaml_hands_on_numbers_as_text_and_a_recipe_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("training:\n  learning_rate: 1e-5\n  steps: 1e2\n  rank: '8'\n")
-    told = read_recipe(str(path)).training
-    assert (told.learning_rate, told.steps, told.rank) == (1e-5, 100, 8)
+    path.write_text("training:\n  learning_rate: 1e-5\n  max_steps: 1e2\nlora:\n  rank: '8'\n")
+    recipe = read_recipe(str(path))
+    assert (recipe.training.learning_rate, recipe.training.max_steps, recipe.lora.rank) == (1e-5, 100, 8)
 
 
 @pytest.mark.parametrize(
@@ -59,17 +60,17 @@ def test_yaml_hands_on_numbers_as_text_and_a_recipe_reads_them(tmp_path: Path) -
         ("training.learning_rate", ".inf"),
         ("training.learning_rate", "0"),
         ("training.learning_rate", "true"),
-        ("training.epochs", ".inf"),
-        ("training.epochs", ".nan"),
-        ("training.steps", "1000000000000000000000000"),
+        ("training.num_train_epochs", ".inf"),
+        ("training.num_train_epochs", ".nan"),
+        ("training.max_steps", "1000000000000000000000000"),
         ("training.seed", "-1"),
-        ("preferences.seed", "4294967296"),
-        ("anchoring.seed", "1.5"),
-        ("anchoring.responses", "18446744073709551616"),
-        ("training.rank", "1099511627776"),
-        ("training.batch_pairs", "4000000000"),
+        ("preferences.split_seed", "4294967296"),
+        ("anchoring.base_seed", "1.5"),
+        ("anchoring.base_responses", "18446744073709551616"),
+        ("lora.rank", "1099511627776"),
+        ("training.per_device_train_batch_size", "4000000000"),
         ("training.beta", "-.1"),
-        ("answers.prompts", "-1"),
+        ("generations.prompts", "-1"),
     ],
 )
 def test_a_recipe_says_which_number_is_absurd(key: str, value: str, tmp_path: Path) -> None:
@@ -107,9 +108,9 @@ def test_a_config_says_which_setting_is_absurd(settings: dict[str, Any], sentenc
 
 
 def test_an_objective_has_one_default_anchor_strength_and_beta() -> None:
-    objective, recipe = make_objective("bapo"), Recipe().training
+    objective, recipe = make_objective("bapo"), Recipe()
     config = BAPOConfig("here").make_objective()
-    of_recipe = _arguments(recipe, 1000, Path("here")).make_objective()
+    of_recipe = training_arguments(recipe, recipe.training, 1000, Path("here")).make_objective()
     assert objective.anchor is config.anchor is of_recipe.anchor is ANCHORS[ANCHOR]
     assert objective.anchor_strength == config.anchor_strength == of_recipe.anchor_strength == ANCHOR_STRENGTH == 5
     assert objective.beta == config.beta == of_recipe.beta == 0.1
@@ -119,7 +120,6 @@ OWN_TO_RECIPES = {
     "output_dir": "the run's folder",
     "num_train_epochs": "as many as make enough steps of the pairs that there are",
     "seed": "transformers' own default is 42",
-    "data_seed": "the seed",
     "save_steps": "a command that is killed goes on from there",
     "save_total_limit": "only the last checkpoint is gone on from",
     "report_to": "the recipe's list",
@@ -132,7 +132,8 @@ OWN_TO_RECIPES = {
 
 def test_a_recipe_and_a_config_have_the_same_defaults(tmp_path: Path) -> None:
     """What `bapo train` hands on where nothing is said is what `BAPOConfig` has where nothing is said."""
-    of_recipe, ours = _arguments(Recipe().training, 1000, tmp_path), BAPOConfig(str(tmp_path))
+    of_recipe = training_arguments(Recipe(), Recipe().training, 1000, tmp_path)
+    ours = BAPOConfig(str(tmp_path))
     different = {own.name for own in fields(ours) if getattr(ours, own.name) != getattr(of_recipe, own.name)}
     assert different <= OWN_TO_RECIPES.keys()
     assert of_recipe.learning_rate == ours.learning_rate == LEARNING_RATE
@@ -142,12 +143,12 @@ def test_a_recipe_and_a_config_have_the_same_defaults(tmp_path: Path) -> None:
     assert lengths.max_response_tokens == recipe.preferences.max_response_tokens
     told = recipe.anchoring
     assert (generation.max_new_tokens, generation.temperature, generation.responses, generation.seed) == (
-        told.max_new_tokens,
-        told.temperature,
-        told.responses,
-        told.seed,
+        told.base_max_new_tokens,
+        told.base_temperature,
+        told.base_responses,
+        told.base_seed,
     )
-    assert (recipe.training.rank, recipe.training.dropout) == (LORA_RANK, LORA_DROPOUT)
+    assert (recipe.lora.rank, recipe.lora.dropout) == (LORA_RANK, LORA_DROPOUT)
     assert 2 * LORA_RANK == LORA_ALPHA  # what alpha: null means
 
 
@@ -167,3 +168,23 @@ def test_a_bound_on_both_together_is_the_bound_of_each_as_in_trl() -> None:
     assert BAPOConfig("here").lengths().max_prompt_tokens == 1024
     lengths = BAPOConfig("here", max_length=2048, max_response_tokens=100).lengths()
     assert (lengths.max_prompt_tokens, lengths.max_response_tokens, lengths.max_tokens) == (2048, 100, 2048)
+
+
+def test_a_shared_setting_is_a_key_and_a_field_of_one_name() -> None:
+    sections = (type(getattr(Recipe(), name)) for name in Recipe.model_fields if name != "also_train")
+    keys = {key for section in sections for key in section.model_fields}
+    names = {own.name for own in fields(BAPOConfig)}
+    assert set(SETTINGS) <= keys & names
+    assert set(TrainingSection.model_fields) <= names
+    told = [
+        own for own in fields(BAPOConfig) if own.metadata.get("help") == getattr(SETTINGS.get(own.name), "meaning", "")
+    ]
+    assert len(told) > 20
+    documented = " ".join(str(BAPOConfig.__doc__).split())
+    assert all(f"{own.name}: {own.metadata['help']}." in documented for own in told)
+
+
+def test_a_setting_of_its_own_is_not_taken_among_further_ones(tmp_path: Path) -> None:
+    for name in ("beta", "anchor", "anchor_strength", "anchor_control"):
+        with pytest.raises(BapoError, match=f"{name} is a setting of its own"):
+            BAPOConfig(str(tmp_path), objective_settings={name: 3})

@@ -13,9 +13,9 @@ import pytest
 
 from bapo.anchoring import AnchorStore, anchor
 from bapo.errors import BapoError
-from bapo.jobs import Variant, evaluate, personalize, read_recipe, run_folder, stages
+from bapo.jobs import Variant, evaluate, personalize, read_recipe, run_folder, stages, training
 from bapo.jobs.generating import answer
-from bapo.jobs.recipe import Recipe, TrainingSection
+from bapo.jobs.recipe import LoraSection, Recipe, TrainingSection
 from bapo.jobs.run import base_answers
 from bapo.kernels import KERNELS
 from bapo.models import ChatFormat, LoadedModel
@@ -33,12 +33,12 @@ OTHER_VALUES: dict[str, Any] = {
     "anchor_strength": 2.0,
     "anchor_control": "adaptive",
     "objective_settings": {"penalty": 3.0},
-    "schedule": "linear",
-    "batch_pairs": 3,
+    "lr_scheduler_type": "linear",
+    "per_device_train_batch_size": 3,
     "max_batch_tokens": 999,
     "strands": 3,
-    "epochs": 3.0,
-    "steps": 99,
+    "num_train_epochs": 3.0,
+    "max_steps": 99,
     "alpha": 7,
     "sampler": "by-pair",
     "report_to": ["tensorboard"],
@@ -64,41 +64,44 @@ def anchored(tmp_path: Path) -> Any:
 
 def test_the_identity_of_a_run_is_every_setting_that_can_change_the_adapter(anchored: Any) -> None:
     recipe = Recipe()
-    mine = stages._identity(recipe, recipe.training, anchored)
+    mine = training.adapter_identity(recipe, recipe.training, anchored)
     for name in TrainingSection.model_fields:
         other = recipe.training.model_copy(update={name: other_value(name, getattr(recipe.training, name))})
         assert other != recipe.training
-        same = stages._identity(recipe, other, anchored) == mine
+        same = training.adapter_identity(recipe, other, anchored) == mine
         assert same is (name in NO_PART_OF_THE_ADAPTER), name
+    for name in LoraSection.model_fields:
+        lora = recipe.lora.model_copy(update={name: other_value(name, getattr(recipe.lora, name))})
+        assert training.adapter_identity(recipe.model_copy(update={"lora": lora}), recipe.training, anchored) != mine
     for kernels, same in (("off", False), (["strands"], False), (list(KERNELS), True)):
         told = recipe.model_copy(update={"model": recipe.model.model_copy(update={"kernels": kernels})})
-        assert (stages._identity(told, recipe.training, anchored) == mine) is same
+        assert (training.adapter_identity(told, recipe.training, anchored) == mine) is same
 
 
 def test_a_compared_objective_has_defaults_of_its_own_and_the_rest_of_the_recipe() -> None:
     told = {"objective": "dpop", "objective_settings": {"penalty": 3.0}, "anchor": "token", "anchor_strength": 2.0}
-    recipe = Recipe(training={**told, "anchor_control": "adaptive", "rank": 4}, compare=["bapo", "dpo"])
+    recipe = Recipe(training={**told, "anchor_control": "adaptive", "warmup_steps": 4}, also_train=["bapo", "dpo"])
     stages.check(recipe)
-    for name in recipe.compare:
-        assert stages._settings_for(recipe, name) == TrainingSection(objective=name, rank=4)
-    assert stages._settings_for(recipe, "dpop") == recipe.training
+    for name in recipe.also_train:
+        assert recipe.training_of(name) == TrainingSection(objective=name, warmup_steps=4)
+    assert recipe.training_of("dpop") == recipe.training
 
 
 def test_the_identity_of_a_run_is_its_data_its_reference_and_its_processes(
     anchored: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe()
-    mine = stages._identity(recipe, recipe.training, anchored)
+    mine = training.adapter_identity(recipe, recipe.training, anchored)
     others = [replace(anchored, groups=anchored.groups[1:]), replace(anchored, reference="another")]
     first = anchored.groups[0]
     base = replace(first.bases[0], ids=(9, *first.bases[0].ids))
     others.append(replace(anchored, groups=(replace(first, bases=(base,)), *anchored.groups[1:])))
     for other in others:
-        assert stages._identity(recipe, recipe.training, other) != mine
+        assert training.adapter_identity(recipe, recipe.training, other) != mine
     renamed = replace(anchored, name="another name", counts={"dropped": 3})
-    assert stages._identity(recipe, recipe.training, renamed) == mine
+    assert training.adapter_identity(recipe, recipe.training, renamed) == mine
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert stages._identity(recipe, recipe.training, anchored) != mine
+    assert training.adapter_identity(recipe, recipe.training, anchored) != mine
 
 
 @pytest.fixture
@@ -130,9 +133,9 @@ def recipe_of(place: Path, store: str) -> Recipe:
             "model.name": str(place / "model"),
             "preferences.source": str(place / "mine.jsonl"),
             "preferences.held_out": 4,
-            "anchoring.folder": str(place / store),
-            "anchoring.max_new_tokens": 8,
-            "training.steps": 2,
+            "anchoring.anchored_store": str(place / store),
+            "anchoring.base_max_new_tokens": 8,
+            "training.max_steps": 2,
         },
     )
 
@@ -143,7 +146,7 @@ def test_a_run_goes_on_and_is_evaluated_on_other_days_with_the_prompts_that_it_w
     split = stages.read(recipe)
     first = stages.anchor_split(recipe, split, stages.load(recipe), today=day_of(run))
     assert "Today: 26 Jul 2024" in tiny_tokenizer().decode(first.train.groups[0].tokens.prompt)
-    stages.train(recipe, "bapo", first.train, run)
+    training.train(recipe, "bapo", first.train, run)
     (run / "run.json").unlink()  # as if it had been killed
 
     for day, store in zip(DAYS[1:], ("store", "another store"), strict=True):
@@ -151,7 +154,7 @@ def test_a_run_goes_on_and_is_evaluated_on_other_days_with_the_prompts_that_it_w
         recipe = recipe_of(place, store)
         later = stages.anchor_split(recipe, split, stages.load(recipe), today=day_of(run))
         assert later == first
-        stages.train(recipe, "bapo", later.train, run)  # refuses other data
+        training.train(recipe, "bapo", later.train, run)  # refuses other data
         assert json.loads((run / "run.json").read_text())["today"] == DAYS[0].isoformat()
 
     set_clock(place, DAYS[2])
@@ -169,7 +172,7 @@ def test_an_adapter_goes_on_the_model_that_it_was_trained_on_wherever_that_lies(
     recipe, run = recipe_of(place, "store"), place / "run"
     set_clock(place, DAYS[0])
     anchored = stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe))
-    stages.train(recipe, "bapo", anchored.train, run)
+    training.train(recipe, "bapo", anchored.train, run)
     shutil.copytree(place / "model", place / "moved")
     shutil.copytree(place / "model", place / "other")
     tiny_model("llama", 7).save_pretrained(place / "other")
@@ -188,7 +191,9 @@ def test_the_base_models_answers_are_its_base_responses_where_it_would_say_the_s
     model = stages.load(recipe)
     groups = stages.anchor_split(recipe, stages.read(recipe), model).held_out.groups
     for most in (3, 8, 9):  # base responses have 8 tokens
-        asked = recipe.model_copy(update={"answers": recipe.answers.model_copy(update={"max_new_tokens": most})})
+        asked = recipe.model_copy(
+            update={"generations": recipe.generations.model_copy(update={"max_new_tokens": most})}
+        )
         expected = answer(model, [group.tokens.prompt for group in groups], most)
         assert base_answers(asked, model, groups) == expected
 
@@ -197,13 +202,13 @@ def test_a_run_with_other_settings_is_refused_at_once_by_their_names_and_one_of_
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, folder = recipe_of(place, "store"), place / "out"
-    other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 3, "save_steps": 1})})
+    other = recipe.model_copy(update={"training": recipe.training.model_copy(update={"max_steps": 3, "save_steps": 1})})
     set_clock(place, DAYS[0])
     (folder / "bapo").mkdir(parents=True)
     run_folder.start(
         folder / "bapo",
         "a run that was stopped before its first checkpoint",
-        run_folder.Asked({"training.steps": 9}),
+        run_folder.Asked({"training.max_steps": 9}),
         None,
     )
     personalize(recipe, folder)
@@ -213,13 +218,13 @@ def test_a_run_with_other_settings_is_refused_at_once_by_their_names_and_one_of_
     assert "pairs of" in page
     assert str(place / "model") in page
     monkeypatch.setattr(stages, "load", lambda *_: pytest.fail("the model was loaded first"))
-    with pytest.raises(BapoError, match=r"holds a run with other settings \(steps 2 there and 3 here\)"):
+    with pytest.raises(BapoError, match=r"holds a run with other settings \(max_steps 2 there and 3 here\)"):
         personalize(other, folder)
 
 
 def test_what_is_done_is_read_and_nothing_is_loaded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model is loaded once for two objectives, and not at all once all is done, not even for an evaluation."""
-    recipe, folder = recipe_of(place, "store").model_copy(update={"compare": ["dpo"]}), place / "out"
+    recipe, folder = recipe_of(place, "store").model_copy(update={"also_train": ["dpo"]}), place / "out"
     set_clock(place, DAYS[0])
     loads, load = [], stages.load
 
@@ -253,8 +258,8 @@ def test_an_adapter_trained_on_a_shared_model_is_that_of_a_model_of_its_own(plac
     anchored = stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe)).train
     shared = stages.shared_model(recipe)
     for objective in ("dpo", "bapo"):
-        alone = stages.train(recipe, objective, anchored, place / "alone" / objective)
-        together = stages.train(recipe, objective, anchored, place / "shared" / objective, shared=shared)
+        alone = training.train(recipe, objective, anchored, place / "alone" / objective)
+        together = training.train(recipe, objective, anchored, place / "shared" / objective, shared=shared)
         assert alone.weights == together.weights
         assert [entry["loss"] for entry in alone.log] == [entry["loss"] for entry in together.log]
 
@@ -262,8 +267,8 @@ def test_an_adapter_trained_on_a_shared_model_is_that_of_a_model_of_its_own(plac
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"anchoring": {"max_new_tokens": 9}}, r"anchoring.max_new_tokens 8 there and 9 here"),
-        ({"preferences": {"seed": 3}}, r"holds a run on other data"),
+        ({"anchoring": {"base_max_new_tokens": 9}}, r"anchoring.base_max_new_tokens 8 there and 9 here"),
+        ({"preferences": {"split_seed": 3}}, r"holds a run on other data"),
     ],
 )
 def test_other_data_and_other_base_responses_are_refused_before_a_model_is_loaded(
@@ -284,5 +289,5 @@ def test_a_page_of_ones_own_stays(place: Path) -> None:
     folder.mkdir()
     (folder / "README.md").write_text("mine")
     anchored = stages.anchor_split(recipe, stages.read(recipe), stages.load(recipe))
-    stages.train(recipe, "bapo", anchored.train, folder)
+    training.train(recipe, "bapo", anchored.train, folder)
     assert "\nmine\n" in (folder / "README.md").read_text()  # below what PEFT writes

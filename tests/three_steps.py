@@ -19,10 +19,10 @@ if __name__ == "__main__":
     loaded = load_model("smollm2", precision=precision, device="cpu")
     told = BAPOConfig(
         output_dir=out,
-        anchors=store,
+        anchored_store=store,
         max_steps=3,
         per_device_train_batch_size=2,
-        max_new_tokens=4,
+        base_max_new_tokens=4,
         learning_rate=1e-3,
         save_strategy="no",
         disable_tqdm=True,

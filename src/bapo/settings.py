@@ -1,8 +1,13 @@
-"""Settings that recipes, `BAPOConfig`, objectives and commands share: each default and each range is said here once."""
+"""Settings that recipes, `BAPOConfig`, objectives and commands share: default, meaning and range are said here once.
+
+A setting of the training or of the base responses has one name wherever it is given: a recipe's key, a field of
+`BAPOConfig` and, with dashes, an option of the command line.
+"""
 
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -84,43 +89,106 @@ def whole(least: int, most: int) -> Range:
 _TOKENS, _STEPS, _BATCH, _SEED = whole(1, MOST_TOKENS), whole(0, MOST_STEPS), whole(1, 2**16), whole(0, MOST_SEED)
 _TEMPERATURE, _RESPONSES = Range(0, 100), whole(1, 1024)
 
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting that recipes and `BAPOConfig` share.
+
+    Attributes:
+        default: what it is where nobody gives it.
+        meaning: what it does, in the words of help texts.
+        within: what it may be, if it is a number.
+    """
+
+    default: Any
+    meaning: str
+    within: Range | None = None
+
+
+SETTINGS: dict[str, Setting] = {
+    # base responses
+    "base_max_new_tokens": Setting(256, "longest base response that is generated, tokens", _TOKENS),
+    "base_temperature": Setting(0.0, "0 generates base responses greedily; above, they are sampled", _TEMPERATURE),
+    "base_responses": Setting(1, "base responses per prompt", _RESPONSES),
+    "base_seed": Setting(0, "seed of their sampling", _SEED),
+    "anchored_store": Setting(
+        None, "folder of base responses and reference log-probs; None for the model's own in the user's cache folder"
+    ),
+    # the loss
+    "objective": Setting("bapo", "the pair loss"),
+    "beta": Setting(
+        None, "the pair loss's temperature; None takes its own default, 0.1 for dpo and bapo", Range(0, 10**6, "(]")
+    ),
+    "anchor": Setting(
+        None, f"how base responses are anchored, with any objective; None takes its own, {ANCHOR} for bapo"
+    ),
+    "anchor_strength": Setting(
+        None, f"lambda of equation 6, in the first step; None takes {ANCHOR_STRENGTH:g}", Range(0, 10**6)
+    ),
+    "anchor_control": Setting(ANCHOR_CONTROL, "how the anchor's strength moves from step to step"),
+    "objective_settings": Setting({}, "further settings of objective and anchor control, e.g. penalty: 50 for dpop"),
+    # the optimizer
+    "learning_rate": Setting(
+        LEARNING_RATE,
+        "peak learning rate; right for adapters, a tenth of it or less for all weights",
+        Range(0, 1, "(]"),
+    ),
+    "lr_scheduler_type": Setting("cosine", "how the learning rate falls"),
+    "warmup_steps": Setting(0, "steps of linear warm-up", Range(0, MOST_STEPS)),  # below 1 a share of all steps
+    "max_grad_norm": Setting(1.0, "gradient norm clip; 0 does not clip", Range(0, 10**9)),
+    "num_train_epochs": Setting(None, "passes over the pairs", Range(0, 10**6, "(]")),
+    "max_steps": Setting(None, "optimizer steps, in place of num_train_epochs", whole(1, MOST_STEPS)),
+    "per_device_train_batch_size": Setting(8, "pairs in a micro-batch of a process", _BATCH),
+    "gradient_accumulation_steps": Setting(1, "micro-batches per optimizer step", _BATCH),
+    "seed": Setting(0, "seed of adapter, order and dropout", _SEED),
+    "sampler": Setting(
+        "by-prompt", "by-prompt keeps the pairs of a prompt together, which shares the most; by-pair shuffles pairs"
+    ),
+    # memory and time
+    "max_batch_tokens": Setting(
+        None,
+        "input tokens in memory at once, more are computed in several passes; None is 2,048 on a CPU, else 4,096; "
+        "changes only what dropout draws",
+        _TOKENS,
+    ),
+    "strands": Setting(
+        None,
+        "parts of a pass side by side on a CPU; None is one a thread, up to 4; changes only what dropout draws",
+        whole(1, 1024),
+    ),
+    "kernels": Setting("auto", "speed-ups that may be used; changes only what dropout draws"),
+    "gradient_checkpointing": Setting(False, "less memory, more time"),
+    # what is kept and logged
+    "track_base": Setting(True, "log the base responses' drift also without an anchor"),
+    "part_gradient_steps": Setting(
+        0, "every so many steps log the gradient norm of each part of the loss, for two more backward passes", _STEPS
+    ),
+    "save_steps": Setting(20, "steps between checkpoints", Range(0, MOST_STEPS, "(]")),
+    "report_to": Setting([], "trackers, e.g. tensorboard, wandb"),
+    # lengths
+    "max_prompt_tokens": Setting(1024, "a longer prompt is dropped, and counted", _TOKENS),
+    "max_response_tokens": Setting(1024, "a longer response is cut without an end token, and counted", _TOKENS),
+    "trust_remote_code": Setting(False, "whether code that comes with the model may run"),
+}
+"""What recipes and `BAPOConfig` share, by its one name."""
+
 RANGES: dict[str, Range] = {
-    # preferences and base responses
-    "seed": _SEED,
+    **{name: setting.within for name, setting in SETTINGS.items() if setting.within is not None},
+    # preferences, and responses that are no base responses
+    "split_seed": _SEED,
+    "question_seed": _SEED,
+    "sampling_seed": _SEED,
     "held_out": whole(1, 10**9),
     "max_train_prompts": whole(1, 10**9),
-    "max_prompt_tokens": _TOKENS,
-    "max_response_tokens": _TOKENS,
     "max_length": _TOKENS,
     "max_new_tokens": _TOKENS,
     "temperature": _TEMPERATURE,
-    "base_temperature": _TEMPERATURE,
     "top_p": Range(0, 1, "(]"),
     "responses": _RESPONSES,
-    "base_responses": _RESPONSES,
-    "base_seed": _SEED,
-    # objectives
-    "beta": Range(0, 10**6, "(]"),
-    "anchor_strength": Range(0, 10**6),
-    # training
-    "learning_rate": Range(0, 1, "(]"),
-    "max_grad_norm": Range(0, 10**9),
-    "batch_pairs": _BATCH,
-    "per_device_train_batch_size": _BATCH,
+    # fields that BAPOConfig has alone
     "per_device_eval_batch_size": _BATCH,
-    "accumulate": _BATCH,
-    "gradient_accumulation_steps": _BATCH,
-    "max_batch_tokens": _TOKENS,
-    "strands": whole(1, 1024),
-    "epochs": Range(0, 10**6, "(]"),
-    "num_train_epochs": Range(0, 10**6, "(]"),
-    "steps": whole(1, MOST_STEPS),
-    "max_steps": whole(-1, MOST_STEPS),
-    "warmup_steps": Range(0, MOST_STEPS),  # below 1 a share of all steps, for transformers
     "logging_steps": Range(0, MOST_STEPS),
     "eval_steps": Range(0, MOST_STEPS),
-    "save_steps": Range(0, MOST_STEPS, "(]"),
-    "part_gradient_steps": _STEPS,
     "stop_at_loss": Range(0, math.inf, "(]"),
     "weight_decay": Range(0, 100),
     "adam_beta1": Range(0, 1, "[)"),
@@ -133,11 +201,16 @@ RANGES: dict[str, Range] = {
     "rank": whole(1, 2**16),
     "alpha": whole(1, 2**20),
     "dropout": Range(0, 1, "[)"),
-    # evaluation and answers
+    # evaluation and generations
     "prompts": whole(0, 10**6),
     "limit": whole(1, 10**9),
 }
-"""What each setting may be, by its name, wherever it is given."""
+"""What each setting that is a number may be, by its name, wherever it is given."""
+
+
+def default_of(name: str) -> Any:
+    """The default of a shared setting, as a value of its own."""
+    return copy(SETTINGS[name].default)
 
 
 def check_number(name: str, value: Any, shown: str | None = None, within: Range | None = None) -> Any:

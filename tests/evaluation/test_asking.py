@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from bapo.errors import BapoError
-from bapo.evaluation import BenchmarkPlan, Examinee, asking
+from bapo.evaluation import BenchmarkPlan, EvaluatedModel, asking
 from bapo.models import ChatFormat, LoadedModel, machine
 from bapo.results import Answer, AnswerStore, BenchmarkAnswers
 from tests.evaluation.questions import write_questions
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
 
-def asked(examinee: Examinee, plan: BenchmarkPlan, **more: Any) -> BenchmarkAnswers:
+def asked(evaluated: EvaluatedModel, plan: BenchmarkPlan, **more: Any) -> BenchmarkAnswers:
     """The answers to ARC, as they are read from their store."""
-    answers = examinee.ask("arc_challenge", plan, **more).read()
+    answers = evaluated.ask("arc_challenge", plan, **more).read()
     assert answers is not None
     return answers
 
@@ -35,36 +35,36 @@ def model() -> LoadedModel:
     return LoadedModel("tiny", tiny_model("llama"), ChatFormat(tiny_tokenizer()), "float32")
 
 
-def counted(examinee: Examinee, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def counted(evaluated: EvaluatedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many choices the model was asked to score, call by call."""
     calls: list[int] = []
-    scored = examinee.lm.loglikelihood
+    scored = evaluated.lm.loglikelihood
 
     def count(requests: Any, **kwargs: Any) -> Any:
         calls.append(len(requests))
         return scored(requests, **kwargs)
 
-    monkeypatch.setattr(examinee.lm, "loglikelihood", count)
+    monkeypatch.setattr(evaluated.lm, "loglikelihood", count)
     return calls
 
 
 def test_nothing_is_asked_twice(
     model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examinee = Examinee(model, folder=tmp_path)
-    calls = counted(examinee, monkeypatch)
-    few = asked(examinee, BenchmarkPlan(limit=6, data_folder=folder))
+    evaluated = EvaluatedModel(model, folder=tmp_path)
+    calls = counted(evaluated, monkeypatch)
+    few = asked(evaluated, BenchmarkPlan(limit=6, data_folder=folder))
     assert calls == [6 * 4]
-    again = asked(Examinee(model, folder=tmp_path), BenchmarkPlan(limit=6, data_folder=folder))
+    again = asked(EvaluatedModel(model, folder=tmp_path), BenchmarkPlan(limit=6, data_folder=folder))
     assert again == few
-    more = asked(examinee, BenchmarkPlan(limit=9, data_folder=folder))
+    more = asked(evaluated, BenchmarkPlan(limit=9, data_folder=folder))
     assert calls == [6 * 4, 3 * 4], "a larger sample asks only what is new"
     assert set(few.answers) <= set(more.answers)
     assert (len(few.answers), few.questions) == (6, 20)
 
 
 def test_answers_say_where_they_were_made(model: LoadedModel, folder: Path, tmp_path: Path) -> None:
-    Examinee(model, folder=tmp_path).ask("arc_challenge", BenchmarkPlan(limit=2, data_folder=folder))
+    EvaluatedModel(model, folder=tmp_path).ask("arc_challenge", BenchmarkPlan(limit=2, data_folder=folder))
     (path,) = tmp_path.glob("*/*/*.parquet")
     made_on = json.loads(pq.read_schema(path).metadata[b"made_on"])
     floor = made_on.pop("noise_floor")
@@ -76,16 +76,16 @@ def test_how_it_is_asked_and_what_the_questions_are_belong_to_the_key(
     model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = BenchmarkPlan(limit=6, data_folder=folder)
-    Examinee(model, folder=tmp_path).ask("arc_challenge", plan)
-    told = Examinee(model, system="Be brief.", folder=tmp_path)
+    EvaluatedModel(model, folder=tmp_path).ask("arc_challenge", plan)
+    told = EvaluatedModel(model, system="Be brief.", folder=tmp_path)
     calls = counted(told, monkeypatch)
     told.ask("arc_challenge", plan)
-    assert calls == [24], "a system prompt makes another examinee"
+    assert calls == [24], "a system prompt makes another model of it"
 
     other = write_questions(tmp_path / "other")
     path = other / "knowledge/arc_challenge.jsonl"
     path.write_text(path.read_text().replace("What is 2 plus", "How much is 2 plus"))
-    changed = Examinee(model, folder=tmp_path)
+    changed = EvaluatedModel(model, folder=tmp_path)
     calls = counted(changed, monkeypatch)
     changed.ask("arc_challenge", BenchmarkPlan(limit=6, data_folder=other))
     assert calls == [24], "other questions make another task"
@@ -94,7 +94,7 @@ def test_how_it_is_asked_and_what_the_questions_are_belong_to_the_key(
 def test_a_blank_line_stands_between_a_system_prompt_and_a_question(
     model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = Examinee(model, system="Be brief.", folder=tmp_path)
+    told = EvaluatedModel(model, system="Be brief.", folder=tmp_path)
     contexts: list[str] = []
     scored = told.lm.loglikelihood
 
@@ -115,9 +115,9 @@ def test_an_evaluation_that_stops_goes_on(
 ) -> None:
     monkeypatch.setattr(asking, "KEPT_TOGETHER", 4)
     plan = BenchmarkPlan(limit=14, data_folder=folder)
-    whole = asked(Examinee(model, folder=tmp_path / "whole"), plan)
-    examinee = Examinee(model, folder=tmp_path / "stopped")
-    scored, calls = examinee.lm.loglikelihood, []
+    whole = asked(EvaluatedModel(model, folder=tmp_path / "whole"), plan)
+    evaluated = EvaluatedModel(model, folder=tmp_path / "stopped")
+    scored, calls = evaluated.lm.loglikelihood, []
 
     def stop_at_the_third(requests: Any, **kwargs: Any) -> Any:
         calls.append(len(requests))
@@ -125,12 +125,12 @@ def test_an_evaluation_that_stops_goes_on(
             raise KeyboardInterrupt
         return scored(requests, **kwargs)
 
-    monkeypatch.setattr(examinee.lm, "loglikelihood", stop_at_the_third)
+    monkeypatch.setattr(evaluated.lm, "loglikelihood", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        examinee.ask("arc_challenge", plan)
+        evaluated.ask("arc_challenge", plan)
     told: list[tuple[int, int]] = []
     resumed = asked(
-        Examinee(model, folder=tmp_path / "stopped"),
+        EvaluatedModel(model, folder=tmp_path / "stopped"),
         plan,
         on_progress=lambda stage, done, total, note="": told.append((done, total)),
     )
@@ -142,11 +142,11 @@ def test_an_evaluation_that_stops_goes_on(
 
 def test_a_file_of_answers_that_is_broken_is_named(model: LoadedModel, folder: Path, tmp_path: Path) -> None:
     plan = BenchmarkPlan(limit=3, data_folder=folder)
-    Examinee(model, folder=tmp_path).ask("piqa", plan)
+    EvaluatedModel(model, folder=tmp_path).ask("piqa", plan)
     (path,) = tmp_path.rglob("*.parquet")
     path.write_bytes(b"nothing")
     with pytest.raises(BapoError, match="delete that file"):
-        Examinee(model, folder=tmp_path).ask("piqa", plan)
+        EvaluatedModel(model, folder=tmp_path).ask("piqa", plan)
 
 
 def test_every_damaged_letter_of_kept_answers_is_noticed(tmp_path: Path) -> None:
@@ -169,11 +169,11 @@ def test_a_model_without_chat_template_is_not_asked_in_chat(folder: Path, tmp_pa
     tokenizer.chat_template = None
     plain = LoadedModel("tiny", tiny_model("llama"), ChatFormat(tokenizer), "float32")
     plan = BenchmarkPlan(("piqa", "hhh"), data_folder=folder)
-    examinee = Examinee(plain, folder=tmp_path)
+    evaluated = EvaluatedModel(plain, folder=tmp_path)
     with pytest.raises(BapoError, match="no chat template"):
-        examinee.ask("hhh", plan)
+        evaluated.ask("hhh", plan)
     with pytest.raises(BapoError, match="no chat template"):
-        examinee.check(plan)  # before PIQA, which could be asked, is
+        evaluated.check(plan)  # before PIQA, which could be asked, is
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -185,9 +185,9 @@ def test_a_question_that_the_date_makes_another_one_is_asked_again(
     plan = BenchmarkPlan(limit=2, data_folder=folder, asked="letter")
 
     def asked_on(day: datetime, plan: BenchmarkPlan = plan) -> int:
-        examinee = Examinee(LoadedModel("tiny", network, chat.at(day), "float32"), folder=tmp_path)
-        calls = counted(examinee, monkeypatch)
-        examinee.ask("arc_challenge", plan)
+        evaluated = EvaluatedModel(LoadedModel("tiny", network, chat.at(day), "float32"), folder=tmp_path)
+        calls = counted(evaluated, monkeypatch)
+        evaluated.ask("arc_challenge", plan)
         return sum(calls)
 
     assert asked_on(datetime(2024, 7, 26, 8)) > 0

@@ -13,7 +13,7 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 
 from bapo.errors import BapoError
-from bapo.evaluation import BENCHMARKS, BapoLM, BenchmarkPlan, Examinee
+from bapo.evaluation import BENCHMARKS, BapoLM, BenchmarkPlan, EvaluatedModel
 from bapo.evaluation.benchmarks import load_tasks, sample_documents
 from bapo.models import ChatFormat, LoadedModel
 from tests.command import bapo
@@ -47,9 +47,9 @@ def same_as_hf(
     """The harness's own evaluation of `hf` beside ours, question by question."""
     tasks = [own for own in load_tasks(name, asked=way, data_folder=folder) if name != "mmlu" or _chosen(own.name)]
     drawn = sample_documents(tasks, limit, seed=0)
-    examinee = Examinee(smollm2, folder=store)
+    evaluated = EvaluatedModel(smollm2, folder=store)
     for own in tasks:
-        kept = examinee._ask_task(own, drawn[own.name], lambda done: None).read()
+        kept = evaluated._ask_task(own, drawn[own.name], lambda done: None).read()
         ours = [kept[number] for number in drawn[own.name]]
         theirs = lm_eval.evaluate(
             lm=hf,

@@ -81,7 +81,7 @@ def test_what_is_no_json_or_no_object_or_not_there_is_said(tmp_path: Path) -> No
     with pytest.raises(BapoError, match="holds no questions"):
         hub_rows("piqa", "validation", folder)
     path.unlink()
-    with pytest.raises(BapoError, match="bapo data-files piqa"):
+    with pytest.raises(BapoError, match="bapo benchmark-files piqa"):
         hub_rows("piqa", "validation", folder)
 
 

@@ -160,7 +160,7 @@ def test_training_moves_the_adapter_and_no_4_bit_weight(folder: Path, tmp_path: 
         args=BAPOConfig(
             str(tmp_path / "out"),
             max_steps=3,
-            max_new_tokens=4,
+            base_max_new_tokens=4,
             learning_rate=1e-2,
             use_cpu=True,
             save_strategy="no",

@@ -57,7 +57,7 @@ def test_every_kind_of_file_holds_the_same_preferences(kind: str, tmp_path: Path
     assert [(g.prompt, g.responses, g.pairs) for g in found.groups] == [
         (user(f"ask {i}"), (f"good {i}", f"bad, {i}\nindeed"), ((0, 1),)) for i in range(3)
     ]
-    assert read_preferences(str(written(tmp_path, kind)), chat=False).groups[0].prompt == "ask 0"
+    assert read_preferences(str(written(tmp_path, kind)), plain=True).groups[0].prompt == "ask 0"
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -246,7 +246,7 @@ def test_real_dsp_has_the_known_counts(data_folder: Path) -> None:
 @pytest.mark.data
 @pytest.mark.parametrize("code", ["P1A", "P1B", "P3A", "P3B"])
 def test_real_psoups_loses_its_preference_prompt(code: str, data_folder: Path) -> None:
-    found = read_preferences(f"psoups:{code}", data_folder=data_folder, chat=False)
+    found = read_preferences(f"psoups:{code}", data_folder=data_folder, plain=True)
     assert found.pair_count > 60
     assert not any("Generate a response" in str(group.prompt) for group in found.groups)
 

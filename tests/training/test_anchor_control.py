@@ -99,9 +99,9 @@ def test_a_run_that_is_killed_and_gone_on_with_has_the_same_strength_in_every_st
     own_preferences(tmp_path, lines=18)
     tiny_model("llama").save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    command = ["train", "mine.jsonl", "-m", "model", "--precision", "float32", "--held-out", "2", "--steps", "30"]
-    command += ["--learning-rate", "2e-2", "--anchors", "anchors"]
-    told = ["training.batch_pairs=2", "training.save_steps=1", "anchoring.max_new_tokens=8"]
+    command = ["train", "mine.jsonl", "-m", "model", "--precision", "float32", "--held-out", "2", "--max-steps", "30"]
+    command += ["--learning-rate", "2e-2", "--anchored-store", "anchors"]
+    told = ["training.per_device_train_batch_size=2", "training.save_steps=1", "anchoring.base_max_new_tokens=8"]
     told += ["training.anchor_control=adaptive", "training.objective_settings={drift_target: 0.001}"]
     command += [part for setting in told for part in ("--set", setting)]
     bapo(*command, "-o", "undisturbed", cwd=tmp_path)

@@ -226,7 +226,7 @@ def test_a_model_by_name_comes_as_it_is_asked_for(tmp_path: Path) -> None:
     given = tiny_tokenizer(None)
 
     def trainer(**arguments: Any) -> BAPOTrainer:
-        told = {"max_steps": 1, "max_new_tokens": 4, "use_cpu": True, "anchors": str(tmp_path / "anchors")}
+        told = {"max_steps": 1, "base_max_new_tokens": 4, "use_cpu": True, "anchored_store": str(tmp_path / "anchors")}
         rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}]
         own = {name: arguments.pop(name) for name in ("processing_class", "quantization_config") if name in arguments}
         return BAPOTrainer(

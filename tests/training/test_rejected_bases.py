@@ -123,7 +123,7 @@ def test_a_trainer_whose_pairs_all_reject_the_models_own_trains_like_dpo(tmp_pat
             args=BAPOConfig(
                 str(tmp_path / "out"),
                 objective=objective,
-                anchors=str(tmp_path / "anchors"),
+                anchored_store=str(tmp_path / "anchors"),
                 max_steps=4,
                 learning_rate=2e-2,
                 save_strategy="no",

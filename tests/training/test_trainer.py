@@ -52,7 +52,7 @@ def make(
     arguments = {name: settings.pop(name) for name in ("eval_dataset", "callbacks") if name in settings}
     told = {
         "output_dir": str(tmp_path / "out"),
-        "max_new_tokens": 5,
+        "base_max_new_tokens": 5,
         "max_steps": 2,
         "per_device_train_batch_size": 4,
         "save_strategy": "no",
@@ -272,12 +272,12 @@ def test_what_is_no_metric_is_said_before_the_first_step(tmp_path: Path) -> None
 
 def test_data_that_come_after_training_are_anchored_to_the_model_before_it(tmp_path: Path) -> None:
     late = Dataset.from_list([{"prompt": "A late question.", "chosen": " Late yes.", "rejected": " Late no, no."}])
-    trainer = make(tmp_path / "a", anchors=str(tmp_path / "store"), max_steps=4)
+    trainer = make(tmp_path / "a", anchored_store=str(tmp_path / "store"), max_steps=4)
     trainer.train()
     found = no_speed(trainer.evaluate(late))
     assert found["eval_logratios/chosen"] != 0
     (group,) = trainer._anchored(late, trainer.args).groups
-    (expected,) = make(tmp_path / "b", late, anchors=str(tmp_path / "other")).train_dataset.preferences.groups
+    (expected,) = make(tmp_path / "b", late, anchored_store=str(tmp_path / "other")).train_dataset.preferences.groups
     assert group.bases[0].ids == expected.bases[0].ids
     assert group.ref_logps == pytest.approx(expected.ref_logps, rel=1e-5)
 
@@ -692,7 +692,7 @@ def test_trl_formats_train_and_evaluate(name: str, tmp_path: Path) -> None:
     trainer = BAPOTrainer(
         tiny_model("llama"),
         args=BAPOConfig(
-            str(tmp_path), max_steps=1, max_new_tokens=4, use_cpu=True, save_strategy="no", disable_tqdm=True
+            str(tmp_path), max_steps=1, base_max_new_tokens=4, use_cpu=True, save_strategy="no", disable_tqdm=True
         ),
         train_dataset=rows,
         eval_dataset={"mine": rows},
@@ -726,7 +726,7 @@ def test_an_existing_adapter_is_its_own_reference(tmp_path: Path) -> None:
     trainer = BAPOTrainer(
         policy,
         args=BAPOConfig(
-            str(tmp_path), max_steps=1, max_new_tokens=4, use_cpu=True, save_strategy="no", disable_tqdm=True
+            str(tmp_path), max_steps=1, base_max_new_tokens=4, use_cpu=True, save_strategy="no", disable_tqdm=True
         ),
         train_dataset=Dataset.from_list(ROWS),
         processing_class=tiny_tokenizer(None),
@@ -763,7 +763,7 @@ def test_a_broken_run_stops_with_a_sentence(damage: str, sentence: str, tmp_path
 
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for settings, sentence in (
-        ({"max_steps": 0}, "would train nothing"),
+        ({"max_steps": 0}, "max_steps must be a whole number from 1"),
         ({"dataloader_persistent_workers": True}, "needs dataloader_num_workers"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches sends batches as tensors"),
         ({"objective": "bpao"}, "did you mean 'bapo'"),

@@ -28,8 +28,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make(tmp_path: Path, model: Any, tokenizer: Any = None, rows: Any = ROWS, **more: Any) -> BAPOTrainer:
     settings = BAPOConfig(
-        output_dir=str(tmp_path / "out"), max_new_tokens=4, max_steps=2, per_device_train_batch_size=2, use_cpu=True,
-        save_strategy="no", disable_tqdm=True, learning_rate=1e-2, seed=0,
+        output_dir=str(tmp_path / "out"), base_max_new_tokens=4, max_steps=2, per_device_train_batch_size=2,
+        use_cpu=True, save_strategy="no", disable_tqdm=True, learning_rate=1e-2, seed=0,
     )  # fmt: skip
     return BAPOTrainer(
         model,

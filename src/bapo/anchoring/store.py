@@ -191,7 +191,7 @@ class AnchorStore:
             if found.get(part) != self.identity[part]:
                 raise BapoError(
                     f"The anchored data in {self.folder} are {meaning} and cannot serve {about['model_name']} "
-                    f"({about['precision']}): name another folder with --anchors, or leave it out."
+                    f"({about['precision']}): name another folder with --anchored-store, or leave it out."
                 )
         if self.today is not None and "today" in found:
             self.today = _day(path, found["today"])

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from bapo.cli import options
-from bapo.files import make_folder
 
 
 def anchor(
+    context: typer.Context,
     source: options.Source = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder of the anchored data; the user's cache folder by default."),
-    ] = None,
+    anchored_store: options.AnchoredStore = None,
     model: options.Model = None,
     precision: options.Precision = None,
     kernels: options.Kernels = None,
-    adapter: options.Adapter = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy; above, base responses are sampled.")] = None,
-    responses: Annotated[int | None, typer.Option(help="Base responses per prompt.")] = None,
-    seed: options.Seed = None,
-    data: options.Data = None,
+    reference_adapter: options.ReferenceAdapter = None,
+    base_max_new_tokens: options.BaseMaxNewTokens = None,
+    base_temperature: options.BaseTemperature = None,
+    base_responses: options.BaseResponses = None,
+    base_seed: options.BaseSeed = None,
+    data_folder: options.DataFolder = None,
     plain: options.Plain = False,
     trust_remote_code: options.TrustRemoteCode = False,
     recipe: options.RecipeName = None,
@@ -42,29 +36,11 @@ def anchor(
 
     from bapo.cli.console import live_progress, out, print_counts, print_json
 
-    wanted = options.recipe_from(
-        recipe,
-        settings,
-        preferences__source=source,
-        preferences__data_folder=data,
-        preferences__plain=plain,
-        model__name=model,
-        model__precision=precision,
-        model__kernels=kernels,
-        model__adapter=adapter,
-        model__trust_remote_code=trust_remote_code,
-        anchoring__folder=str(output) if output else None,
-        anchoring__max_new_tokens=max_new_tokens,
-        anchoring__temperature=temperature,
-        anchoring__responses=responses,
-        anchoring__seed=seed,
-    )
+    wanted = options.recipe_of(context)
     with live_progress(quiet=as_json) as on_progress:
         from bapo.jobs import job
 
-        if output:
-            make_folder(output)
-        record = job.anchor(wanted, output, on_progress)
+        record = job.anchor(wanted, on_progress)
     summary = record.content
     if as_json:
         print_json(asdict(summary))

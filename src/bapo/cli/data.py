@@ -10,7 +10,7 @@ from bapo.cli import options
 
 def data(
     source: options.Source = None,
-    data: options.Data = None,
+    data_folder: options.DataFolder = None,
     plain: options.Plain = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -18,7 +18,7 @@ def data(
     from bapo.preferences import read_preferences, summarize
 
     preferences = read_preferences(
-        source or "starter:concise", data_folder=Path(data) if data else None, chat=not plain
+        source or "starter:concise", data_folder=Path(data_folder) if data_folder else None, plain=plain
     )
     summary = summarize(preferences)
     from bapo.cli.console import print_json

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bapo.cli import options
-from bapo.cli.examination import print_comparison
+from bapo.cli.comparison import print_comparison
 from bapo.errors import BapoError
 from bapo.registry import names
 
@@ -36,48 +36,52 @@ Ask = Annotated[
         "letter (in the chat format)."
     ),
 ]
+Gate = Annotated[
+    bool, typer.Option("--gate", help="Exit with 1 if too much was lost or too little learned, 3 if that is unclear.")
+]
 Budget = Annotated[float, typer.Option(help="Points of the forgetting score that may be lost.")]
 LeastAccuracy = Annotated[
     float | None, typer.Option(help="With --gate: percent of held-out pairs that must be right; none by default.")
 ]
 Show = Annotated[Literal["lost", "gained"] | None, typer.Option(help="Print the questions that were lost, or gained.")]
-Answers = Annotated[
+Records = Annotated[
     Path | None, typer.Option(help="Where answers and records are kept; the user's cache folder by default.")
 ]
+QuestionSeed = Annotated[int, typer.Option(help="Seed of the sample that --limit draws.")]
 Evaluated = Annotated[
     str | None, typer.Option("--preferences", "-p", help="The preferences; the same names as for personalize.")
 ]
 
 
 def evaluate(
+    context: typer.Context,
     adapters: Annotated[
         list[str] | None, typer.Argument(help="Adapter folders, each trained on the same model.")
     ] = None,
     source: Evaluated = None,
     benchmarks: Benchmarks = None,
     limit: Limit = None,
+    question_seed: QuestionSeed = 0,
     ask: Ask = "harness",
     against: Annotated[str, typer.Option(help="What changes are counted from: base, or an adapter.")] = "base",
     prompt_only: Annotated[
         str | None,
         typer.Option(help="Also the untrained model with these words as its system prompt; 'source' takes -p's own."),
     ] = None,
-    gate: Annotated[
-        bool,
-        typer.Option("--gate", help="Exit with 1 if too much was lost or too little learned, 3 if that is unclear."),
-    ] = False,
+    gate: Gate = False,
     budget: Budget = 1.0,
     least_accuracy: LeastAccuracy = None,
     show: Show = None,
-    answers: Answers = None,
+    records: Records = None,
     model: options.Model = None,
     precision: options.Precision = None,
     kernels: options.Kernels = None,
     held_out: options.HeldOut = None,
-    seed: options.Seed = None,
-    anchors: options.Anchors = None,
-    data: options.Data = None,
+    split_seed: options.SplitSeed = None,
+    anchored_store: options.AnchoredStore = None,
+    data_folder: options.DataFolder = None,
     plain: options.Plain = False,
+    reference_adapter: options.ReferenceAdapter = None,
     trust_remote_code: options.TrustRemoteCode = False,
     recipe: options.RecipeName = None,
     settings: options.Set = None,
@@ -89,61 +93,44 @@ def evaluate(
     again is instant, and a stopped evaluation goes on.
     """
     first = None if against == "base" else against
-    wanted = options.recipe_from(
-        recipe,
-        settings,
-        as_trained=[*([first] if first else []), *(adapters or [])],
-        preferences__source=source,
-        preferences__data_folder=data,
-        preferences__plain=plain,
-        preferences__held_out=held_out,
-        preferences__seed=seed,
-        model__name=model,
-        model__precision=precision,
-        model__kernels=kernels,
-        model__trust_remote_code=trust_remote_code,
-        anchoring__folder=anchors,
-    )
-    shown = Shown(budget, show, gate, as_json, least_accuracy, answers)
-    plan = _plan(wanted, benchmarks, limit, ask, answers, seed)
+    wanted = options.recipe_of(context, as_trained=[*([first] if first else []), *(adapters or [])])
+    shown = Shown(budget, show, gate, as_json, least_accuracy, records)
+    plan = _plan(wanted, benchmarks, limit, ask, records, question_seed)
     _evaluate(wanted, first, adapters or [], prompt_only, plan, source is not None or plan is None, shown)
 
 
 def compare(
+    context: typer.Context,
     first: Annotated[str, typer.Argument(help="An adapter folder.")],
     second: Annotated[str, typer.Argument(help="Another one; changes are counted from the first to it.")],
     source: Evaluated = None,
     benchmarks: Benchmarks = None,
     limit: Limit = None,
+    question_seed: QuestionSeed = 0,
     ask: Ask = "harness",
+    gate: Gate = False,
     budget: Budget = 1.0,
+    least_accuracy: LeastAccuracy = None,
     show: Show = None,
-    answers: Answers = None,
+    records: Records = None,
     model: options.Model = None,
     precision: options.Precision = None,
     kernels: options.Kernels = None,
     held_out: options.HeldOut = None,
-    seed: options.Seed = None,
-    data: options.Data = None,
+    split_seed: options.SplitSeed = None,
+    anchored_store: options.AnchoredStore = None,
+    data_folder: options.DataFolder = None,
+    plain: options.Plain = False,
+    reference_adapter: options.ReferenceAdapter = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     recipe: options.RecipeName = None,
     settings: options.Set = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Two adapters of one model, say of different objectives, on the same prompts and questions."""
-    wanted = options.recipe_from(
-        recipe,
-        settings,
-        as_trained=[first, second],
-        preferences__source=source,
-        preferences__data_folder=data,
-        preferences__held_out=held_out,
-        preferences__seed=seed,
-        model__name=model,
-        model__precision=precision,
-        model__kernels=kernels,
-    )
-    shown = Shown(budget, show, False, as_json, records=answers)
-    plan = _plan(wanted, benchmarks, limit, ask, answers, seed)
+    wanted = options.recipe_of(context, as_trained=[first, second])
+    shown = Shown(budget, show, gate, as_json, least_accuracy, records)
+    plan = _plan(wanted, benchmarks, limit, ask, records, question_seed)
     _evaluate(wanted, first, [second], None, plan, source is not None or plan is None, shown)
 
 
@@ -175,9 +162,9 @@ class Shown:
 
 
 def _plan(
-    recipe: Recipe, benchmarks: str | None, limit: int | None, ask: Asked, answers: Path | None, seed: int | None
+    recipe: Recipe, benchmarks: str | None, limit: int | None, ask: Asked, records: Path | None, question_seed: int
 ) -> BenchmarkPlan | None:
-    options.check_numbers(limit=limit)
+    options.check_numbers(limit=limit, question_seed=question_seed)
     if benchmarks is None:
         return None
     from bapo.cli.console import quieten_libraries
@@ -188,10 +175,10 @@ def _plan(
     return BenchmarkPlan(
         benchmark_names(benchmarks),
         limit=limit,
-        seed=seed or 0,
+        seed=question_seed,
         asked=ask,
         data_folder=local_folder(recipe.preferences.data_folder),
-        answers_folder=answers,
+        answers_folder=records,
     )
 
 
@@ -204,7 +191,7 @@ def _evaluate(
     preferences: bool,
     shown: Shown,
 ) -> None:
-    """Evaluate the base (or ``first``), the rival that is told, and the adapters; print; end as the gate says."""
+    """Evaluate the base or ``first``, the prompt-only rival and the adapters; print; end as the gate says."""
     from dataclasses import asdict
 
     from bapo.cli.console import live_progress, print_json

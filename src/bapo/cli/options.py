@@ -11,7 +11,7 @@ from bapo.errors import BapoError
 from bapo.kernels import help_text
 from bapo.preferences import examples
 from bapo.registry import names
-from bapo.settings import check_number, shortened
+from bapo.settings import SETTINGS, check_number, shortened
 
 if TYPE_CHECKING:
     from bapo.jobs import Recipe
@@ -21,8 +21,8 @@ Model = Annotated[
     typer.Option("--model", "-m", help="smollm2 (embedded, the default), a folder, a .gguf file or a hub id."),
 ]
 Precision = Annotated[str | None, typer.Option(help="auto (default), bf16, float32, or nf4 (4-bit).")]
-Adapter = Annotated[
-    str | None, typer.Option(help="An adapter that the model already has; it is part of the reference.")
+ReferenceAdapter = Annotated[
+    str | None, typer.Option(help="An adapter that the model comes with; the model with it is the reference.")
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let code that comes with the model run.")]
 Kernels = Annotated[str | None, typer.Option(help=f"{help_text().capitalize()} (with commas).")]
@@ -33,52 +33,86 @@ Source = Annotated[
         show_default=False,
     ),
 ]
-Data = Annotated[str | None, typer.Option("--data", help="Folder of raw data files; BAPO_DATA by default.")]
+DataFolder = Annotated[str | None, typer.Option(help="Folder of raw data files; BAPO_DATA by default.")]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Leave plain-text prompts plain instead of making them a user turn.")
 ]
 HeldOut = Annotated[int | None, typer.Option(help="Prompts held out for evaluation; a fifth, at most 100, by default.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of split, adapter, order and dropout.")]
+SplitSeed = Annotated[int | None, typer.Option(help="Seed of the choice of held-out prompts.")]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", "-r", help="A shipped recipe (demo, paper) or a .yaml file.")
 ]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Any key of the recipe, e.g. --set training.rank=16; repeatable.")
+    list[str] | None, typer.Option("--set", help="Any key of the recipe, e.g. --set lora.rank=16; repeatable.")
 ]
-Anchors = Annotated[str | None, typer.Option(help="Folder of the anchored data; the user's cache folder by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Objective = Annotated[
     str | None, typer.Option(help=f"The pair loss: {', '.join(names('pair_losses'))}. By default bapo.")
 ]
-Beta = Annotated[float | None, typer.Option(help="Temperature of the objective.")]
-AnchorStrength = Annotated[
-    float | None, typer.Option(help="Lambda of the base anchor; --set training.anchor names the anchor itself.")
-]
-LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
-Steps = Annotated[int | None, typer.Option(help="Optimizer steps; overrides --epochs.")]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the training pairs; enough for 40 steps by default.")]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest response that is generated, tokens.")]
+
+
+def _shared(name: str, more: str = "") -> Any:
+    """The option of a setting that has its meaning from the table."""
+    meaning = SETTINGS[name].meaning + more
+    return typer.Option(help=f"{meaning[0].upper()}{meaning[1:]}.")
+
+
+Beta = Annotated[float | None, _shared("beta")]
+AnchorStrength = Annotated[float | None, _shared("anchor_strength")]
+LearningRate = Annotated[float | None, _shared("learning_rate")]
+MaxSteps = Annotated[int | None, _shared("max_steps")]
+NumTrainEpochs = Annotated[float | None, _shared("num_train_epochs", "; enough for 40 steps by default")]
+Seed = Annotated[int | None, _shared("seed")]
+AnchoredStore = Annotated[str | None, _shared("anchored_store")]
+BaseMaxNewTokens = Annotated[int | None, _shared("base_max_new_tokens")]
+BaseTemperature = Annotated[float | None, _shared("base_temperature")]
+BaseResponses = Annotated[int | None, _shared("base_responses")]
+BaseSeed = Annotated[int | None, _shared("base_seed")]
+SamplingSeed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+
+KEYS = {
+    "model": "model.name",
+    **{name: f"model.{name}" for name in ("precision", "kernels", "reference_adapter", "trust_remote_code")},
+    **{name: f"preferences.{name}" for name in ("source", "data_folder", "plain", "held_out", "split_seed")},
+    **{
+        name: f"anchoring.{name}" for name in ("base_max_new_tokens", "base_temperature", "base_responses", "base_seed")
+    },
+    "anchored_store": "anchoring.anchored_store",
+    **{name: f"training.{name}" for name in ("objective", "beta", "anchor_strength", "learning_rate", "seed")},
+    **{name: f"training.{name}" for name in ("max_steps", "num_train_epochs")},
+    "also_train": "also_train",
+}
+"""Options that are keys of the recipe, by their names with underscores."""
+
+
+def recipe_of(context: typer.Context, *, as_trained: Sequence[str] = ()) -> Recipe:
+    """The recipe of a command: shipped or own file, then the command's options, then ``--set``.
+
+    What nobody says of preferences and base responses is as it was when the first of some adapters was trained.
+    """
+    told = context.params
+    given = {key: told[name] for name, key in KEYS.items() if name in told}
+    options = {key: value for key, value in given.items() if value is not None and value is not False and value != []}
+    return recipe_from(told.get("recipe"), told.get("settings"), options, as_trained=as_trained)
 
 
 def recipe_from(
-    name: str | None, settings: list[str] | None, *, as_trained: Sequence[str] = (), **values: Any
+    name: str | None,
+    settings: Sequence[str] | None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    as_trained: Sequence[str] = (),
 ) -> Recipe:
-    """The recipe of a command: shipped or own file, then the command's options, then ``--set``.
-
-    Keyword names are recipe keys with ``__`` for the dot; values of None and False are left to the recipe. What nobody
-    says of preferences and base responses is as it was when the first of some adapters was trained.
-    """
+    """As `recipe_of`, of a recipe's name, the values of ``--set``, and what options give to keys."""
     from bapo.jobs.recipe import read_recipe, read_yaml
 
-    overrides = {
-        key.replace("__", "."): value for key, value in values.items() if value is not None and value is not False
-    }
+    told = dict(overrides or {})
     for setting in settings or []:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise BapoError(f"--set takes key=value, such as --set training.rank=16, not {shortened(setting)}.")
-        overrides[key.strip()] = read_yaml(text, f"The value of --set {key.strip()[:80]}")
-    return read_recipe(name, overrides, _of_runs(as_trained, overrides, name))
+            raise BapoError(f"--set takes key=value, such as --set lora.rank=16, not {shortened(setting)}.")
+        told[key.strip()] = read_yaml(text, f"The value of --set {key.strip()[:80]}")
+    return read_recipe(name, told, _of_runs(as_trained, told, name))
 
 
 def _of_runs(adapters: Sequence[str], overrides: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
@@ -94,7 +128,7 @@ def _of_runs(adapters: Sequence[str], overrides: Mapping[str, Any], recipe: str 
     if overrides.get("preferences.source", known["preferences"].get("source")) != known["preferences"].get("source"):
         return {}
     fields = {"preferences": set(PreferenceSection.model_fields), "anchoring": set(AnchoringSection.model_fields)}
-    places = {"folder", "data_folder"}  # where things lie
+    places = {"anchored_store", "data_folder"}  # where things lie
     return {
         section: {key: value for key, value in known.get(section, {}).items() if key in keys - places}
         for section, keys in fields.items()

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def personalize(
+    context: typer.Context,
     source: options.Source = None,
     model: options.Model = None,
     objective: options.Objective = None,
-    compare: Annotated[
+    also_train: Annotated[
         list[str] | None, typer.Option(help="Another objective to train and compare with; repeatable.")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for adapters and report.")] = Path(
@@ -25,17 +26,18 @@ def personalize(
     ),
     recipe: options.RecipeName = None,
     learning_rate: options.LearningRate = None,
-    steps: options.Steps = None,
-    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    num_train_epochs: options.NumTrainEpochs = None,
     beta: options.Beta = None,
     anchor_strength: options.AnchorStrength = None,
     held_out: options.HeldOut = None,
+    split_seed: options.SplitSeed = None,
     seed: options.Seed = None,
     precision: options.Precision = None,
     kernels: options.Kernels = None,
-    adapter: options.Adapter = None,
-    anchors: options.Anchors = None,
-    data: options.Data = None,
+    reference_adapter: options.ReferenceAdapter = None,
+    anchored_store: options.AnchoredStore = None,
+    data_folder: options.DataFolder = None,
     plain: options.Plain = False,
     trust_remote_code: options.TrustRemoteCode = False,
     settings: options.Set = None,
@@ -50,29 +52,7 @@ def personalize(
 
     from bapo.cli.console import live_progress, print_json
 
-    wanted = options.recipe_from(
-        recipe,
-        settings,
-        preferences__source=source,
-        preferences__data_folder=data,
-        preferences__plain=plain,
-        preferences__held_out=held_out,
-        preferences__seed=seed,
-        model__name=model,
-        model__precision=precision,
-        model__kernels=kernels,
-        model__adapter=adapter,
-        model__trust_remote_code=trust_remote_code,
-        anchoring__folder=anchors,
-        training__objective=objective,
-        training__learning_rate=learning_rate,
-        training__steps=steps,
-        training__epochs=epochs,
-        training__beta=beta,
-        training__anchor_strength=anchor_strength,
-        training__seed=seed,
-        compare=compare,
-    )
+    wanted = options.recipe_of(context)
     with live_progress(quiet=as_json) as on_progress:
         from bapo.jobs import personalize as run
 

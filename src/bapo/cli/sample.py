@@ -11,6 +11,7 @@ from bapo.cli import options
 
 
 def sample(
+    context: typer.Context,
     source: options.Source = None,
     reward: Annotated[str, typer.Option(help="A trained adapter; beta times its log-ratio is the reward.")] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="The comparison file that is written.")] = Path(
@@ -26,11 +27,12 @@ def sample(
     beta: Annotated[float | None, typer.Option(help="Of the reward; by default what the adapter had.")] = None,
     model: options.Model = None,
     precision: options.Precision = None,
-    adapter: options.Adapter = None,
+    reference_adapter: options.ReferenceAdapter = None,
     held_out: options.HeldOut = None,
-    seed: options.Seed = None,
-    anchors: options.Anchors = None,
-    data: options.Data = None,
+    split_seed: options.SplitSeed = None,
+    sampling_seed: options.SamplingSeed = 0,
+    anchored_store: options.AnchoredStore = None,
+    data_folder: options.DataFolder = None,
     plain: options.Plain = False,
     trust_remote_code: options.TrustRemoteCode = False,
     recipe: options.RecipeName = None,
@@ -47,25 +49,12 @@ def sample(
 
     if not reward:
         raise BapoError("There is nothing to judge candidates by: name a trained adapter with --reward.")
-    told = options.recipe_from(
-        recipe,
-        settings,
-        preferences__source=source,
-        preferences__data_folder=data,
-        preferences__plain=plain,
-        preferences__held_out=held_out,
-        preferences__seed=seed,
-        model__name=model,
-        model__precision=precision,
-        model__adapter=adapter,
-        model__trust_remote_code=trust_remote_code,
-        anchoring__folder=anchors,
-    )
+    told = options.recipe_of(context)
     with live_progress(quiet=as_json) as on_progress:
         from bapo.jobs.sampling import Sampling
         from bapo.jobs.sampling import sample as run
 
-        how = Sampling(candidates, accept, temperature, max_new_tokens, rejection_beta, told.preferences.seed)
+        how = Sampling(candidates, accept, temperature, max_new_tokens, rejection_beta, sampling_seed)
         found = run(told, reward, output, how, beta, on_progress)
     if as_json:
         print_json(found.to_dict())

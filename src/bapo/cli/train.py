@@ -12,23 +12,25 @@ from bapo.files import make_folder
 
 
 def train(
+    context: typer.Context,
     source: options.Source = None,
     objective: options.Objective = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.")] = Path("run"),
     model: options.Model = None,
     recipe: options.RecipeName = None,
     learning_rate: options.LearningRate = None,
-    steps: options.Steps = None,
-    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    num_train_epochs: options.NumTrainEpochs = None,
     beta: options.Beta = None,
     anchor_strength: options.AnchorStrength = None,
     held_out: options.HeldOut = None,
+    split_seed: options.SplitSeed = None,
     seed: options.Seed = None,
     precision: options.Precision = None,
     kernels: options.Kernels = None,
-    adapter: options.Adapter = None,
-    anchors: options.Anchors = None,
-    data: options.Data = None,
+    reference_adapter: options.ReferenceAdapter = None,
+    anchored_store: options.AnchoredStore = None,
+    data_folder: options.DataFolder = None,
     plain: options.Plain = False,
     trust_remote_code: options.TrustRemoteCode = False,
     settings: options.Set = None,
@@ -37,28 +39,7 @@ def train(
     """Train one adapter. Anchors first what is not anchored yet; killed, the same command resumes."""
     from bapo.cli.console import live_progress, out, print_counts, print_json
 
-    wanted = options.recipe_from(
-        recipe,
-        settings,
-        preferences__source=source,
-        preferences__data_folder=data,
-        preferences__plain=plain,
-        preferences__held_out=held_out,
-        preferences__seed=seed,
-        model__name=model,
-        model__precision=precision,
-        model__kernels=kernels,
-        model__adapter=adapter,
-        model__trust_remote_code=trust_remote_code,
-        anchoring__folder=anchors,
-        training__objective=objective,
-        training__learning_rate=learning_rate,
-        training__steps=steps,
-        training__epochs=epochs,
-        training__beta=beta,
-        training__anchor_strength=anchor_strength,
-        training__seed=seed,
-    )
+    wanted = options.recipe_of(context)
     with live_progress(quiet=as_json) as on_progress:
         from bapo.jobs import job
         from bapo.preferences import doubtful

@@ -12,10 +12,10 @@ from bapo.evaluation.preference import (
 from bapo.evaluation.registry import BENCHMARKS, Benchmark, benchmark, by_letter
 
 if TYPE_CHECKING:
-    from bapo.evaluation.asking import BenchmarkPlan, Examinee
+    from bapo.evaluation.asking import BenchmarkPlan, EvaluatedModel
     from bapo.evaluation.harness import BapoLM
 
-_OF_THE_HARNESS = {"BapoLM": "harness", "BenchmarkPlan": "asking", "Examinee": "asking"}
+_OF_THE_HARNESS = {"BapoLM": "harness", "BenchmarkPlan": "asking", "EvaluatedModel": "asking"}
 
 
 def __getattr__(name: str) -> Any:  # lm-eval takes seconds to import and is needed for benchmarks only
@@ -32,7 +32,7 @@ __all__ = [
     "BapoLM",
     "Benchmark",
     "BenchmarkPlan",
-    "Examinee",
+    "EvaluatedModel",
     "benchmark",
     "benchmark_names",
     "by_letter",

@@ -52,7 +52,7 @@ class BenchmarkPlan:
             raise BapoError(f"--limit is {self.limit}: ask at least one question, or leave it out for all.")
 
 
-class Examinee:
+class EvaluatedModel:
     """A model, how it is spoken to, and where its answers are kept.
 
     Args:

@@ -117,7 +117,7 @@ def _load(
             raise BapoError(f"The questions of {task_name} in {data_folder} could not be read ({first}).") from error
         raise BapoError(
             f"The questions of {name} could not be read from the hub ({first}): check the connection, "
-            "or name a folder of local files with --data or BAPO_DATA."
+            "or name a folder of local files with --data-folder or BAPO_DATA."
         ) from error
     task.set_config("num_fewshot", shots)
     told = {

@@ -30,7 +30,9 @@ def local_folder(folder: str | Path | None) -> Path | None:
         return None
     path = Path(named).expanduser()
     if not path.is_dir():
-        raise BapoError(f"There is no data folder {path}: name one with --data or BAPO_DATA, or neither for the hub.")
+        raise BapoError(
+            f"There is no data folder {path}: name one with --data-folder or BAPO_DATA, or neither for the hub."
+        )
     return path
 
 
@@ -43,7 +45,7 @@ def hub_rows(benchmark: str, split: str, folder: Path) -> tuple[Row, ...]:
     path = folder / BENCHMARKS[benchmark].files[split]
     if not path.is_file():
         raise BapoError(
-            f"{path} is missing: write it with `bapo data-files {benchmark}` on a machine that reaches the hub."
+            f"{path} is missing: write it with `bapo benchmark-files {benchmark}` on a machine that reaches the hub."
         )
     return _read(benchmark, path, path.stat().st_mtime_ns)
 

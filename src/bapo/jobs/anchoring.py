@@ -29,7 +29,7 @@ def open_store(recipe: Recipe, model: LoadedModel) -> AnchorStore:
     """The model's store in the recipe's folder or the user's cache."""
     from bapo.anchoring import AnchorStore
 
-    folder = recipe.anchoring.folder
+    folder = recipe.anchoring.anchored_store
     return AnchorStore(Path(folder), model) if folder else AnchorStore.in_cache(model)
 
 
@@ -77,7 +77,10 @@ def _anchor(
         model,
         store or open_store(recipe, model),
         generation=GenerationSettings(
-            max_new_tokens=how.max_new_tokens, temperature=how.temperature, responses=how.responses, seed=how.seed
+            max_new_tokens=how.base_max_new_tokens,
+            temperature=how.base_temperature,
+            responses=how.base_responses,
+            seed=how.base_seed,
         ),
         lengths=LengthPolicy(recipe.preferences.max_prompt_tokens, recipe.preferences.max_response_tokens),
         today=today,

@@ -75,7 +75,7 @@ def evaluate(
         on_progress: told the stage, how many are done, and of how many.
 
     Raises:
-        BapoError: an adapter was trained on another model, or what `Examinee.ask` and the stages raise.
+        BapoError: an adapter was trained on another model, or what `EvaluatedModel.ask` and the stages raise.
     """
     named = [variant if isinstance(variant, Variant) else _named(recipe, str(variant)) for variant in variants]
     records = records or _in_cache()
@@ -185,7 +185,11 @@ class Grid:
 
     @cached_property
     def _common(self) -> dict[str, Any]:
-        return {**anchoring_settings(self.recipe), "folder": self.recipe.anchoring.folder, "day": str(self._day)}
+        return {
+            **anchoring_settings(self.recipe),
+            "store": self.recipe.anchoring.anchored_store,
+            "day": str(self._day),
+        }
 
     @cached_property
     def _day(self) -> datetime | None:
@@ -248,16 +252,16 @@ class Grid:
         self._read_benchmarks(on_progress)
         on_progress("loading the model", 0, 1)
         shared = stages.shared_model(self.recipe)
-        with shared.wearing(self.recipe.model.adapter) as base:
+        with shared.wearing(self.recipe.model.reference_adapter) as base:
             on_progress("loading the model", 1, 1)
             for variant in self.variants:
                 stages.check_base(self.recipe, variant.adapter, base)
             known = self._known(base, on_progress)
-            cells = {variant: self._examine(variant, base, known, on_progress) for variant in self._unworn}
+            cells = {variant: self._evaluate(variant, base, known, on_progress) for variant in self._unworn}
         for variant in self.variants:
             if variant not in cells:
                 with shared.wearing(variant.adapter) as model:
-                    cells[variant] = self._examine(variant, model, known, on_progress)
+                    cells[variant] = self._evaluate(variant, model, known, on_progress)
         return cells
 
     @property
@@ -300,7 +304,7 @@ class Grid:
             held_out, reference, today, made_on, model_fingerprint(base.model), tokenizer_fingerprint(base.tokenizer)
         )
 
-    def _examine(self, variant: Variant, model: LoadedModel, known: _Known, on_progress: OnProgress) -> Cell:
+    def _evaluate(self, variant: Variant, model: LoadedModel, known: _Known, on_progress: OnProgress) -> Cell:
         from bapo.models import tokenizer_fingerprint
 
         model = replace(model, chat=model.chat.at(known.today))
@@ -322,15 +326,15 @@ class Grid:
     ) -> dict[str, tuple[Record[AskedBenchmark], BenchmarkAnswers]]:
         if self.plan is None:
             return {}
-        from bapo.evaluation.asking import Examinee
+        from bapo.evaluation.asking import EvaluatedModel
 
         cells = {}
-        examinee = Examinee(model, system=variant.system, folder=self.plan.answers_folder)
-        examinee.check(self.plan)
+        evaluated = EvaluatedModel(model, system=variant.system, folder=self.plan.answers_folder)
+        evaluated.check(self.plan)
         for name in self.plan.names:
             found = self._found(variant, name)
             if found is None:
-                content = examinee.ask(name, self.plan, name=variant.name, on_progress=on_progress)
+                content = evaluated.ask(name, self.plan, name=variant.name, on_progress=on_progress)
                 made_from = self._made_from(variant, known, benchmark=name, limit=self.plan.limit, seed=self.plan.seed)
                 record = self.asked(variant, name).finish(content, made_from)
                 answers = content.read()

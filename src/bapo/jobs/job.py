@@ -14,7 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from bapo.jobs import stages
+from bapo.files import make_folder
+from bapo.jobs import stages, training
 from bapo.jobs.marks import adapter_mark, model_mark
 from bapo.jobs.recipe import Recipe
 from bapo.preferences import Preferences, Split, doubtful
@@ -72,12 +73,12 @@ class Job(Generic[Content]):
 def anchoring_settings(recipe: Recipe) -> dict[str, Any]:
     """Of a recipe, what can change base responses, token ids and reference log-probs."""
     lengths = recipe.preferences.model_dump(include={"max_prompt_tokens", "max_response_tokens", "plain"})
-    return {"model": model_mark(recipe.model), **recipe.anchoring.model_dump(exclude={"folder"}), **lengths}
+    return {"model": model_mark(recipe.model), **recipe.anchoring.model_dump(exclude={"anchored_store"}), **lengths}
 
 
 def reference_name(recipe: Recipe) -> str:
     """What log-ratios are counted from: the base, or the adapter that the model already had."""
-    return recipe.model.adapter or BASE
+    return recipe.model.reference_adapter or BASE
 
 
 def provenance(
@@ -101,19 +102,18 @@ def provenance(
     )
 
 
-def anchor(recipe: Recipe, folder: Path | None, on_progress: OnProgress = silent) -> Record[AnchoredSummary]:
+def anchor(recipe: Recipe, on_progress: OnProgress = silent) -> Record[AnchoredSummary]:
     """The job `bapo anchor`: base responses and reference log-probs of all preferences.
 
     If it is done, no model is loaded.
 
     Args:
         recipe: names the model and the preferences.
-        folder: of the anchored store; the model's own in the user's cache by default.
         on_progress: told how far it is.
     """
     preferences = stages.read_all(recipe)
     data = preferences.fingerprint()
-    job = Job(ANCHORED, *_place_of(recipe, folder, data))
+    job = Job(ANCHORED, *_place_of(recipe, data))
     done = job.find()
     if done is not None and done.content.is_whole:
         return done
@@ -139,16 +139,18 @@ def train(recipe: Recipe, folder: Path, on_progress: OnProgress = silent) -> tup
     stages.check(recipe)
     split = stages.read(recipe)
     data, today = stages.data_fingerprint(split), day_of(folder)
-    stages.check_run(recipe, objective, folder, data)
+    training.check_run(recipe, objective, folder, data)
     done = _trained(recipe, folder, data)
     if done is not None:
         return done[0], split, done[1]
     shared = stages.shared_model(recipe)
     on_progress("loading the model", 0, 1)
-    with shared.wearing(recipe.model.adapter) as model:
+    with shared.wearing(recipe.model.reference_adapter) as model:
         on_progress("loading the model", 1, 1)
         anchored = stages.anchor_split(recipe, split, model, on_progress, today=today).train
-    run = stages.train(recipe, objective, anchored, folder, on_progress, shared=shared, data=data, mark=mark_of(recipe))
+    run = training.train(
+        recipe, objective, anchored, folder, on_progress, shared=shared, data=data, mark=mark_of(recipe)
+    )
     return run, split, anchored.counts
 
 
@@ -165,13 +167,14 @@ def mark_of(recipe: Recipe) -> str:
     return identity_of(model=model_mark(recipe.model), processes=processes())
 
 
-def _place_of(recipe: Recipe, folder: Path | None, data: str) -> tuple[Path, str]:
-    identity = identity_of(data=data, folder=str(folder.resolve()) if folder else None, **anchoring_settings(recipe))
-    if folder is None:
-        from bapo.files import make_folder
-        from bapo.models import cache_folder
+def _place_of(recipe: Recipe, data: str) -> tuple[Path, str]:
+    store = recipe.anchoring.anchored_store
+    identity = identity_of(
+        data=data, folder=str(Path(store).resolve()) if store else None, **anchoring_settings(recipe)
+    )
+    from bapo.models import cache_folder
 
-        folder = make_folder(cache_folder() / "anchors")
+    folder = make_folder(Path(store) if store else cache_folder() / "anchors")
     return folder / "records" / f"{identity}.json", identity
 
 

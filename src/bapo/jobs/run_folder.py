@@ -147,22 +147,21 @@ def finish(folder: Path, record: Mapping[str, Any]) -> None:
 
 def _page(record: Mapping[str, Any]) -> str:
     """What hubs and people read first of a folder: what it is, of which model, and how it is used."""
-    told, model, objective = record["recipe"]["training"], record["recipe"]["model"]["name"], record["objective"]
-    source = record["recipe"]["preferences"]["source"]
+    recipe, objective = record["recipe"], record["objective"]
+    model, reference_adapter = recipe["model"]["name"], recipe["model"]["reference_adapter"]
     is_hub_id = model.count("/") == 1 and not Path(model).exists()
     base = f"base_model: {model}\n" if is_hub_id else ""
-    what, library = ("weights", "transformers") if told["full"] else ("adapter", "peft")
+    is_adapter = recipe["lora"]["enabled"]
+    what, library = ("adapter", "peft") if is_adapter else ("weights", "transformers")
     lines = [
         f"---\nlibrary_name: {library}\n{base}tags: [{', '.join(dict.fromkeys(('bapo', objective)))}]\n---\n",
         f"# {objective.upper()} {what} for {model}\n",
-        f"{_OWN_PAGE} {record['pairs']:,} pairs of {source} in {record['steps']:,} steps, in "
+        f"{_OWN_PAGE} {record['pairs']:,} pairs of {recipe['preferences']['source']} in {record['steps']:,} steps, in "
         f"{record['precision']}. `{DONE}` has every setting, the log and the machine.\n",
     ]
-    if record["recipe"]["model"]["adapter"]:
-        lines.append(
-            f"It went on from the adapter {record['recipe']['model']['adapter']}, which it takes the place of.\n"
-        )
-    if told["full"]:
+    if reference_adapter:
+        lines.append(f"It went on from the adapter {reference_adapter}, which it takes the place of.\n")
+    if not is_adapter:
         lines.append('    bapo generate "..." --model this-folder\n')
     else:
         lines += [

@@ -172,7 +172,7 @@ def _judged(recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on
     lengths = LengthPolicy(recipe.preferences.max_prompt_tokens)
     on_progress("loading the model", 0, 1)
     shared = stages.shared_model(recipe)
-    with shared.wearing(recipe.model.adapter) as model:
+    with shared.wearing(recipe.model.reference_adapter) as model:
         on_progress("loading the model", 1, 1)
         stages.check_base(recipe, reward, model)
         store = stages.open_store(recipe, model)

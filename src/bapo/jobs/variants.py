@@ -32,7 +32,9 @@ def check_split(recipe: Recipe, variants: Sequence[Variant]) -> None:
         trained_on = run["recipe"].get("preferences") if run else None
         if trained_on is None or trained_on["source"] != asked["source"]:
             continue
-        other = {key: trained_on[key] for key in ("protocol", "held_out", "seed") if trained_on[key] != asked[key]}
+        other = {
+            key: trained_on[key] for key in ("protocol", "held_out", "split_seed") if trained_on[key] != asked[key]
+        }
         if other:
             settings = " ".join(f"--set preferences.{key}={value}" for key, value in other.items() if value is not None)
             raise BapoError(

@@ -1,7 +1,7 @@
 """Objectives: pure functions from log-probs to a loss and its parts."""
 
 from bapo.objectives.logps import BaseLogps, PairLogps
-from bapo.objectives.objective import LossParts, Objective, make_objective
+from bapo.objectives.objective import LossParts, Objective, make_objective, objective_of
 from bapo.objectives.registry import (
     ANCHOR_CONTROLS,
     ANCHORS,
@@ -24,5 +24,6 @@ __all__ = [
     "anchor",
     "anchor_control",
     "make_objective",
+    "objective_of",
     "pair_loss",
 ]

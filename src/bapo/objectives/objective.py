@@ -19,6 +19,7 @@ from bapo.settings import ANCHOR_CONTROL, ANCHOR_STRENGTH, Range, check_number
 
 _ANY_NUMBER = Range(-math.inf, math.inf, "()")
 _OF_ANCHORS = ("anchor_strength", "anchor_control")
+_SETTINGS_OF_THEIR_OWN = ("beta", "anchor", *_OF_ANCHORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,21 @@ class Objective:
         if base is None:
             raise BapoError(f"The objective {self.name} has anchor losses: give the base responses that weigh them.")
         return parts.pair.sum() + self.anchor_strength * (base.weight * parts.anchor).sum()
+
+
+def objective_of(settings: Any) -> Objective:
+    """The objective that the settings of a training describe, a `BAPOConfig` or a recipe's section.
+
+    Raises:
+        BapoError: as `make_objective`; or objective_settings has what is a setting of its own.
+    """
+    further = settings.objective_settings or {}
+    for name in _SETTINGS_OF_THEIR_OWN:
+        if name in further:
+            raise BapoError(f"{name} is a setting of its own: give it beside objective_settings, not in it.")
+    return make_objective(
+        settings.objective, **{name: getattr(settings, name) for name in _SETTINGS_OF_THEIR_OWN}, **further
+    )
 
 
 def make_objective(

@@ -14,21 +14,22 @@ from bapo.preferences.registry import SOURCES, PaperRows, Source, examples
 from bapo.registry import nearest, own_names
 
 
-def read_preferences(name: str, *, data_folder: Path | None = None, chat: bool = True) -> Preferences:
+def read_preferences(name: str, *, data_folder: Path | None = None, plain: bool = False) -> Preferences:
     """Read preferences by name.
 
     Args:
         name: ``starter:STYLE`` or the like, with the name of any source in front (`SOURCES`); the path of a comparison
             file or of a data set saved to disk; or a hub id (``organization/name`` or ``organization/name:split``).
         data_folder: where sources of raw files look; the variable BAPO_DATA by default.
-        chat: whether plain-text prompts become a user turn, as instruction-tuned models expect.
+        plain: whether plain-text prompts stay plain instead of becoming a user turn, which instruction-tuned models
+            expect.
 
     Raises:
         BapoError: an unknown name (names the nearest), data that are not there (says how to get them), or a record that
             is no comparison.
     """
     pairs = read_pairs(name, data_folder)
-    preferences = group_pairs(name, in_chat(pairs) if chat else pairs)
+    preferences = group_pairs(name, pairs if plain else in_chat(pairs))
     if not preferences.groups:
         reasons = ", ".join(f"{count} {reason}" for reason, count in preferences.dropped.items()) or "it is empty"
         raise BapoError(f"{name} holds no usable comparison ({reasons}).")

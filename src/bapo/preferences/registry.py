@@ -102,7 +102,7 @@ def find_file(named: str, places: Sequence[str], data_folder: Path | None, where
     folder = data_folder or (Path(os.environ[DATA_VARIABLE]) if os.environ.get(DATA_VARIABLE) else None)
     if folder is None:
         raise BapoError(
-            f"{named} needs its raw files: {where_to_get}, then name the folder with --data or {DATA_VARIABLE}."
+            f"{named} needs its raw files: {where_to_get}, then name the folder with --data-folder or {DATA_VARIABLE}."
         )
     for place in places:
         if (folder / place).is_file():

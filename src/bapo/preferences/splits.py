@@ -43,7 +43,7 @@ def read_split(
     held_out: int | None = None,
     seed: int = 0,
     data_folder: Path | None = None,
-    chat: bool = True,
+    plain: bool = False,
 ) -> Split:
     """Read preferences and split them.
 
@@ -52,14 +52,14 @@ def read_split(
         protocol: ``by-prompt`` removes duplicates first and holds out whole prompts; ``paper`` is `paper_split`.
         held_out: prompts held out (by-prompt); a fifth, at most 100, by default.
         seed: seed of the split.
-        data_folder, chat: see `read_preferences`.
+        data_folder, plain: see `read_preferences`.
 
     Raises:
         BapoError: see `read_preferences`, `split_by_prompt` and `paper_split`.
     """
     if protocol == "paper":
-        return paper_split(source, seed=seed, data_folder=data_folder, chat=chat)
-    preferences = read_preferences(source, data_folder=data_folder, chat=chat)
+        return paper_split(source, seed=seed, data_folder=data_folder, plain=plain)
+    preferences = read_preferences(source, data_folder=data_folder, plain=plain)
     return split_by_prompt(preferences, held_out, seed)
 
 
@@ -95,7 +95,7 @@ def split_by_prompt(preferences: Preferences, held_out: int | None = None, seed:
     return Split(train, held)
 
 
-def paper_split(source: str, *, seed: int = 0, data_folder: Path | None = None, chat: bool = True) -> Split:
+def paper_split(source: str, *, seed: int = 0, data_folder: Path | None = None, plain: bool = False) -> Split:
     """The paper's protocol (appendix A): split by row, duplicates and all.
 
     P-Soups: only prompts that every type has, 45,000 training rows, the rest for validation. DSP: 2,000 validation
@@ -113,6 +113,6 @@ def paper_split(source: str, *, seed: int = 0, data_folder: Path | None = None, 
         )
     random.Random(seed).shuffle(rows)
     train, held_out = (
-        group_pairs(source, in_chat(side) if chat else side, drop_duplicates=False) for side in (rows[:at], rows[at:])
+        group_pairs(source, side if plain else in_chat(side), drop_duplicates=False) for side in (rows[:at], rows[at:])
     )
     return Split(train, held_out)

@@ -80,7 +80,7 @@ def compare(before: BenchmarkAnswers, after: BenchmarkAnswers, *, budget: float 
     if [(a.task, a.document) for a in before.answers] != [(a.task, a.document) for a in after.answers]:
         raise BapoError(
             f"The two models did not answer the same questions of {before.benchmark}: evaluate both with the same "
-            "--limit, --seed and --ask."
+            "--limit, --question-seed and --ask."
         )
     after_by_category = after.by_category()
     categories = {

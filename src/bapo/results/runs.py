@@ -13,7 +13,7 @@ from bapo.errors import BapoError
 from bapo.files import checksum_of_file, read_bytes, read_record, write_record
 
 STARTED, DONE = "started.json", "run.json"
-VERSION = 1
+VERSION = 2
 AGAIN = "delete the folder and train again, or name another with --output"
 
 
@@ -61,9 +61,9 @@ def read_run(folder: Path) -> Run:
 
 
 def _check_version(path: Path, content: Mapping[str, Any]) -> None:
-    if content.get("version", VERSION) != VERSION:
+    if content.get("version", 1) != VERSION:
         raise BapoError(
-            f"{path} is a run in version {content['version']}, and this bapo reads version {VERSION}: {AGAIN}."
+            f"{path} is a run in version {content.get('version', 1)}, and this bapo reads version {VERSION}: {AGAIN}."
         )
 
 

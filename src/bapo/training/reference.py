@@ -127,7 +127,7 @@ class Reference:
             data = preferences_from_dataset(data, called)
         with self._in_place(trained and self.is_policy, kept):
             if self._store is None:
-                in_folder = args.anchors and AnchorStore(Path(args.anchors), self.model)
+                in_folder = args.anchored_store and AnchorStore(Path(args.anchored_store), self.model)
                 self._store = in_folder or AnchorStore.in_cache(self.model)
             anchored = anchor(data, self.model, self._store, generation=args.generation(), lengths=args.lengths())
         if args.local_process_index == 0:

@@ -44,7 +44,7 @@ def dsp_file(domain: str, data_folder: Path | None) -> Path:
 
 @source(
     "dsp",
-    "raw Domain-Specific-Preference files, in the folder named by `--data` or `BAPO_DATA`",
+    "raw Domain-Specific-Preference files, in the folder named by `--data-folder` or `BAPO_DATA`",
     example="dsp:academy",
     words=DOMAIN_PROMPTS,
     paper_rows=_paper_rows,

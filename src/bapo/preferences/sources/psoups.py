@@ -60,7 +60,7 @@ def _paper_rows(code: str, data_folder: Path | None) -> PaperRows:
 
 @source(
     "psoups",
-    "raw Personalized-Soups files, in the folder named by `--data` or `BAPO_DATA`",
+    "raw Personalized-Soups files, in the folder named by `--data-folder` or `BAPO_DATA`",
     example="psoups:P1A",
     words=PREFERENCE_PROMPTS,
     paper_rows=_paper_rows,

@@ -1,4 +1,4 @@
-"""`bapo data-files`: benchmark questions from the hub as local files, for machines without a connection."""
+"""`bapo benchmark-files`: benchmark questions from the hub as local files, for machines without a connection."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import typer
 from bapo.registry import names
 
 
-def data_files(
+def benchmark_files(
     benchmarks: Annotated[str, typer.Argument(help=f"all, or some of {','.join(names('benchmarks'))}.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The data folder; name it in BAPO_DATA later.")] = Path(
         "bapo-data"
     ),
 ) -> None:
-    """Write benchmark questions from the hub into a folder of JSONL files, which --data and BAPO_DATA read."""
+    """Write benchmark questions from the hub into a folder of JSONL files, which --data-folder and BAPO_DATA read."""
     from bapo.cli.console import live_progress, out
 
     with live_progress() as on_progress:
