@@ -204,6 +204,9 @@ RANGES: dict[str, Range] = {
     # evaluation and generations
     "prompts": whole(0, 10**6),
     "limit": whole(1, 10**9),
+    # simulations
+    "repeats": whole(2, 10**6),
+    "simulation_seed": _SEED,
 }
 """What each setting that is a number may be, by its name, wherever it is given."""
 
