@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from bapo.cli import anchor, benchmark_files, data, evaluate, generate, lm_eval, personalize, sample, theory, train
+from bapo.cli import (
+    anchor,
+    benchmark_files,
+    data,
+    evaluate,
+    generate,
+    lm_eval,
+    personalize,
+    sample,
+    study,
+    theory,
+    train,
+)
 
 app = typer.Typer(
     name="bapo",
@@ -22,6 +34,7 @@ app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("generate")(generate.generate)
+app.add_typer(study.app, name="study")
 app.command("theory")(theory.theory)
 app.command("benchmark-files")(benchmark_files.benchmark_files)
 app.command("lm-eval", add_help_option=False, context_settings=lm_eval.EVERYTHING)(lm_eval.lm_eval)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -181,7 +182,7 @@ def read_recipe(
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise BapoError(_sentence(where, error)) from error
+        raise BapoError(sentence_of(where, error, [*known_keys(), *Recipe.model_fields])) from error
 
 
 def shipped_recipes() -> list[str]:
@@ -256,11 +257,18 @@ def _put(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
-def _sentence(where: str, error: ValidationError) -> str:
+def sentence_of(where: str, error: ValidationError, known: Iterable[str]) -> str:
+    """The first of the errors in a file of strict keys, as a sentence.
+
+    Args:
+        where: the file.
+        error: what pydantic found.
+        known: dotted keys that there are, of which the nearest to an unknown one is named.
+    """
     problem = error.errors()[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key[:80], [*known_keys(), *Recipe.model_fields], n=1, cutoff=0.4)
+        near = difflib.get_close_matches(key[:80], list(known), n=1, cutoff=0.4)
         return f"Unknown key {shortened(key)} in {where}" + (f": did you mean {near[0]!r}?" if near else ".")
     if problem["type"] == "value_error":  # of our own ranges
         must = f"must be {problem['ctx']['error']}"

@@ -1,0 +1,151 @@
+"""`bapo study`: a grid of runs from one file, wherever there is room, stopped and gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bapo.cli import options
+
+if TYPE_CHECKING:
+    from bapo.study import Study
+
+UNFINISHED = 1
+"""Exit code of a study of which jobs failed; 2 is that of every error."""
+
+app = typer.Typer(
+    help="A grid of runs from one file: plan it, run it, see how far it is, report it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+File = Annotated[Path, typer.Argument(help="The study file (.yaml).")]
+Folder = Annotated[
+    Path | None, typer.Option("--output", "-o", help="The study's folder; beside the file, with its name, by default.")
+]
+Processes = Annotated[int, typer.Option(help="Jobs at once, each in a process with its share of the cores.")]
+
+
+@app.command()
+def plan(
+    file: File, output: Folder = None, data_folder: options.DataFolder = None, as_json: options.AsJson = False
+) -> None:
+    """Show the grid before anything runs: runs, jobs, what is shared, what is done. Loads no model, reads no data."""
+    from bapo.cli.console import out, print_json, print_table
+
+    study = _opened(file, output, data_folder)
+    states = _states(study)
+    if as_json:
+        print_json({"folder": str(study.folder), "cells": list(study.cells), "jobs": states})
+        return
+    works = ("anchor", "train", "evaluate")
+    rows: list[tuple[str, ...]] = []
+    for work in works:
+        keys = [key for key, job in study.jobs.items() if job.work == work]
+        users = sum(any(key in job.needs for key in keys) for job in study.jobs.values())
+        done = sum(states[key] == "done" for key in keys)
+        rows.append((work, str(len(keys)), str(done), f"{users} jobs need them" if users else ""))
+    print_table(("work", "jobs", "done", ""), rows, title=f"{file}: {len(study.cells)} runs, {len(study.jobs)} jobs")
+    cells: list[tuple[str, ...]] = [
+        (cell.model, cell.preference, cell.method, str(cell.seed), _varied(cell.varied), states[f"train_{cell.key}"])
+        for cell in study.cells.values()
+    ]
+    print_table(("model", "preference", "method", "seed", "varied", "training"), cells)
+    out.print(f"folder {study.folder}", soft_wrap=True)
+
+
+@app.command()
+def run(
+    file: File,
+    output: Folder = None,
+    processes: Processes = 1,
+    data_folder: options.DataFolder = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Do all jobs that are not done, failed ones again. Stopped at any moment, the same command goes on."""
+    from bapo.cli.console import live_progress, out, print_json
+    from bapo.study import Ledger, run_here, run_in_processes
+
+    study = _opened(file, output, data_folder)
+    with live_progress(quiet=as_json) as on_progress:
+        left = run_here(study, on_progress) if processes == 1 else run_in_processes(study, processes, on_progress)
+    ledger = Ledger(study)
+    failures = {job.key: why for job in left if (why := ledger.why_failed(job))}
+    if as_json:
+        print_json({"folder": str(study.folder), "done": len(study.jobs) - len(left), "failed": failures})
+    else:
+        out.print(
+            f"{len(study.jobs) - len(left)} of {len(study.jobs)} jobs are done, in {study.folder}", soft_wrap=True
+        )
+        for key, why in failures.items():
+            out.print(f"failed: {key}: {why}", soft_wrap=True)
+    if left:
+        raise typer.Exit(UNFINISHED)
+
+
+@app.command()
+def status(file: File, output: Folder = None, as_json: options.AsJson = False) -> None:
+    """Show what became of each job, from any machine that reads the study's folder."""
+    from bapo.cli.console import out, print_json
+    from bapo.study import Ledger
+
+    study = _opened(file, output, None)
+    states, ledger = _states(study), Ledger(study)
+    if as_json:
+        print_json(states)
+        return
+    for state in ("done", "running", "waiting", "blocked", "failed"):
+        keys = [key for key, known in states.items() if known == state]
+        if keys:
+            out.print(f"{state}: {len(keys)}")
+        for key in keys if state in ("running", "failed") else []:
+            job = study.jobs[key]
+            out.print(f"  {key}: {ledger.sign_of_life(job) or ledger.why_failed(job)}", soft_wrap=True)
+
+
+@app.command()
+def report(file: File, output: Folder = None, as_json: options.AsJson = False) -> None:
+    """Draw tables, verdicts and curves from what is done: report.md, CSV, LaTeX and SVG in the study's folder."""
+    from dataclasses import asdict
+
+    from bapo.cli.console import out, print_json, print_table
+    from bapo.files import make_folder, write_text
+    from bapo.reporting import draw_logratios
+    from bapo.reporting import study as drawn
+    from bapo.study import logs
+    from bapo.study import report as made
+
+    study = _opened(file, output, None)
+    record = made(study)
+    tables, folder = drawn.tables(record.content), make_folder(study.folder / "tables")
+    write_text(study.folder / "report.md", drawn.as_markdown(record.content, f"Study {file.stem}"))
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", drawn.as_csv(table))
+        write_text(folder / f"{name}.tex", drawn.as_latex(table))
+    for key, log in logs(study).items():
+        draw_logratios({key: log}, study.folder / "figures" / f"{key}.svg")
+    if as_json:
+        print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on)})
+        return
+    for header, rows in tables.values():
+        print_table(header, rows)
+    out.print(f"report in {study.folder / 'report.md'}", soft_wrap=True)
+
+
+def _opened(file: Path, output: Path | None, data_folder: str | None) -> Study:
+    from bapo.study import open_study
+
+    return open_study(file, output, Path(data_folder) if data_folder else None)
+
+
+def _states(study: Study) -> dict[str, str]:
+    from bapo.study import Ledger
+
+    ledger = Ledger(study)
+    return {key: ledger.state(job) for key, job in study.jobs.items()}
+
+
+def _varied(varied: Any) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in varied.items())

@@ -1,0 +1,135 @@
+"""A study's report as Markdown, CSV and LaTeX, and its curves: all of it is read from records."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bapo.reporting.tables import interval, markdown_table
+
+if TYPE_CHECKING:
+    from bapo.results import StudyReport, TableCell, TableRow
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+CLAIM_HEADER = ("claim", "model", "says", "estimate [95 %]", "against", "p (Holm)", "verdict")
+
+
+def accuracy_table(report: StudyReport) -> Table:
+    """Tables 2 to 4 of the paper: methods by benchmarks, mean over preferences, deviation in brackets, interval."""
+    header = ("model", "method", "preferences", "runs", *report.columns)
+    return header, [
+        (*_row(row), *(_accuracy(row.accuracy.get(name)) for name in report.columns)) for row in report.rows
+    ]
+
+
+def change_table(report: StudyReport) -> Table:
+    """The same as changes against the base on the same questions, points."""
+    header = ("model", "method", "preferences", "runs", *report.columns)
+    return header, [
+        (*_row(row), *(_change(row.accuracy.get(name)) for name in report.columns))
+        for row in report.rows
+        if any(cell.change is not None for cell in row.accuracy.values())
+    ]
+
+
+def preference_table(report: StudyReport) -> Table:
+    """Reward accuracy and drift on held-out prompts."""
+    header = ("model", "method", "preferences", "runs", "reward accuracy (%)", "drift (nats/token)")
+    return header, [
+        (*_row(row), _accuracy(row.reward_accuracy), interval(row.drift_per_token.mean, 1, 4))
+        for row in report.rows
+        if row.drift_per_token is not None
+    ]
+
+
+def claim_table(report: StudyReport) -> Table:
+    """The paper's claims with their verdicts."""
+    return CLAIM_HEADER, [
+        (
+            claim.name,
+            claim.model,
+            claim.says,
+            interval(claim.estimate, 1, 3),
+            f"{claim.threshold:g}",
+            f"{claim.p:.3f}",
+            claim.verdict,
+        )
+        for claim in report.claims
+    ]
+
+
+def tables(report: StudyReport) -> dict[str, Table]:
+    """All tables that have rows, by the names of their files."""
+    named = {
+        "claims": claim_table(report),
+        "preferences": preference_table(report),
+        "accuracy": accuracy_table(report),
+        "changes": change_table(report),
+    }
+    return {name: table for name, table in named.items() if table[1] and len(table[0]) > 4}
+
+
+def as_markdown(report: StudyReport, title: str) -> str:
+    """The whole report as a page."""
+    titles = {
+        "claims": "The paper's claims",
+        "preferences": "Held-out preferences",
+        "accuracy": "Knowledge and alignment, percent right",
+        "changes": "Change against the base, points",
+    }
+    parts = [f"# {title}", f"{report.done} of {report.jobs} jobs are done.", _HOW]
+    parts += [f"## {titles[name]}\n\n{markdown_table(*table)}" for name, table in tables(report).items()]
+    return "\n\n".join(parts) + "\n"
+
+
+_HOW = (
+    "Means over preferences, of the mean over seeds; in brackets the standard deviation over preferences; 95 % "
+    "intervals over resampled preferences, seeds, and questions or prompts. Verdicts are corrected for the number of "
+    "claims (Holm)."
+)
+
+
+def as_csv(table: Table) -> str:
+    """A table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table[0], *table[1]])
+    return text.getvalue()
+
+
+def as_latex(table: Table) -> str:
+    """A table as a LaTeX tabular."""
+    header, rows = table
+    lines = [rf"\begin{{tabular}}{{{'l' * len(header)}}}", r"\hline", _latex_row(header), r"\hline"]
+    lines += [_latex_row(row) for row in rows]
+    return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
+
+
+_LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def _latex_row(row: Sequence[str]) -> str:
+    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in row) + r" \\"
+
+
+def _row(row: TableRow) -> tuple[str, ...]:
+    method = f"{row.method}, {row.varied}" if row.varied else row.method
+    return row.model, method, str(row.preferences), str(row.runs)
+
+
+def _accuracy(cell: TableCell | None) -> str:
+    if cell is None:
+        return ""
+    deviation = "" if cell.deviation is None else f" ({cell.deviation:.1f})"
+    return f"{cell.mean.value:.1f}{deviation} [{cell.mean.low:.1f}, {cell.mean.high:.1f}]"
+
+
+def _change(cell: TableCell | None) -> str:
+    return "" if cell is None or cell.change is None else interval(cell.change, 1, 1)

@@ -1,0 +1,96 @@
+"""What the jobs of a study found out, without any text of the data: records that can be shared and reported from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bapo.results.answers import BenchmarkAnswers, BenchmarkKind
+from bapo.results.preferences import PreferenceReport
+from bapo.results.records import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class AskedQuestions:
+    """A benchmark that a model was asked.
+
+    Attributes:
+        title, kind: of the benchmark.
+        questions: how many it has.
+        asked: how many of them were asked.
+        seconds: that asking took.
+    """
+
+    title: str
+    kind: BenchmarkKind
+    questions: int
+    asked: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """A job of a study that is done. Of an evaluation, the items are the held-out prompts and the questions.
+
+    Attributes:
+        key: of the job.
+        of: the cell, or what is evaluated instead.
+        work: anchor, train or evaluate.
+        seconds: that it took, and ``peak_bytes`` of memory its process had at most.
+        counts: what there was, such as prompts, pairs, base tokens, steps.
+        log: what the trainer logged, an entry for each logging step.
+        preferences: held-out scores; None of the base, whose log-ratios are all zero.
+        benchmarks: what was asked, by name.
+    """
+
+    key: str
+    of: str
+    work: Literal["anchor", "train", "evaluate"]
+    seconds: float
+    peak_bytes: int
+    counts: Mapping[str, float] = field(default_factory=dict)
+    log: tuple[Mapping[str, float], ...] = ()
+    preferences: PreferenceReport | None = None
+    benchmarks: Mapping[str, AskedQuestions] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedJob:
+    """A job of a study that failed.
+
+    Attributes:
+        key: of the job.
+        why: a sentence.
+        at: when, ISO 8601.
+    """
+
+    key: str
+    why: str
+    at: str
+
+
+FINISHED_JOB = Kind("a finished job of a study", 1, FinishedJob)
+FAILED_JOB = Kind("a failed job of a study", 1, FailedJob)
+
+
+def question_rows(answers: BenchmarkAnswers) -> list[dict[str, Any]]:
+    """One row a question, by its number and without its text."""
+    return [
+        {
+            "benchmark": answers.benchmark,
+            "task": answer.task,
+            "document": answer.document,
+            "category": answer.category,
+            "right": answer.right,
+            "logps": list(answer.logps),
+            "probabilities": list(answer.probabilities),
+            "score": answer.score,
+        }
+        for answer in answers.answers
+    ]
+
+
+def scores_by_question(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], float]:
+    """Accuracy by benchmark, task and number of the question."""
+    return {(row["benchmark"], row["task"], row["document"]): float(row["score"]) for row in rows}

@@ -1,0 +1,22 @@
+"""Studies: a file that names a grid, the jobs that it needs, and what became of each."""
+
+from bapo.study.executors import run_here, run_in_processes
+from bapo.study.file import StudyFile, read_study
+from bapo.study.grid import Cell, Study, StudyJob, open_study
+from bapo.study.ledger import Ledger, State
+from bapo.study.report import logs, report
+
+__all__ = [
+    "Cell",
+    "Ledger",
+    "State",
+    "Study",
+    "StudyFile",
+    "StudyJob",
+    "logs",
+    "open_study",
+    "read_study",
+    "report",
+    "run_here",
+    "run_in_processes",
+]

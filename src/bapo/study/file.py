@@ -1,0 +1,72 @@
+"""A study file: YAML with strict keys, which names models, preferences, methods, seeds and what is varied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from bapo.errors import BapoError
+from bapo.files import read_text
+from bapo.jobs.recipe import Section, known_keys, read_yaml, sentence_of
+
+Overrides = dict[str, Any]
+"""Dotted keys of a recipe to values."""
+
+
+class GridSection(Section):
+    """A product of what it lists. Equal cells of several grids are one run."""
+
+    models: list[str] = Field(["smollm2"], min_length=1, description="labels of `models`, or models themselves")
+    preferences: list[str] = Field(min_length=1, description="sources, such as dsp:academy")
+    methods: list[str] = Field(min_length=1, description="labels of `methods`, or objectives themselves")
+    seeds: list[int] = Field([0], min_length=1, description="training seeds")
+    vary: dict[str, list[Any]] = Field(default_factory=dict, description="recipe keys, each with its values")
+
+
+class EvaluationSection(Section):
+    """What every model is asked, trained or not."""
+
+    benchmarks: list[str] = Field(default_factory=list, description="names of benchmarks")
+    limit: int | None = Field(None, description="questions of each benchmark, the same for all models; None is all")
+    question_seed: int = Field(0, description="seed of the sample that limit draws")
+    prompt_only: bool = Field(False, description="also the untrained model that is told the preference")
+
+
+class StudyFile(Section):
+    """The whole study."""
+
+    recipe: dict[str, Any] = Field(default_factory=dict, description="sections of a recipe, for all runs")
+    models: dict[str, Overrides] = Field(default_factory=dict, description="by label, recipe keys of a model")
+    methods: dict[str, Overrides] = Field(default_factory=dict, description="by label, recipe keys of a method")
+    grids: dict[str, GridSection] = Field(min_length=1, description="by name")
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @field_validator("models", "methods")
+    @classmethod
+    def _dotted(cls, value: dict[str, Overrides]) -> dict[str, Overrides]:
+        for label, overrides in value.items():
+            for key in overrides:
+                if "." not in key:
+                    raise ValueError(
+                        f"dotted recipe keys to values by label, such as training.beta, and not {label}'s {key!r}"
+                    )
+        return value
+
+
+def read_study(path: Path) -> StudyFile:
+    """Read a study file.
+
+    Raises:
+        BapoError: it is not there, not valid YAML, or has an unknown key or a value that does not fit; says which.
+    """
+    content = read_yaml(read_text(path), f"The study {path}")
+    if not isinstance(content, dict):
+        raise BapoError(f"The study {path} must hold sections such as 'grids:', not a {type(content).__name__}.")
+    try:
+        return StudyFile.model_validate(content)
+    except ValidationError as error:
+        known = [*known_keys(StudyFile), *StudyFile.model_fields]
+        known += [f"grids.{name}.{key}" for name in content.get("grids") or {} for key in GridSection.model_fields]
+        raise BapoError(sentence_of(str(path), error, known)) from error

@@ -1,0 +1,176 @@
+"""From a study file to the jobs that it needs, each known by what it is told and not by where it runs."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bapo import __version__
+from bapo.errors import BapoError
+from bapo.jobs import Recipe, read_recipe
+from bapo.preferences import preference_in_words
+from bapo.results import BASE, PROMPT_ONLY, identity_of
+from bapo.settings import SCORING_VERSION
+from bapo.study.file import EvaluationSection, GridSection, StudyFile, read_study
+
+Work = Literal["anchor", "train", "evaluate"]
+
+_NO_OUTCOME = {
+    "preferences": {"data_folder"},
+    "anchoring": {"anchored_store"},
+    "training": {"save_steps", "report_to"},
+    "generations": True,
+    "also_train": True,
+}
+"""Keys of a recipe that change no number."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the study.
+
+    Attributes:
+        key: what it is called in the study's folder.
+        model, preference, method, seed: where it is in the grid.
+        varied: recipe keys that the grid varies, and their values here.
+        recipe: all that the run is told.
+    """
+
+    key: str
+    model: str
+    preference: str
+    method: str
+    seed: int
+    varied: Mapping[str, Any]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """One unit of work: a record lies at its key once it is done.
+
+    Attributes:
+        key: of the job, which is unique in the study.
+        work: what it does.
+        recipe: what it is told.
+        identity: hash of every setting that can change the outcome.
+        needs: keys of jobs that must be done before.
+        of: key of the cell, or what is evaluated instead: the base, or the base that is told a preference.
+        system: the system prompt of such a rival.
+    """
+
+    key: str
+    work: Work
+    recipe: Recipe
+    identity: str
+    needs: tuple[str, ...] = ()
+    of: str = BASE
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study in its folder.
+
+    Attributes:
+        folder: where artifacts and records lie.
+        cells: by key, in the order of the file.
+        jobs: by key; what a job needs stands before it.
+        evaluation: what every model is asked.
+        data_folder: of raw data and questions; None for `BAPO_DATA`, or the hub.
+    """
+
+    folder: Path
+    cells: Mapping[str, Cell]
+    jobs: Mapping[str, StudyJob]
+    evaluation: EvaluationSection
+    data_folder: Path | None = None
+    path: Path = field(default=Path())
+
+
+def open_study(path: Path, folder: Path | None = None, data_folder: Path | None = None) -> Study:
+    """Read a study file and lay out its jobs; nothing else is read.
+
+    Args:
+        path: the file.
+        folder: of the study; beside the file, with its name, by default.
+        data_folder: of raw data and questions; `BAPO_DATA` by default.
+
+    Raises:
+        BapoError: the file cannot be used, or two different runs would have one key.
+    """
+    content = read_study(path)
+    cells: dict[str, Cell] = {}
+    for grid in content.grids.values():
+        for cell in _cells(content, grid):
+            known = cells.setdefault(cell.key, cell)
+            if known.recipe != cell.recipe:
+                raise BapoError(
+                    f"The study {path} has two different runs that are both called {cell.key}: give methods or models "
+                    "labels of their own."
+                )
+    jobs: dict[str, StudyJob] = {}
+    for job in _jobs(cells, content.evaluation):
+        jobs.setdefault(job.key, job)
+    return Study(folder or path.with_suffix(""), cells, jobs, content.evaluation, data_folder, path)
+
+
+def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:
+    axes: tuple[list[Any], ...] = (grid.models, grid.preferences, grid.methods, grid.seeds, *grid.vary.values())
+    for model, preference, method, seed, *values in itertools.product(*axes):
+        varied = dict(zip(grid.vary, values, strict=True))
+        overrides = {
+            **content.models.get(model, {"model.name": model}),
+            **content.methods.get(method, {"training.objective": method}),
+            "preferences.source": preference,
+            "training.seed": seed,
+            **varied,
+        }
+        recipe = read_recipe(None, overrides, deepcopy(content.recipe))
+        parts = [f"{name.rpartition('.')[2]}{value}" for name, value in varied.items()]
+        yield Cell(
+            slug(model, preference, method, f"seed{seed}", *parts), model, preference, method, seed, varied, recipe
+        )
+
+
+def slug(*parts: object) -> str:
+    """A name for files: the parts with dashes between them, without what file systems do not take."""
+    return "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", str(part)).strip("-.") for part in parts)
+
+
+def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[StudyJob]:
+    """What a cell needs, then the cell; jobs that several cells need come once for each, with one key."""
+    asked = evaluation.model_dump(exclude={"prompt_only"})
+    for cell in cells.values():
+        recipe = cell.recipe
+        told = recipe.model_dump(mode="json", exclude=_NO_OUTCOME)  # type: ignore[arg-type]
+        model = {"model": told["model"]}
+        reading = {**model, "preferences": told["preferences"], "anchoring": told["anchoring"]}
+        anchor = slug("anchor", cell.model, cell.preference, _short(reading))
+        yield StudyJob(anchor, "anchor", recipe, _identity("anchor", reading), of=anchor)
+        if evaluation.benchmarks:
+            base = slug("evaluate", cell.model, BASE)
+            yield StudyJob(base, "evaluate", recipe, _identity("evaluate", {**model, **asked}))
+        if evaluation.prompt_only:
+            words = preference_in_words(cell.preference)
+            if words is not None:
+                rival = slug("evaluate", cell.model, cell.preference, PROMPT_ONLY)
+                identity = _identity("evaluate", {**reading, **asked, "system": words})
+                yield StudyJob(rival, "evaluate", recipe, identity, (anchor,), of=PROMPT_ONLY, system=words)
+        train = f"train_{cell.key}"
+        yield StudyJob(train, "train", recipe, _identity("train", told), (anchor,), of=cell.key)
+        identity = _identity("evaluate", {**told, **asked})
+        yield StudyJob(f"evaluate_{cell.key}", "evaluate", recipe, identity, (train,), of=cell.key)
+
+
+def _identity(work: Work, told: Mapping[str, Any]) -> str:
+    return identity_of(work=work, version=__version__, scoring=SCORING_VERSION, **told)
+
+
+def _short(told: Mapping[str, Any]) -> str:
+    return identity_of(**told)[:6]

@@ -1,0 +1,161 @@
+"""What became of each job: the record of a finished one, that of a failed one, and a sign of life of a running one.
+
+There is no other list. Any machine that reads the study's folder sees the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from bapo.errors import BapoError
+from bapo.files import make_folder, write_json, write_text
+from bapo.progress import OnProgress
+from bapo.results import FAILED_JOB, FINISHED_JOB, FinishedJob, Provenance, Record, identity_of
+from bapo.study.grid import Study, StudyJob
+
+State = Literal["done", "running", "failed", "blocked", "waiting"]
+
+_BEAT_S, _DEAD_S = 2.0, 60.0
+_NOT_FOR_OTHERS = """# What holds texts of the data, or can be made again.
+anchored/
+runs/
+records/
+answers/
+running/
+"""
+
+
+class Ledger:
+    """The records of a study's jobs.
+
+    Args:
+        study: the study.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    def prepare(self) -> None:
+        """Make the study's folder."""
+        folder = make_folder(self.study.folder)
+        if not (folder / ".gitignore").is_file():
+            write_text(folder / ".gitignore", _NOT_FOR_OTHERS)
+
+    def path(self, job: StudyJob) -> Path:
+        """Where the record of a finished job lies."""
+        return self.study.folder / "jobs" / f"{job.key}.json"
+
+    def finished(self, job: StudyJob) -> Record[FinishedJob] | None:
+        """The record of a job, if it is done with these settings.
+
+        Raises:
+            BapoError: the record is damaged, or of another version.
+        """
+        return FINISHED_JOB.find(self.path(job), job.identity)
+
+    def finish(
+        self, job: StudyJob, content: FinishedJob, made_from: Provenance, items: list[dict[str, object]]
+    ) -> None:
+        """Write the record by which a job is done."""
+        FINISHED_JOB.write(self.path(job), content, identity=job.identity, made_from=made_from, items=items)
+        self._failure(job).unlink(missing_ok=True)
+
+    def _failure(self, job: StudyJob) -> Path:
+        return self.study.folder / "failures" / f"{job.key}.json"
+
+    def why_failed(self, job: StudyJob) -> str | None:
+        """Why a job failed with these settings, if it did."""
+        record = FAILED_JOB.find(self._failure(job), job.identity)
+        return None if record is None else record.content.why
+
+    def fail(self, job: StudyJob, why: str) -> None:
+        """Write down that a job failed."""
+        from bapo.results import FailedJob
+
+        content = FailedJob(job.key, why, datetime.now(UTC).isoformat(timespec="seconds"))
+        made_from = Provenance(model=job.recipe.model.name, weights="")
+        FAILED_JOB.write(self._failure(job), content, identity=job.identity, made_from=made_from)
+
+    def forget_failures(self) -> None:
+        """Let what failed be tried again."""
+        for job in self.study.jobs.values():
+            self._failure(job).unlink(missing_ok=True)
+
+    def _sign(self, job: StudyJob) -> Path:
+        return self.study.folder / "running" / f"{job.key}.json"
+
+    @contextmanager
+    def alive(self, job: StudyJob, on_progress: OnProgress) -> Iterator[OnProgress]:
+        """Show that a job runs, and how far it is, to whoever reads the folder."""
+        make_folder(self._sign(job).parent)
+        last = 0.0
+
+        def tell(stage: str, done: int, total: int, note: str = "") -> None:
+            nonlocal last
+            on_progress(stage, done, total, note)
+            if time.monotonic() - last >= _BEAT_S:
+                last = time.monotonic()
+                who = {"host": socket.gethostname(), "process": os.getpid(), "at": time.time()}
+                with suppress(BapoError):  # a sign that cannot be written stops no work
+                    write_json(self._sign(job), {**who, "stage": stage, "done": done, "total": total})
+
+        tell("starting", 0, 1)
+        try:
+            yield tell
+        finally:
+            self._sign(job).unlink(missing_ok=True)
+
+    def sign_of_life(self, job: StudyJob) -> str | None:
+        """What a running job said last, in words; None of one that has said nothing for a minute."""
+        with suppress(OSError, ValueError, KeyError):
+            said = json.loads(self._sign(job).read_text())
+            if time.time() - said["at"] < _DEAD_S:
+                return f"{said['stage']} {said['done']}/{said['total']} on {said['host']}"
+        return None
+
+    def state(self, job: StudyJob) -> State:
+        """What became of a job."""
+        if self.finished(job) is not None:
+            return "done"
+        if self.sign_of_life(job) is not None:
+            return "running"
+        if self.why_failed(job) is not None:
+            return "failed"
+        needed = [self.state(self.study.jobs[key]) for key in job.needs]
+        return "blocked" if any(state in ("failed", "blocked") for state in needed) else "waiting"
+
+    def missing(self) -> list[StudyJob]:
+        """Jobs that are still to be done, in an order in which they can be; with those whose artifacts others miss."""
+        todo: dict[str, StudyJob] = {}
+
+        def add(job: StudyJob) -> None:
+            for key in job.needs:
+                needed = self.study.jobs[key]
+                if self.finished(needed) is None or not self.has_artifact(needed):
+                    add(needed)
+            todo.setdefault(job.key, job)
+
+        for job in self.study.jobs.values():
+            if self.finished(job) is None:
+                add(job)
+        return list(todo.values())
+
+    def has_artifact(self, job: StudyJob) -> bool:
+        """Whether what others need of a job is there; after a clone the records are, and the adapters are not."""
+        return job.work != "train" or (self.run_folder(job) / "run.json").is_file()
+
+    def run_folder(self, job: StudyJob) -> Path:
+        """Of a cell's run."""
+        return self.study.folder / "runs" / job.of
+
+    def identity(self) -> str:
+        """Of all jobs."""
+        return identity_of(**{key: job.identity for key, job in self.study.jobs.items()})

@@ -1,0 +1,76 @@
+"""The report of a study, put together from the records of its jobs, and kept as a record itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bapo.errors import BapoError
+from bapo.results import (
+    BASE,
+    PROMPT_ONLY,
+    STUDY_REPORT,
+    EvaluatedCell,
+    Provenance,
+    Record,
+    StudyReport,
+    evaluated_cell,
+    identity_of,
+    study_report,
+)
+from bapo.study.grid import Study, StudyJob
+from bapo.study.ledger import Ledger
+
+
+def report(study: Study) -> Record[StudyReport]:
+    """The report of what is done; made again where something was done since. Reads neither models nor data.
+
+    Raises:
+        BapoError: no evaluation is done, or a record is damaged.
+    """
+    ledger = Ledger(study)
+    finished = {key: ledger.finished(job) for key, job in study.jobs.items()}
+    done = {key: record for key, record in finished.items() if record is not None}
+    path = study.folder / "report.json"
+    identity = identity_of(**{key: record.identity for key, record in done.items()})
+    known = STUDY_REPORT.find(path, identity)
+    if known is not None:
+        return known
+    bases: dict[str, EvaluatedCell] = {}
+    cells: list[EvaluatedCell] = []
+    for key, record in done.items():
+        job = study.jobs[key]
+        if job.work != "evaluate":
+            continue
+        cell = evaluated_cell(record, *_place(study, job))
+        if job.of == BASE:
+            bases[cell.model] = cell
+        else:
+            cells.append(cell)
+    if not bases and not cells:
+        raise BapoError(f"No evaluation of {study.path} is done: start it with bapo study run {study.path}.")
+    content = study_report(bases, cells, jobs=len(study.jobs), done=len(done))
+    made_from = Provenance(model="", weights="", settings={"study": str(study.path.name), "jobs": sorted(done)})
+    return STUDY_REPORT.write(path, content, identity=identity, made_from=made_from)
+
+
+def logs(study: Study) -> dict[str, tuple[Mapping[str, float], ...]]:
+    """What the trainer logged of each finished training, by cell."""
+    ledger = Ledger(study)
+    found = {job.of: ledger.finished(job) for job in study.jobs.values() if job.work == "train"}
+    return {key: record.content.log for key, record in found.items() if record is not None}
+
+
+def _place(study: Study, job: StudyJob) -> tuple[str, str, str, str, int]:
+    """Of an evaluation: model, preference, method, what is varied, and seed."""
+    cell = study.cells.get(job.of)
+    if cell is not None:
+        varied = ", ".join(f"{_last(key)} {value}" for key, value in cell.varied.items())
+        return cell.model, cell.preference, cell.method, varied, cell.seed
+    by_recipe = next(cell for cell in study.cells.values() if cell.recipe is job.recipe)
+    preference = by_recipe.preference if job.of == PROMPT_ONLY else ""
+    return by_recipe.model, preference, job.of, "", 0
+
+
+def _last(key: Any) -> str:
+    return str(key).rpartition(".")[2]

@@ -1,0 +1,154 @@
+"""Doing one job of a study, wherever it runs.
+
+    python -m bapo.study.work FILE FOLDER KEY [DATA_FOLDER]
+
+does one in a process of its own; what it found is in the record, and why it failed in the record of that.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bapo.errors import BapoError, first_line
+from bapo.files import locked, make_folder
+from bapo.jobs import Recipe, Variant
+from bapo.progress import OnProgress, silent
+from bapo.results import (
+    AskedQuestions,
+    FinishedJob,
+    Provenance,
+    question_rows,
+    record_of,
+)
+from bapo.study.grid import Study, StudyJob, open_study
+from bapo.study.ledger import Ledger
+
+
+def do(study: Study, job: StudyJob, on_progress: OnProgress = silent) -> bool:
+    """Do a job, or find it done; two that do the same one wait for each other.
+
+    Returns:
+        Whether it is done. Why not is in the ledger: a failure of one job stops no other.
+    """
+    ledger = Ledger(study)
+    ledger.prepare()
+    lock = make_folder(study.folder / "running") / f"{job.key}.lock"
+    with locked(lock, lambda: on_progress(job.key, 0, 1, "another process does it")):
+        if ledger.finished(job) is not None and ledger.has_artifact(job):
+            return True
+        start = time.perf_counter()
+        try:
+            with ledger.alive(job, on_progress) as tell:
+                found, items, made_from = _WORK[job.work](study, ledger, job, tell)
+        except BapoError as error:
+            ledger.fail(job, str(error))
+            return False
+        except Exception as error:  # whatever a library raises: the study goes on, and says so
+            ledger.fail(job, f"{type(error).__name__}: {first_line(error)}")
+            return False
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        seconds = time.perf_counter() - start
+        ledger.finish(job, FinishedJob(job.key, job.of, job.work, seconds, peak, **found), made_from, items)
+        return True
+
+
+Found = tuple[dict[str, Any], list[dict[str, Any]], Provenance]
+
+
+def _placed(study: Study, job: StudyJob) -> Recipe:
+    """The job's recipe with the places of this study."""
+    recipe = job.recipe
+    store = study.folder / "anchored" / Path(recipe.model.name).name
+    anchoring = recipe.anchoring.model_copy(update={"anchored_store": str(store)})
+    data_folder = str(study.data_folder) if study.data_folder else recipe.preferences.data_folder
+    preferences = recipe.preferences.model_copy(update={"data_folder": data_folder})
+    return recipe.model_copy(update={"anchoring": anchoring, "preferences": preferences})
+
+
+def _anchor(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress) -> Found:
+    from bapo.jobs import stages
+    from bapo.jobs.job import made_on_by, provenance
+
+    recipe = _placed(study, job)
+    stages.check(recipe)
+    split = stages.read(recipe)
+    model = stages.load(recipe)
+    anchored = stages.anchor_split(recipe, split, model, on_progress)
+    counts: dict[str, float] = {}
+    for side, part in (("training", anchored.train), ("held-out", anchored.held_out)):
+        bases = [base for group in part.groups for base in group.bases]
+        counts |= {f"{side} prompts": len(part.groups), f"{side} pairs": part.pair_count}
+        counts |= {f"{side} base tokens": sum(len(base.ids) for base in bases)}
+    data = stages.data_fingerprint(split)
+    return (
+        {"counts": counts},
+        [],
+        provenance(recipe, anchored.train.reference, made_on_by(model, anchored.train), data=data),
+    )
+
+
+def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress) -> Found:
+    from bapo.jobs.job import provenance, train
+
+    recipe = _placed(study, job)
+    run, _, _ = train(recipe, make_folder(ledger.run_folder(job)), on_progress)
+    record = record_of(run.folder) or {}
+    counts = {"pairs": float(record.get("pairs", 0)), "steps": float(record.get("steps", 0))}
+    made_from = provenance(recipe, record.get("reference", ""), record.get("made_on", {}), data=record.get("data"))
+    return {"log": run.log, "counts": counts}, [], made_from
+
+
+def _evaluate(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress) -> Found:
+    from bapo.evaluation import BenchmarkPlan, local_folder
+    from bapo.jobs.evaluation import find_out
+    from bapo.jobs.job import provenance
+    from bapo.results import BASE, to_rows
+
+    recipe, asked = _placed(study, job), study.evaluation
+    adapter = str(study.folder / "runs" / job.of) if job.of in study.cells else None
+    plan = None
+    if asked.benchmarks:
+        plan = BenchmarkPlan(
+            tuple(asked.benchmarks),
+            limit=asked.limit,
+            seed=asked.question_seed,
+            data_folder=local_folder(recipe.preferences.data_folder),
+            answers_folder=study.folder / "answers",
+        )
+    (findings,) = find_out(
+        recipe,
+        [Variant(job.of, adapter=adapter, system=job.system)],
+        benchmarks=plan,
+        preferences=job.of != BASE,
+        records=study.folder / "records",
+        on_progress=on_progress,
+    )
+    benchmarks = {
+        name: AskedQuestions(
+            answers.title, answers.kind, answers.questions, len(answers.answers), findings.seconds.get(name, 0.0)
+        )
+        for name, answers in findings.benchmarks.items()
+    }
+    rows: list[dict[str, Any]] = [{"prompt": row, "question": None} for row in to_rows(findings.prompts)]
+    for answers in findings.benchmarks.values():
+        rows += [{"prompt": None, "question": row} for row in question_rows(answers)]
+    found = {"preferences": findings.preferences, "benchmarks": benchmarks}
+    return found, rows, provenance(recipe, "", {}, adapter=adapter, benchmarks=asked.model_dump())
+
+
+_WORK = {"anchor": _anchor, "train": _train, "evaluate": _evaluate}
+
+
+def main(arguments: list[str]) -> int:
+    """Do the job that is named, quietly; 0 if it is done."""
+    path, folder, key, *more = arguments
+    study = open_study(Path(path), Path(folder), Path(more[0]) if more else None)
+    return 0 if do(study, study.jobs[key]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
