@@ -265,7 +265,8 @@ def sentence_of(where: str, error: ValidationError, known: Iterable[str]) -> str
         error: what pydantic found.
         known: dotted keys that there are, of which the nearest to an unknown one is named.
     """
-    problem = error.errors()[0]
+    problems = error.errors()
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key[:80], list(known), n=1, cutoff=0.4)

@@ -240,8 +240,7 @@ class _Draws:
 def _counts(generator: np.random.Generator, number: int, *, pseudo: bool = True) -> Array:
     """How often each of so many units is in a resample, and behind them half a unit of each end."""
     weights = np.concatenate([np.ones(number), [0.5, 0.5] if pseudo else []])
-    counts: Array = generator.multinomial(number, weights / weights.sum(), RESAMPLES)
-    return counts
+    return generator.multinomial(number, weights / weights.sum(), RESAMPLES).astype(np.float64)
 
 
 _SHARE = (0.0, 100.0)

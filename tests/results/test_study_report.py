@@ -1,0 +1,151 @@
+"""A study's tables and verdicts: values worked by hand, intervals that cover, verdicts that are seldom wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from bapo.errors import BapoError
+from bapo.reporting import study as drawn
+from bapo.results import EvaluatedCell, PromptScores, study_report
+from bapo.results.study_report import _holm, _table_cell
+
+QUESTIONS = 200
+
+
+def cell(
+    method: str,
+    preference: str = "a",
+    seed: int = 0,
+    right: Sequence[float] = (1, 1, 0, 0),
+    pairs: Sequence[tuple[float, float]] = ((1.0, 0.0), (0.0, 1.0)),
+    drift: float = 0.0,
+) -> EvaluatedCell:
+    prompts = tuple(PromptScores((pair,), drift, 10, 1) for pair in pairs)
+    questions = {"arc": {("arc", number): float(score) for number, score in enumerate(right)}}
+    return EvaluatedCell("m", preference, method, "", seed, prompts, questions)
+
+
+def test_a_tables_numbers_are_means_over_preferences_of_means_over_seeds() -> None:
+    """Preference a: seeds with 50 % and 100 %, mean 75; preference b: 25 %. Mean 50, deviation 25 * sqrt(2)."""
+    cells = [
+        cell("dpo", "a", 0, (1, 1, 0, 0)),
+        cell("dpo", "a", 1, (1, 1, 1, 1)),
+        cell("dpo", "b", 0, (1, 0, 0, 0), pairs=((1.0, 0.0), (2.0, 1.0)), drift=-2.0),
+    ]
+    base = cell("base", "", 0, (1, 1, 1, 0), pairs=())
+    of_base, row = study_report({"m": base}, cells, jobs=9, done=4).rows
+    accuracy = row.accuracy["arc"]
+    assert accuracy.mean.value == pytest.approx(50)
+    assert accuracy.deviation == pytest.approx(25 * math.sqrt(2))
+    assert accuracy.change is not None
+    assert accuracy.change.value == pytest.approx(50 - 75)
+    assert accuracy.mean.low < 50 < accuracy.mean.high
+    assert row.reward_accuracy is not None
+    assert row.reward_accuracy.mean.value == pytest.approx((50 + 100) / 2)
+    assert row.drift_per_token is not None
+    assert row.drift_per_token.mean.value == pytest.approx((0 - 0.2) / 2)
+    assert (row.preferences, row.runs) == (2, 3)
+    assert (of_base.method, of_base.accuracy["arc"].mean.value, of_base.reward_accuracy) == ("base", 75, None)
+    assert of_base.accuracy["arc"].deviation is None
+
+
+def test_few_items_that_all_agree_are_not_known_exactly() -> None:
+    base = cell("base", "", 0, (1, 1, 1, 1))
+    (_, row) = study_report({"m": base}, [cell("dpo", right=(1, 1, 1, 1))], jobs=1, done=1).rows
+    accuracy = row.accuracy["arc"]
+    assert accuracy.mean.low < 90
+    assert accuracy.change is not None
+    assert accuracy.change.low < -10 < 10 < accuracy.change.high
+
+
+def test_intervals_cover_what_is_drawn_from_preferences_and_questions() -> None:
+    """Accuracy 0.6, of preferences 0.1 more or less: most 95 % intervals of six preferences hold it."""
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(60):
+        cells = []
+        for preference in "abcdef":
+            share = 0.6 + 0.1 * generator.standard_normal()
+            cells.append(cell("dpo", preference, right=(generator.random(QUESTIONS) < share).astype(float)))
+        (row,) = study_report({}, cells, jobs=1, done=1).rows
+        covered += row.accuracy["arc"].mean.low <= 60 <= row.accuracy["arc"].mean.high
+    assert covered >= 48
+
+
+def test_models_that_were_asked_other_questions_are_refused() -> None:
+    with pytest.raises(BapoError, match="not asked the same questions of arc"):
+        study_report({}, [cell("dpo", "a"), cell("dpo", "b", right=(1, 0))], jobs=1, done=1)
+    with pytest.raises(BapoError, match="not asked the same questions of arc"):
+        study_report({"m": cell("base", "", right=(1,))}, [cell("dpo")], jobs=1, done=1)
+
+
+def study_of(generator: np.random.Generator, gain: float, drift: float = -0.5) -> list[EvaluatedCell]:
+    """Four preferences: BAPO answers so many more of the questions, and loses so much of its base responses."""
+    cells = []
+    for preference in "abcd":
+        known = generator.random(QUESTIONS)
+        for method, share, of in (("dpo", 0.5, -4.0), ("bapo", 0.5 + gain, drift)):
+            pairs = [(float(generator.random()), 0.3) for _ in range(30)]
+            cells.append(cell(method, preference, right=(known < share).astype(float), pairs=pairs, drift=of))
+    return cells
+
+
+def test_verdicts_say_what_is_so_and_that_they_cannot_tell() -> None:
+    generator = np.random.default_rng(1)
+    claims = {claim.name: claim for claim in study_report({}, study_of(generator, 0.1, 0.0), jobs=1, done=1).claims}
+    assert list(claims) == ["C1", "C2", "C3", "C4"]
+    assert (claims["C1"].verdict, claims["C1"].estimate.value) == ("holds", 0.0)
+    assert claims["C3"].verdict == "holds"
+    assert claims["C3"].estimate.value == pytest.approx(10, abs=5)
+    assert claims["C2"].verdict == "cannot tell"
+    claims = {claim.name: claim for claim in study_report({}, study_of(generator, -0.1), jobs=1, done=1).claims}
+    assert (claims["C1"].verdict, claims["C1"].estimate.value) == ("does not hold", pytest.approx(-0.05))
+    assert claims["C3"].verdict == "does not hold"
+
+
+def test_of_studies_without_a_difference_few_find_one() -> None:
+    generator = np.random.default_rng(2)
+    reports = [study_report({}, study_of(generator, 0.0), jobs=1, done=1) for _ in range(40)]
+    wrong = sum(claim.verdict != "cannot tell" for report in reports for claim in report.claims if claim.name == "C3")
+    assert wrong <= 6  # 5 % of 40 are 2; more than 6 come once in 300
+
+
+def test_claims_are_corrected_together() -> None:
+    """Holm: the smallest of p is multiplied by all, the next by one less, and none comes below one before it."""
+    (claim,) = [
+        c for c in study_report({}, study_of(np.random.default_rng(3), 0.1), jobs=1, done=1).claims if c.name == "C3"
+    ]
+
+    def with_p(p: float) -> tuple[object, np.ndarray]:
+        draws = np.ones(1999)
+        draws[: round(p * 1000) - 1] = -1.0
+        return claim, draws
+
+    corrected = _holm([with_p(0.01), with_p(0.04), with_p(0.03)])  # type: ignore[list-item]
+    assert [c.p for c in corrected] == pytest.approx([0.03, 0.06, 0.06])
+    assert [c.verdict for c in corrected] == ["holds", "cannot tell", "cannot tell"]
+
+
+def test_a_report_is_drawn_as_it_is_stored_in_three_forms() -> None:
+    report = study_report(
+        {"m": cell("base", "", right=[1, 0] * (QUESTIONS // 2), pairs=())},
+        study_of(np.random.default_rng(4), 0.1),
+        jobs=12,
+        done=11,
+    )
+    page = drawn.as_markdown(report, "Study 50 %_&")
+    for header, rows in drawn.tables(report).values():
+        assert "| " + " | ".join(header) + " |" in page
+        assert all("| " + " | ".join(row) + " |" in page for row in rows)
+    assert "11 of 12 jobs are done" in page
+    table = (("a_b", "50 %"), [("x & y", '1, "2"')])
+    assert drawn.as_csv(table) == 'a_b,50 %\nx & y,"1, ""2"""\n'
+    assert r"x \& y & 1, " in drawn.as_latex(table)
+    assert r"a\_b & 50 \% \\" in drawn.as_latex(table)
+
+
+def test_a_mean_of_one_preference_has_no_deviation() -> None:
+    assert _table_cell([[0.5, 1.0]], np.array([0.5, 1.0])).deviation is None

@@ -1,0 +1,256 @@
+"""Studies: the grid and its jobs, what is done once, what a failure or a kill costs, and what a clone finds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bapo.errors import BapoError
+from bapo.results import FINISHED_JOB
+from bapo.study import Ledger, open_study, read_study, run_here
+from tests.command import Command, bapo
+from tests.evaluation.questions import write_questions
+from tests.tiny import tiny_model, tiny_tokenizer
+
+SHORT: dict[str, Any] = {
+    "model": {"name": "model", "precision": "float32"},
+    "preferences": {"held_out": 4},
+    "anchoring": {"base_max_new_tokens": 6},
+    "training": {"max_steps": 3, "per_device_train_batch_size": 2, "save_steps": 1, "learning_rate": 1e-2},
+}
+STUDY: dict[str, Any] = {
+    "recipe": SHORT,
+    "models": {"tiny": {"model.name": "model"}},
+    "grids": {"main": {"models": ["tiny"], "preferences": ["mine.jsonl"], "methods": ["dpo", "bapo"]}},
+    "evaluation": {"benchmarks": ["arc_challenge"], "limit": 5},
+}
+JOBS = 6  # one anchors, one asks the base, two train, two evaluate
+
+
+def write_study(folder: Path, content: dict[str, Any], name: str = "study.yaml") -> Path:
+    (folder / name).write_text(yaml.safe_dump(content))
+    return folder / name
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny model, preferences, questions, and a study."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("BAPO_DATA", str(write_questions(tmp_path / "data")))
+    tiny_model("llama").save_pretrained("model")
+    tiny_tokenizer().save_pretrained("model")
+    for name in ("mine", "other"):
+        rows = [{"prompt": f"{name} {i}", "chosen": f"good {i}", "rejected": f"bad {i * i}"} for i in range(14)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_study(tmp_path, STUDY)
+    return tmp_path
+
+
+def with_methods(*methods: str, **more: Any) -> dict[str, Any]:
+    grid = {**STUDY["grids"]["main"], "methods": list(methods), **more}
+    return {**STUDY, "grids": {"main": grid}}
+
+
+def found(folder: Path) -> dict[str, Any]:
+    """Of each finished job all but its times and memory, and its items."""
+    records = {path.stem: FINISHED_JOB.read(path) for path in sorted((folder / "jobs").glob("*.json"))}
+    numbers = {}
+    for key, record in records.items():
+        content = record.content
+        log = [{k: v for k, v in entry.items() if k in ("loss", "logratios/base", "step")} for entry in content.log]
+        asked = {name: (of.asked, of.questions) for name, of in content.benchmarks.items()}
+        numbers[key] = (content.of, content.work, dict(content.counts), log, content.preferences, asked, record.items())
+    return numbers
+
+
+# ---- the grid -------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_laid_out_with_what_is_shared_once(place: Path) -> None:
+    content = {
+        **STUDY,
+        "grids": {
+            "main": {**STUDY["grids"]["main"], "preferences": ["mine.jsonl", "other.jsonl"], "seeds": [0, 1]},
+            "ranks": {**STUDY["grids"]["main"], "methods": ["bapo"], "vary": {"lora.rank": [8, 32]}},
+        },
+    }
+    study = open_study(write_study(place, content))
+    assert len(study.cells) == 2 * 2 * 2 + 2
+    works = [job.work for job in study.jobs.values()]
+    assert (works.count("anchor"), works.count("train"), works.count("evaluate")) == (2, 10, 11)
+    cell = study.cells["tiny_mine.jsonl_bapo_seed0_rank8"]
+    assert (cell.recipe.lora.rank, cell.recipe.training.objective, cell.recipe.training.max_steps) == (8, "bapo", 3)
+    for key, job in study.jobs.items():
+        assert all(list(study.jobs).index(needed) < list(study.jobs).index(key) for needed in job.needs)
+    assert study.jobs["train_tiny_other.jsonl_dpo_seed1"].recipe.training.seed == 1
+
+
+def test_a_job_is_known_by_what_changes_its_outcome_and_not_by_where_it_runs(place: Path) -> None:
+    def identities(**changes: Any) -> dict[str, str]:
+        recipe = {section: {**SHORT.get(section, {}), **keys} for section, keys in changes.items()}
+        study = open_study(write_study(place, {**STUDY, "recipe": {**SHORT, **recipe}}))
+        return {job.key: job.identity for job in study.jobs.values()}
+
+    before = identities()
+    assert identities(anchoring={"anchored_store": "elsewhere"}, preferences={"data_folder": "there"}) == before
+    assert identities(training={"save_steps": 7}) == before
+    for change, same in (
+        ({"training": {"learning_rate": 1e-3}}, {"evaluate_tiny_base"}),
+        ({"lora": {"rank": 3}}, {"evaluate_tiny_base"}),
+        ({"preferences": {"split_seed": 3}}, {"evaluate_tiny_base"}),
+        ({"model": {"precision": "bf16"}}, set()),
+    ):
+        other = identities(**change)  # type: ignore[arg-type]
+        unchanged = {key for key in before if other.get(key) == before[key] and not key.startswith("anchor")}
+        assert unchanged == same, change
+    asked = open_study(write_study(place, {**STUDY, "evaluation": {"benchmarks": ["arc_challenge"], "limit": 6}}))
+    changed = {key for key, job in asked.jobs.items() if job.identity != before[key]}
+    assert changed == {key for key in before if key.startswith("evaluate")}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"grid": {}}, r"Unknown key 'grid' in .*study.yaml: did you mean 'grids'"),
+        ({"grids": {"main": {"preferences": ["a"], "method": ["dpo"]}}}, r"Unknown key 'grids.main.method' .*methods'"),
+        ({"grids": {}}, "'grids' in .* does not fit"),
+        ({"grids": {"main": {"preferences": ["a"], "methods": []}}}, "grids.main.methods"),
+        (with_methods("x") | {"methods": {"x": {"beta": 1}}}, "must be dotted recipe keys"),
+        (with_methods("x") | {"methods": {"x": {"training.bta": 1}}}, r"Unknown key 'training.bta' .*training.beta"),
+        (with_methods("dpo", vary={"lora.rank": [0]}), "'lora.rank' in .* is 0"),
+        (
+            with_methods("a b", "a-b") | {"methods": {"a b": {"training.beta": 1}, "a-b": {"training.beta": 2}}},
+            "both called",
+        ),
+        ([1], "must hold sections"),
+    ],
+)
+def test_a_bad_study_is_one_sentence(content: Any, sentence: str, place: Path) -> None:
+    with pytest.raises(BapoError, match=sentence):
+        open_study(write_study(place, content))
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_here_and_in_processes_the_same_is_found_nothing_is_done_twice_and_a_larger_study_does_what_is_missing(
+    place: Path,
+) -> None:
+    assert json.loads(bapo("study", "run", "study.yaml", "-o", "here", "--json", cwd=place).stdout)["done"] == JOBS
+    said = bapo("study", "run", "study.yaml", "--processes", "2", cwd=place)
+    assert f"{JOBS} of {JOBS} jobs are done" in said.stdout
+    assert found(place / "study") == found(place / "here")
+    before = {path: path.stat().st_mtime_ns for path in (place / "study/jobs").iterdir()}
+    bapo("study", "run", "study.yaml", cwd=place)
+    assert {path: path.stat().st_mtime_ns for path in (place / "study/jobs").iterdir()} == before
+    write_study(place, with_methods("dpo", "bapo", "ipo"))
+    assert json.loads(bapo("study", "status", "study.yaml", "--json", cwd=place).stdout) == {
+        **{path.stem: "done" for path in before if path.suffix == ".json"},
+        "train_tiny_mine.jsonl_ipo_seed0": "waiting",
+        "evaluate_tiny_mine.jsonl_ipo_seed0": "waiting",
+    }
+    bapo("study", "run", "study.yaml", cwd=place)
+    after = {path: path.stat().st_mtime_ns for path in (place / "study/jobs").iterdir()}
+    assert {path: after[path] for path in before} == before
+    assert len(after) == len(before) + 3  # two records, and the items of one
+    assert "8 jobs" in bapo("study", "plan", "study.yaml", cwd=place).stdout
+
+
+@pytest.mark.slow
+def test_a_failed_job_says_why_stops_no_other_and_is_tried_again(place: Path) -> None:
+    write_study(place, with_methods("bapo", preferences=["gone.jsonl", "mine.jsonl"]))
+    said = json.loads(bapo("study", "run", "study.yaml", "--json", cwd=place, code=1).stdout)
+    (why,) = said["failed"].values()
+    assert "gone.jsonl" in why
+    states = json.loads(bapo("study", "status", "study.yaml", "--json", cwd=place).stdout)
+    assert {key: state for key, state in states.items() if "gone" in key} == {
+        next(key for key in states if key.startswith("anchor_tiny_gone")): "failed",
+        "train_tiny_gone.jsonl_bapo_seed0": "blocked",
+        "evaluate_tiny_gone.jsonl_bapo_seed0": "blocked",
+    }
+    assert {state for key, state in states.items() if "gone" not in key} == {"done"}
+    assert why in bapo("study", "status", "study.yaml", cwd=place).stdout.replace("\n", " ")
+    shutil.copy(place / "other.jsonl", place / "gone.jsonl")
+    assert json.loads(bapo("study", "run", "study.yaml", "--json", cwd=place).stdout)["failed"] == {}
+    assert not list((place / "study/failures").iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_started_again_and_a_killed_study_goes_on(place: Path) -> None:
+    """With the numbers of a study that nobody disturbed."""
+    write_study(place, {**STUDY, "recipe": {**SHORT, "training": {**SHORT["training"], "max_steps": 30}}})
+    bapo("study", "run", "study.yaml", "-o", "undisturbed", cwd=place)
+    training = place / "study/running/train_tiny_mine.jsonl_dpo_seed0.json"
+    with Command(["study", "run", "study.yaml", "--processes", "2"], place) as command:
+        worker = _worker_of(training, place / "study/runs/tiny_mine.jsonl_dpo_seed0/checkpoints")
+        os.kill(worker, signal.SIGKILL)
+        evaluating = place / "study/jobs/evaluate_tiny_base.json"
+        _until(lambda: evaluating.exists() and training.exists() and _process(training) not in (None, worker))
+        command.kill()
+    assert not (place / "study/jobs/evaluate_tiny_mine.jsonl_dpo_seed0.json").exists()
+    bapo("study", "run", "study.yaml", "--processes", "2", cwd=place)
+    assert found(place / "study") == found(place / "undisturbed")
+
+
+def _process(sign: Path) -> int | None:
+    try:
+        return int(json.loads(sign.read_text())["process"])
+    except (OSError, ValueError):
+        return None
+
+
+def _worker_of(sign: Path, checkpoints: Path) -> int:
+    """The process that trains, once it has a checkpoint."""
+    _until(lambda: any(checkpoints.glob("checkpoint-*/complete")))
+    worker = _process(sign)
+    assert worker is not None
+    return worker
+
+
+def _until(true: Any) -> None:
+    deadline = time.monotonic() + 300
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_clone_of_what_may_be_shared_knows_what_is_done_and_makes_what_is_missing(place: Path) -> None:
+    write_study(place, with_methods("bapo"))
+    study = open_study(place / "study.yaml")
+    assert run_here(study) == []
+    ignored = [line.rstrip("/") for line in (study.folder / ".gitignore").read_text().splitlines() if line[0] != "#"]
+    clone = place / "clone"
+    shutil.copytree(study.folder, clone, ignore=lambda folder, names: ignored if Path(folder) == study.folder else [])
+    assert {path.name for path in clone.iterdir()} == {".gitignore", "jobs"}
+    there = open_study(place / "study.yaml", clone)
+    assert {Ledger(there).state(job) for job in there.jobs.values()} == {"done"}
+    assert Ledger(there).missing() == []
+    texts = [json.loads(line) for line in Path("mine.jsonl").read_text().splitlines()]
+    kept = repr([found(clone), [path.read_text() for path in (clone / "jobs").glob("*.json")]])
+    assert not any(text in kept for row in texts for text in row.values())
+    assert "plus" not in kept, "of the questions"
+    more = {**with_methods("bapo"), "evaluation": {"benchmarks": ["arc_challenge", "piqa"], "limit": 5}}
+    larger = open_study(write_study(place, more), clone)
+    assert [job.work for job in Ledger(larger).missing()] == ["evaluate", "train", "evaluate"]
+    assert run_here(larger) == []
+
+
+def test_a_damaged_record_is_a_sentence(place: Path) -> None:
+    write_study(place, {**with_methods("bapo"), "evaluation": {}})
+    study = open_study(place / "study.yaml")
+    assert read_study(place / "study.yaml").evaluation.benchmarks == []
+    assert run_here(study) == []
+    record = next((study.folder / "jobs").glob("train*.json"))
+    record.write_text(record.read_text().replace('"steps": 3.0', '"steps": 4.0'))
+    said = bapo("study", "status", "study.yaml", cwd=place, code=2).stderr
+    assert f"{record.name} is damaged" in said
