@@ -202,6 +202,22 @@ def test_a_killed_worker_is_started_again_and_a_killed_study_goes_on(place: Path
     assert found(place / "study") == found(place / "undisturbed")
 
 
+@pytest.mark.slow
+def test_on_a_cluster_of_two_workers_of_which_one_is_killed_the_same_is_found(place: Path) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install 'bapo[ray]'")
+    write_study(place, {**STUDY, "recipe": {**SHORT, "training": {**SHORT["training"], "max_steps": 30}}})
+    bapo("study", "run", "study.yaml", "-o", "undisturbed", cwd=place)
+    training = place / "study/running/train_tiny_mine.jsonl_dpo_seed0.json"
+    with Command(["study", "run", "study.yaml", "--ray", "local"], place) as command:
+        worker = _worker_of(training, place / "study/runs/tiny_mine.jsonl_dpo_seed0/checkpoints")
+        os.kill(worker, signal.SIGKILL)
+        assert command.wait()
+        done = command.done()
+    assert done.returncode == 0, done.stderr
+    assert f"{JOBS} of {JOBS} jobs are done" in done.stdout
+    assert found(place / "study") == found(place / "undisturbed")
+
+
 def _process(sign: Path) -> int | None:
     try:
         return int(json.loads(sign.read_text())["process"])

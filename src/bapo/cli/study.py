@@ -26,6 +26,12 @@ Folder = Annotated[
     Path | None, typer.Option("--output", "-o", help="The study's folder; beside the file, with its name, by default.")
 ]
 Processes = Annotated[int, typer.Option(help="Jobs at once, each in a process with its share of the cores.")]
+Ray = Annotated[
+    str | None, typer.Option(help="Run on a Ray cluster: its address, or local for one on this machine (bapo[ray]).")
+]
+Cpus = Annotated[float, typer.Option(help="With --ray: processors for each job.")]
+Gpus = Annotated[float, typer.Option(help="With --ray: GPUs for each job.")]
+MemoryGib = Annotated[float, typer.Option(help="With --ray: memory for each job, GiB; 0 asks for none.")]
 
 
 @app.command()
@@ -61,16 +67,26 @@ def run(
     file: File,
     output: Folder = None,
     processes: Processes = 1,
+    ray: Ray = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    memory_gib: MemoryGib = 0,
     data_folder: options.DataFolder = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Do all jobs that are not done, failed ones again. Stopped at any moment, the same command goes on."""
     from bapo.cli.console import live_progress, out, print_json
-    from bapo.study import Ledger, run_here, run_in_processes
+    from bapo.study import Ledger, run_here, run_in_processes, run_on_ray
 
     study = _opened(file, output, data_folder)
     with live_progress(quiet=as_json) as on_progress:
-        left = run_here(study, on_progress) if processes == 1 else run_in_processes(study, processes, on_progress)
+        if ray is not None:
+            address = None if ray == "local" else ray
+            left = run_on_ray(study, address, cpus=cpus, gpus=gpus, memory_gib=memory_gib, on_progress=on_progress)
+        elif processes > 1:
+            left = run_in_processes(study, processes, on_progress)
+        else:
+            left = run_here(study, on_progress)
     ledger = Ledger(study)
     failures = {job.key: why for job in left if (why := ledger.why_failed(job))}
     if as_json:

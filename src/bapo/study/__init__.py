@@ -1,6 +1,6 @@
 """Studies: a file that names a grid, the jobs that it needs, and what became of each."""
 
-from bapo.study.executors import run_here, run_in_processes
+from bapo.study.executors import run_here, run_in_processes, run_on_ray
 from bapo.study.file import StudyFile, read_study
 from bapo.study.grid import Cell, Study, StudyJob, open_study
 from bapo.study.ledger import Ledger, State
@@ -19,4 +19,5 @@ __all__ = [
     "report",
     "run_here",
     "run_in_processes",
+    "run_on_ray",
 ]

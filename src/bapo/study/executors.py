@@ -1,21 +1,25 @@
-"""Where the jobs of a study run: here one after another, or several processes at once."""
+"""Where the jobs of a study run: here one after another, in several processes at once, or on a Ray cluster."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
+from bapo.files import make_folder
 from bapo.progress import OnProgress, silent
 from bapo.study.grid import Study, StudyJob
 from bapo.study.ledger import Ledger
 from bapo.study.work import do
 
 _TRIES = 3
-"""How often a job is started whose process is killed."""
+"""How often a job is started whose process dies."""
 
 _LOOK_S = 0.2
 
@@ -54,15 +58,34 @@ def run_in_processes(study: Study, processes: int, on_progress: OnProgress = sil
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not 1 <= processes <= cores:
-        raise BapoError(
-            f"--processes is {processes}: this machine has {cores} cores, so name a number from 1 to {cores}."
-        )
-    ledger = _begun(study)
-    missing = ledger.missing()
-    threads = str(max(1, cores // processes))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    _Processes(study, ledger, missing, processes, environment).run(on_progress)
-    return ledger.missing()
+        raise BapoError(f"--processes is {processes}, and there are {cores} cores: name a number from 1 to {cores}.")
+    return _run(study, _Processes(study, processes, max(1, cores // processes)), on_progress)
+
+
+def run_on_ray(
+    study: Study,
+    address: str | None = None,
+    *,
+    cpus: float = 1,
+    gpus: float = 0,
+    memory_gib: float = 0,
+    on_progress: OnProgress = silent,
+) -> list[StudyJob]:
+    """Do all missing jobs as tasks of a Ray cluster, whose machines all see the study's folder and file by their paths.
+
+    Args:
+        study: the study.
+        address: of the cluster; None starts one on this machine, or joins the one that ``RAY_ADDRESS`` names.
+        cpus, gpus, memory_gib: what each job is given.
+        on_progress: told how many jobs are done, and of how many.
+
+    Returns:
+        As `run_here`.
+
+    Raises:
+        BapoError: Ray is not installed, or the cluster is not reached.
+    """
+    return _run(study, _OnRay(study, address, cpus, gpus, memory_gib), on_progress)
 
 
 def _begun(study: Study) -> Ledger:
@@ -72,69 +95,131 @@ def _begun(study: Study) -> Ledger:
     return ledger
 
 
-class _Processes:
-    def __init__(
-        self, study: Study, ledger: Ledger, missing: list[StudyJob], most: int, environment: dict[str, str]
-    ) -> None:
-        self.study, self.ledger, self.most, self.environment = study, ledger, most, environment
-        self.total, self.left = len(missing), list(missing)
-        self.running: dict[str, tuple[StudyJob, subprocess.Popen[bytes]]] = {}
-        self.tries: dict[str, int] = {}
+class _Place(ABC):
+    """Where jobs are started, several at once."""
 
-    def run(self, on_progress: OnProgress) -> None:
-        try:
-            while self.left or self.running:
-                self._collect()
-                self._start()
-                done = self.total - len(self.left) - len(self.running)
-                on_progress("study", done, self.total, ", ".join(self.running))
-                if self.running:
-                    time.sleep(_LOOK_S)
-        finally:
-            for _, process in self.running.values():
-                process.terminate()
-            for _, process in self.running.values():
-                process.wait()
+    most: int | None = None
+    """Jobs at once; None where the place itself lets them wait."""
 
-    def _collect(self) -> None:
-        for key, (job, process) in list(self.running.items()):
-            code = process.poll()
-            if code is None:
-                continue
-            del self.running[key]
-            if code in (0, 1):  # its record says which
-                continue
-            if self.tries[key] < _TRIES:
-                self.left.insert(0, job)
-            else:
-                self.ledger.fail(job, f"its process died {_TRIES} times, last with code {code}: start the study again.")
+    @abstractmethod
+    def start(self, job: StudyJob) -> Any:
+        """A handle of the job, which is started."""
 
-    def _start(self) -> None:
-        unfinished = {job.key for job in self.left} | set(self.running)
-        for job in list(self.left):
-            if len(self.running) == self.most:
-                return
-            if any(key in unfinished for key in job.needs):
-                continue
-            self.left.remove(job)
-            if self.ledger.state(job) == "blocked":
-                unfinished = {job.key for job in self.left} | set(self.running)
-                continue
-            self.tries[job.key] = self.tries.get(job.key, 0) + 1
-            self.running[job.key] = (job, self._process(job))
+    @abstractmethod
+    def ended(self, handle: Any) -> str | None:
+        """None while it runs, "" once it has written its record, or how its process died."""
 
-    def _process(self, job: StudyJob) -> subprocess.Popen[bytes]:
-        more = [str(self.study.data_folder)] if self.study.data_folder else []
-        command = [
-            sys.executable,
-            "-m",
-            "bapo.study.work",
-            str(self.study.path),
-            str(self.study.folder),
-            job.key,
-            *more,
-        ]
-        log = Path(self.study.folder / "running" / f"{job.key}.log")
-        log.parent.mkdir(parents=True, exist_ok=True)
+    @abstractmethod
+    def stop(self, handles: Sequence[Any]) -> None:
+        """End what still runs, and leave."""
+
+
+def _run(study: Study, place: _Place, on_progress: OnProgress) -> list[StudyJob]:
+    """Start each job once what it needs is done, until nothing is left that can be."""
+    ledger = _begun(study)
+    left = ledger.missing()
+    total, running, tries = len(left), dict[str, tuple[StudyJob, Any]](), dict[str, int]()
+    try:
+        while left or running:
+            for key, (job, handle) in list(running.items()):
+                died = place.ended(handle)
+                if died is None:
+                    continue
+                del running[key]
+                if died and tries[key] < _TRIES:
+                    left.insert(0, job)
+                elif died:
+                    ledger.fail(job, f"Its process died {_TRIES} times, last of {died}: start the study again.")
+            for job in list(left):
+                unfinished = {other.key for other in left} | set(running)
+                if place.most is not None and len(running) >= place.most:
+                    break
+                if any(key in unfinished for key in job.needs):
+                    continue
+                left.remove(job)
+                if ledger.state(job) != "blocked":
+                    tries[job.key] = tries.get(job.key, 0) + 1
+                    running[job.key] = (job, place.start(job))
+            on_progress("study", total - len(left) - len(running), total, ", ".join(running))
+            if running:
+                time.sleep(_LOOK_S)
+    finally:
+        place.stop([handle for _, handle in running.values()])
+    return ledger.missing()
+
+
+def _told(study: Study, job: StudyJob) -> list[str]:
+    """What `bapo.study.work` is told of a job."""
+    data_folder = [str(study.data_folder.resolve())] if study.data_folder else []
+    return [str(study.path.resolve()), str(study.folder.resolve()), job.key, *data_folder]
+
+
+class _Processes(_Place):
+    def __init__(self, study: Study, most: int, threads: int) -> None:
+        self.study, self.most = study, most
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+    def start(self, job: StudyJob) -> subprocess.Popen[bytes]:
+        log = make_folder(self.study.folder / "running") / f"{job.key}.log"
         with log.open("wb") as out:
+            command = [sys.executable, "-m", "bapo.study.work", *_told(self.study, job)]
             return subprocess.Popen(command, env=self.environment, stdout=out, stderr=subprocess.STDOUT)
+
+    def ended(self, handle: subprocess.Popen[bytes]) -> str | None:
+        code = handle.poll()
+        if code is None:
+            return None
+        return "" if code in (0, 1) else f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def stop(self, handles: Sequence[subprocess.Popen[bytes]]) -> None:
+        for handle in handles:
+            handle.terminate()
+        for handle in handles:
+            handle.wait()
+
+
+class _OnRay(_Place):
+    def __init__(self, study: Study, address: str | None, cpus: float, gpus: float, memory_gib: float) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise BapoError("Ray is not installed: pip install 'bapo[ray]', or use --processes.") from error
+        self.ray, self.study = ray, study
+        self.leaves = not ray.is_initialized()
+        if self.leaves:
+            with foreign("The Ray cluster cannot be reached", "check the address, or leave it out for one of your own"):
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        resources: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
+        resources |= {"memory": memory_gib * 2**30} if memory_gib else {}
+        self.task = ray.remote(max_retries=0, **resources)(_on_a_worker)  # how often it is tried is counted here
+
+    def start(self, job: StudyJob) -> Any:
+        return self.task.remote(_told(self.study, job), dict(_kept_of(os.environ)))
+
+    def ended(self, handle: Any) -> str | None:
+        ready, _ = self.ray.wait([handle], timeout=0)
+        if not ready:
+            return None
+        try:
+            self.ray.get(handle)
+        except self.ray.exceptions.RayError as error:
+            return type(error).__name__
+        return ""
+
+    def stop(self, handles: Sequence[Any]) -> None:
+        for handle in handles:
+            self.ray.cancel(handle, force=True)
+        if self.leaves:
+            self.ray.shutdown()
+
+
+def _kept_of(environment: Any) -> list[tuple[str, str]]:
+    """Variables that a job goes by."""
+    return [(name, value) for name, value in environment.items() if name.startswith(("BAPO_", "HF_"))]
+
+
+def _on_a_worker(told: list[str], environment: dict[str, str]) -> None:
+    from bapo.study.work import main
+
+    os.environ.update(environment)
+    main(told)
