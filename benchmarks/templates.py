@@ -30,7 +30,10 @@ def main() -> None:
     by_response: dict[str, Counter[str]] = {response: Counter() for response in RESPONSES}
     by_tokenizer: dict[str, Counter[str]] = {kind: Counter() for kind in TOKENIZERS}
     reasons: Counter[str] = Counter()
-    for name, template in published_templates().items():
+    known = published_templates()
+    if not known or not set(chosen or known) <= known.keys():
+        raise SystemExit(f"TRL ships {', '.join(known) or 'no templates here: pip install trl'}.")
+    for name, template in known.items():
         if chosen and name not in chosen:
             continue
         for kind in TOKENIZERS:

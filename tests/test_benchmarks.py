@@ -194,6 +194,7 @@ def test_a_model_is_loaded_hashed_and_probed_once_and_not_at_all_where_all_is_do
 
 
 def test_responses_are_what_a_template_writes(place: Path) -> None:
+    pytest.importorskip("trl", reason="TRL's chat templates: pip install trl")
     by_response, by_tokenizer = tables(ran("templates", "--templates", "gemma", "qwen3", cwd=place))
     for table in (by_response, by_tokenizer):
         assert sum(number(row["right"]) for row in table) > 0

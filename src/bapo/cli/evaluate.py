@@ -165,11 +165,11 @@ def _plan(
     recipe: Recipe, benchmarks: str | None, limit: int | None, ask: Asked, records: Path | None, question_seed: int
 ) -> BenchmarkPlan | None:
     options.check_numbers(limit=limit, question_seed=question_seed)
-    if benchmarks is None:
-        return None
     from bapo.cli.console import quieten_libraries
 
-    quieten_libraries()
+    quieten_libraries()  # what comes now imports them
+    if benchmarks is None:
+        return None
     from bapo.evaluation import BenchmarkPlan, benchmark_names, local_folder
 
     return BenchmarkPlan(
