@@ -62,7 +62,7 @@ def personalize(
 
 def _show(record: Record[Personalization]) -> None:
     from bapo.cli.console import out, print_answers, print_counts, print_table
-    from bapo.reporting import HEADER, held_out_rows
+    from bapo.reporting import HEADER, drift_in_words, held_out_rows
 
     result = record.content
     first = next(iter(result.held_out.values()))
@@ -73,8 +73,10 @@ def _show(record: Record[Personalization]) -> None:
     )
     out.print(
         "Reward accuracy and margin say how well the preference was learned. Drift says how much likelier the model's "
-        "own earlier answers became: below 0 they were forgotten.",
+        "own earlier answers became (a nat is a factor of 2.7): below 0 they are being forgotten.",
     )
+    for name, report in result.held_out.items():
+        out.print(drift_in_words(name, report), soft_wrap=True)
     print_counts(result.counts, result.doubtful)
     for side_by_side in result.answers:
         print_answers(side_by_side.prompt, side_by_side.answers)

@@ -11,7 +11,7 @@ from bapo.reporting.changes import (
     verdict_in_words,
 )
 from bapo.reporting.curves import draw_logratios
-from bapo.reporting.tables import HEADER, held_out_rows, interval, markdown_table
+from bapo.reporting.tables import HEADER, drift_in_words, held_out_rows, interval, markdown_table
 
 __all__ = [
     "ACCURACY_HEADER",
@@ -20,6 +20,7 @@ __all__ = [
     "accuracy_rows",
     "change_rows",
     "draw_logratios",
+    "drift_in_words",
     "forgetting_in_words",
     "held_out_rows",
     "interval",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,6 +47,13 @@ class PreferenceReport:
     drift_per_token: Estimate
     prompts: int
     pairs: int
+
+    @property
+    def base_change(self) -> Estimate:
+        """How much likelier the base responses became, percent per token: exp(drift per token) - 1."""
+        drift = self.drift_per_token
+        value, low, high = (100 * math.expm1(nats) for nats in (drift.value, drift.low, drift.high))
+        return Estimate(value, low, high)
 
 
 def report(scores: Sequence[PromptScores]) -> PreferenceReport:
