@@ -122,9 +122,9 @@ def readable(value: Any) -> Any:
             return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         return value
     if isinstance(value, Mapping):
-        return {readable(key): readable(own) for key, own in value.items()}
+        return {readable(key): readable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [readable(own) for own in value]
+        return [readable(inner) for inner in value]
     return value
 
 

@@ -129,13 +129,13 @@ class Registry(Mapping[str, T]):
 
     def _load(self, name: str) -> None:
         entries = _brought(self.group).get(name, ())
-        own = name in own_names(self.group)
-        if own + len(entries) > 1:
-            packages = " and ".join([*["bapo"] * own, *map(_package, entries)])
+        is_ours = name in own_names(self.group)
+        if is_ours + len(entries) > 1:
+            packages = " and ".join([*["bapo"] * is_ours, *map(_package, entries)])
             raise BapoError(
                 f"The name of the {self.kind.called} {name!r} is taken: {packages} bring one each, so uninstall one."
             )
-        if own:
+        if is_ours:
             import_module(f"bapo.{self.kind.home}.{name.replace(self.kind.between, '_')}")
         for entry in entries:
             what = f"The {self.kind.called} {name!r} of the package {_package(entry)}"

@@ -137,29 +137,29 @@ def anchor_together(
         generate_missing(prompts, model, store, generation, on_progress)
         counts = [Counter(part.counts) for part in tokenized]
         base_responses = [
-            _base_responses(part, model, store.bases(generation), lengths, own)
-            for part, own in zip(tokenized, counts, strict=True)
+            _base_responses(part, model, store.bases(generation), lengths, part_counts)
+            for part, part_counts in zip(tokenized, counts, strict=True)
         ]
         all_bases = [bases for part in base_responses for bases in part]
-        check_vocabulary(model.model, model.tokenizer, (base.ids for own in all_bases for base in own))
+        check_vocabulary(model.model, model.tokenizer, (base.ids for part_counts in all_bases for base in part_counts))
         tokens = [group.tokens for group in together.groups]
         score_missing(list(zip(tokens, all_bases, strict=True)), scorer, store, on_progress)
         probe = store.probe() or _probe(together, all_bases, scorer, store)
     whole = [
-        tuple(_join(group, bases, store, model.chat) for group, bases in zip(part.groups, own, strict=True))
-        for part, own in zip(tokenized, base_responses, strict=True)
+        tuple(_join(group, bases, store, model.chat) for group, bases in zip(part.groups, part_bases, strict=True))
+        for part, part_bases in zip(tokenized, base_responses, strict=True)
     ]
     return tuple(
         AnchoredPreferences(
             name=preferences.name,
             groups=groups,
             reference=str(store.identity["model"]),
-            counts=dict(own + _count_rejected_bases(groups)),
+            counts=dict(part_counts + _count_rejected_bases(groups)),
             end_ids=model.chat.end_ids,
             probe=probe,
             today=model.chat.today,
         )
-        for preferences, groups, own in zip(parts, whole, counts, strict=True)
+        for preferences, groups, part_counts in zip(parts, whole, counts, strict=True)
     )
 
 
@@ -260,8 +260,10 @@ def _within_room(responses: Sequence[Response], most: int | None, counts: Counte
     """Base responses of at most so many tokens; those that end there, cut now or when generated, are counted."""
     if most is None:
         return tuple(responses)
-    kept = tuple(own if len(own.ids) <= most else Response(own.ids[:most], False) for own in responses)
-    counts["base responses cut: too long"] += sum(len(own.ids) == most and not own.ended for own in kept)
+    kept = tuple(
+        response if len(response.ids) <= most else Response(response.ids[:most], False) for response in responses
+    )
+    counts["base responses cut: too long"] += sum(len(response.ids) == most and not response.ended for response in kept)
     return kept
 
 
@@ -324,7 +326,7 @@ def _join(group: TokenizedGroup, bases: Sequence[Response], store: AnchorStore, 
         pairs=group.pairs,
         ref_logps=tuple(scores[group_key(prompt, ids)].logp for ids in group.tokens.responses),
         bases=tuple(
-            _base(own, scores[group_key(prompt, own.ids)], is_any_of(own, _rejected(group), chat)) for own in bases
+            _base(base, scores[group_key(prompt, base.ids)], is_any_of(base, _rejected(group), chat)) for base in bases
         ),
     )
 
@@ -343,14 +345,14 @@ def is_any_of(base: Response, others: Sequence[TokenIds], chat: ChatFormat) -> b
     It is one that has the same tokens up to the end token, or the same as far as both go where the shorter one was
     cut; or the same text, which may have been divided into other tokens.
     """
-    own = _without_end(base.ids, chat)
+    ours = _without_end(base.ids, chat)
     for other in others:
         theirs = _without_end(other, chat)
-        shorter, longer = sorted((own, theirs), key=len)
-        cut = not base.ended if shorter is own else theirs == other
+        shorter, longer = sorted((ours, theirs), key=len)
+        cut = not base.ended if shorter is ours else theirs == other
         if shorter == longer or (cut and longer[: len(shorter)] == shorter):
             return True
-    text = chat.response_text(own)
+    text = chat.response_text(ours)
     return any(chat.response_text(other) == text for other in others)
 
 

@@ -90,12 +90,12 @@ def sample_candidates(
     found = []
     for prompt, ids in prompts:
         responses = drawn[group_key(ids)]
-        ended = [own.ids for own in responses if own.ended]
-        texts = [_text(own, prompt, chat) for own in ended]
+        ended = [response.ids for response in responses if response.ended]
+        texts = [_text(response, prompt, chat) for response in ended]
         counts[CUT] += len(responses) - len(ended)
         counts[NO_TEXT] += texts.count(None)
-        kept = [(text, own) for text, own in zip(texts, ended, strict=True) if text is not None]
-        found.append(Candidates(prompt, ids, tuple(text for text, _ in kept), tuple(own for _, own in kept)))
+        kept = [(text, response) for text, response in zip(texts, ended, strict=True) if text is not None]
+        found.append(Candidates(prompt, ids, tuple(text for text, _ in kept), tuple(response for _, response in kept)))
     return found, +counts
 
 

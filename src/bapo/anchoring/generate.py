@@ -51,8 +51,8 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for own in fields(self):
-            check_number(own.name, getattr(self, own.name))
+        for setting in fields(self):
+            check_number(setting.name, getattr(self, setting.name))
         if self.responses > 1 and self.temperature == 0:
             raise BapoError(
                 "Several base responses per prompt would all be the same without sampling: set a temperature."
@@ -144,15 +144,15 @@ def generate_batch(
             )
             made += stage
             responses = [_cut(row, end_ids) for row in out.sequences[:, width:].tolist()]
-            for place, own in zip(alive, responses, strict=True):
-                found[place] = own
-            going = [i for i, own in enumerate(responses) if not own.ended and made < most[alive[i]]]
+            for place, response in zip(alive, responses, strict=True):
+                found[place] = response
+            going = [i for i, response in enumerate(responses) if not response.ended and made < most[alive[i]]]
             alive = [alive[i] for i in going]
             if alive:
                 kept = torch.tensor(going, device=model.device)
                 ids, cache = out.sequences[kept], _rows_of(out.past_key_values, kept)
                 mask = torch.cat([mask[kept], mask.new_ones(len(going), stage)], dim=1)
-    complete = [own for own in found if own is not None]
+    complete = [response for response in found if response is not None]
     return [tuple(complete[i : i + settings.responses]) for i in range(0, len(complete), settings.responses)]
 
 
@@ -201,12 +201,12 @@ def _kernels_in_use(model: Any, kernels: Kernels, rows: int) -> Iterator[None]:
 @contextmanager
 def _no_settings_of_its_own(causal_lm: Any) -> Iterator[None]:
     """Inside, a model has no generation settings, with which `generate` would fill up what ours leave open."""
-    own = causal_lm.generation_config
+    config = causal_lm.generation_config
     causal_lm.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        causal_lm.generation_config = own
+        causal_lm.generation_config = config
 
 
 def _rows_of(cache: Any, rows: Tensor) -> Any:

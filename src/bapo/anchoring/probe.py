@@ -52,7 +52,7 @@ class Probe:
     def to_dict(self) -> dict[str, Any]:
         """For the store."""
         parts = {"own": self.own, "float32": self.float32}
-        return {name: None if own is None else asdict(own) for name, own in parts.items()}
+        return {name: None if tokens is None else asdict(tokens) for name, tokens in parts.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Probe:

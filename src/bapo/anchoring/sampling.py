@@ -39,7 +39,7 @@ class OwnDraws(LogitsProcessor):
         """Scores (rows, vocabulary) in which all but the drawn token are impossible."""
         reached = self.warp(input_ids, scores).float().softmax(-1).cumsum(-1)
         total = reached[:, -1:]
-        drawn = torch.tensor([[own.random()] for own in self.draws], dtype=total.dtype, device=total.device) * total
+        drawn = torch.tensor([[draw.random()] for draw in self.draws], dtype=total.dtype, device=total.device) * total
         below = torch.nextafter(total, torch.zeros_like(total))  # a draw may round up to 1
         token = torch.searchsorted(reached, torch.minimum(drawn, below), right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)

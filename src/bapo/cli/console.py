@@ -106,9 +106,9 @@ def print_json(content: Any) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(own) for key, own in value.items()}
+        return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(own) for own in value]
+        return [_plain(inner) for inner in value]
     if isinstance(value, float) and value - value != 0:
         return None
     return value

@@ -90,7 +90,7 @@ def load_tasks(name: str, *, asked: Asked = "harness", data_folder: Path | None 
     group = benchmark.text_task if by_text and benchmark.text_task else benchmark.task
     folder = data_folder if benchmark.files else None
     tasks = benchmark.tasks(group, _task_manager(benchmark.task_folder).task_index)
-    return tuple(_load(benchmark, own, category, chat, changes, folder) for own, category in tasks.items())
+    return tuple(_load(benchmark, task, category, chat, changes, folder) for task, category in tasks.items())
 
 
 def _load(
@@ -137,9 +137,9 @@ def hub_documents(name: str) -> dict[str, list[dict[str, Any]]]:
         BapoError: the hub cannot be read.
     """
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in BENCHMARKS[name].files}
-    for own in load_tasks(name):
+    for loaded in load_tasks(name):
         for split, found in rows.items():
-            found += own.task.fewshot_docs() if split == "dev" else own.task.eval_docs
+            found += loaded.task.fewshot_docs() if split == "dev" else loaded.task.eval_docs
     return rows
 
 
@@ -168,7 +168,7 @@ def sample_documents(tasks: Sequence[LoadedTask], limit: int | None, seed: int) 
     The sample depends on the seed and the tasks alone, so every model is asked the same, and a smaller limit asks a
     part of what a larger one asks of each task.
     """
-    sizes = {own.name: len(own.task.eval_docs) for own in tasks}
+    sizes = {loaded.name: len(loaded.task.eval_docs) for loaded in tasks}
     total = sum(sizes.values())
     if limit is None or limit >= total:
         return {name: list(range(size)) for name, size in sizes.items()}

@@ -133,9 +133,9 @@ class BapoLM(TemplateLM):
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         found = iter(zip(logps, greedy, strict=True))
         for prompt in prompts:
-            for own in places[prompt].values():
+            for places_of_text in places[prompt].values():
                 logp, is_greedy = next(found)
-                for at in own:
+                for at in places_of_text:
                     answers[at] = (logp, bool(is_greedy.all()))
         for (asked, _, _), answer in zip(requests, answers, strict=True):
             if asked is not None:

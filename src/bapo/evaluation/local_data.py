@@ -52,8 +52,8 @@ def hub_rows(benchmark: str, split: str, folder: Path) -> tuple[Row, ...]:
 
 @cache
 def _read(benchmark: str, path: Path, changed: int) -> tuple[Row, ...]:
-    own = BENCHMARKS[benchmark]
-    rows = tuple(own.to_hub(_checked(own, row, where)) for where, row in json_lines(read_text(path), path))
+    known = BENCHMARKS[benchmark]
+    rows = tuple(known.to_hub(_checked(known, row, where)) for where, row in json_lines(read_text(path), path))
     if not rows:
         raise BapoError(f"{path} holds no questions.")
     return rows
@@ -94,12 +94,12 @@ def write_files(benchmark: str, documents: Mapping[str, Any], folder: Path) -> l
         folder: where the files go; existing ones are replaced.
     """
     written = []
-    own = BENCHMARKS[benchmark]
-    for split, name in own.files.items():
+    known = BENCHMARKS[benchmark]
+    for split, name in known.files.items():
         path = folder / name
         make_folder(path.parent)
         lines = (
-            json.dumps({"id": f"{benchmark}-{split}-{number}", **own.from_hub(row)}, ensure_ascii=False)
+            json.dumps({"id": f"{benchmark}-{split}-{number}", **known.from_hub(row)}, ensure_ascii=False)
             for number, row in enumerate(documents[split])
         )
         write_text(path, "".join(f"{line}\n" for line in lines))

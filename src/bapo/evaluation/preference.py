@@ -77,7 +77,7 @@ def evaluate_preferences(
     stored = [(*group.ref_logps, *(base.ref_logp for base in group.bases)) for group in held_out.groups]
     logps = held_out_logps(model, held_out, kernels=kernels, stage=stage, on_progress=on_progress)
     scores = [
-        _scores(group, [own - ref for own, ref in zip(policy, of_reference, strict=True)])
+        _scores(group, [policy_logp - ref for policy_logp, ref in zip(policy, of_reference, strict=True)])
         for group, policy, of_reference in zip(held_out.groups, logps, reference or stored, strict=True)
     ]
     return report(scores), scores
@@ -109,13 +109,13 @@ def prompted(
         BapoError: a prompt is plain text, which has no turns, or does not fit into the model with its system turn.
     """
     groups = [
-        replace(own, tokens=replace(own.tokens, prompt=chat.prompt_ids(_with_system(own.source.prompt, system))))
-        for own in held_out.groups
+        replace(group, tokens=replace(group.tokens, prompt=chat.prompt_ids(_with_system(group.source.prompt, system))))
+        for group in held_out.groups
     ]
     longest = max(
-        len(own.tokens.prompt) + len(response)
-        for own in groups
-        for response in (*own.tokens.responses, *(base.ids for base in own.bases))
+        len(group.tokens.prompt) + len(response)
+        for group in groups
+        for response in (*group.tokens.responses, *(base.ids for base in group.bases))
     )
     if reach is not None and longest > reach:
         raise BapoError(
@@ -130,6 +130,6 @@ def _with_system(prompt: Prompt, system: str) -> Prompt:
         raise BapoError("A plain-text prompt has no system turn: leave out --plain, or --prompt-only.")
     turns = turns_of(prompt)
     beside = prompt[: len(prompt) - len(turns)]
-    own = next((turn.content for turn in turns[:1] if turn.role == "system"), None)
-    text = system if own is None else f"{system}\n\n{own}"
-    return (*beside, Message("system", text), *(turns if own is None else turns[1:]))
+    given = next((turn.content for turn in turns[:1] if turn.role == "system"), None)
+    text = system if given is None else f"{system}\n\n{given}"
+    return (*beside, Message("system", text), *(turns if given is None else turns[1:]))

@@ -55,8 +55,8 @@ def _files_of(name: str) -> dict[str, list[int]] | str:
     if path.is_file():
         return {str(path.resolve()): _stat(path)}
     if path.is_dir():
-        own = sorted(p for p in path.iterdir() if p.is_file() and p.suffix not in (".py", ".md", ".txt"))
-        return {str(p.resolve()): _stat(p) for p in own}
+        parts = sorted(p for p in path.iterdir() if p.is_file() and p.suffix not in (".py", ".md", ".txt"))
+        return {str(p.resolve()): _stat(p) for p in parts}
     return f"{name} {_revision_of(name, 'config.json')}"
 
 

@@ -182,7 +182,8 @@ def _judged(recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on
         with_adapter = AnchorStore.in_cache(policy)
         judged = candidate_logps(found, policy, with_adapter, "log-probs with the adapter", on_progress)
     ratios = [
-        [own - ref for own, ref in zip(ours, theirs, strict=True)] for ours, theirs in zip(judged, without, strict=True)
+        [policy_logp - ref for policy_logp, ref in zip(ours, theirs, strict=True)]
+        for ours, theirs in zip(judged, without, strict=True)
     ]
     return _Judged(found, ratios, counts, str(store.identity["model"]))
 
@@ -218,21 +219,21 @@ def _beta_of(reward: str) -> float:
 
 def _rows(found: Sequence[Candidates], rewards: Sequence[Sequence[float]], how: Sampling, counts: Counter[str]) -> Any:
     """One row a pair. A prompt's draws are its own, so that its company changes nothing."""
-    for group, own in zip(found, rewards, strict=True):
-        accept = min(how.accept, len(own))
+    for group, group_rewards in zip(found, rewards, strict=True):
+        accept = min(how.accept, len(group_rewards))
         if accept < 2:
             counts[FEW] += 1
             continue
         rng = random.Random(f"{how.seed} {checksum(json.dumps(group.ids).encode())}")
-        pairs = sample_pairs(own, accept, how.rejection_beta, rng)
+        pairs = sample_pairs(group_rewards, accept, how.rejection_beta, rng)
         counts[TIES] += accept // 2 - len(pairs)
         for chosen, rejected in pairs:
             yield {
                 **_prompt_columns(group.prompt),
                 "chosen": _response_column(group.prompt, group.texts[chosen]),
                 "rejected": _response_column(group.prompt, group.texts[rejected]),
-                "chosen_reward": own[chosen],
-                "rejected_reward": own[rejected],
+                "chosen_reward": group_rewards[chosen],
+                "rejected_reward": group_rewards[rejected],
             }
 
 

@@ -53,26 +53,28 @@ def check(recipe: Recipe, adapters: Sequence[str] = ()) -> None:
 
 def read(recipe: Recipe) -> Split:
     """Read the preferences and split them."""
-    own = recipe.preferences
+    asked = recipe.preferences
     split = read_split(
-        own.source,
-        protocol=own.protocol,
-        held_out=own.held_out,
-        seed=own.split_seed,
-        data_folder=Path(own.data_folder) if own.data_folder else None,
-        plain=own.plain,
+        asked.source,
+        protocol=asked.protocol,
+        held_out=asked.held_out,
+        seed=asked.split_seed,
+        data_folder=Path(asked.data_folder) if asked.data_folder else None,
+        plain=asked.plain,
     )
-    if own.max_train_prompts is None or own.max_train_prompts >= len(split.train.groups):
+    if asked.max_train_prompts is None or asked.max_train_prompts >= len(split.train.groups):
         return split
     train = split.train
-    kept = Preferences(train.name, train.groups[: own.max_train_prompts], train.rows, train.dropped)
+    kept = Preferences(train.name, train.groups[: asked.max_train_prompts], train.rows, train.dropped)
     return Split(kept, split.held_out)
 
 
 def read_all(recipe: Recipe) -> Preferences:
     """Read the preferences, unsplit."""
-    own = recipe.preferences
-    return read_preferences(own.source, data_folder=Path(own.data_folder) if own.data_folder else None, plain=own.plain)
+    asked = recipe.preferences
+    return read_preferences(
+        asked.source, data_folder=Path(asked.data_folder) if asked.data_folder else None, plain=asked.plain
+    )
 
 
 def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False) -> LoadedModel:
@@ -83,19 +85,19 @@ def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False)
     """
     from bapo.models import load_model
 
-    own, adapter = recipe.model, adapter or recipe.model.reference_adapter
+    asked, adapter = recipe.model, adapter or recipe.model.reference_adapter
     record = record_of(adapter)
-    if record is not None and record["recipe"]["model"]["name"] != own.name:
-        without = recipe.model_copy(update={"model": own.model_copy(update={"reference_adapter": None})})
+    if record is not None and record["recipe"]["model"]["name"] != asked.name:
+        without = recipe.model_copy(update={"model": asked.model_copy(update={"reference_adapter": None})})
         check_base(without, adapter, load(without))
     loaded = load_model(
-        own.name,
-        precision=own.precision,
+        asked.name,
+        precision=asked.precision,
         adapter=adapter,
         adapter_trainable=trainable,
-        trust_remote_code=own.trust_remote_code,
+        trust_remote_code=asked.trust_remote_code,
     )
-    return replace(loaded, kernels=own.kernels)
+    return replace(loaded, kernels=asked.kernels)
 
 
 def shared_model(recipe: Recipe) -> SharedModel:

@@ -329,10 +329,10 @@ def _gives_the_same(fused: _FusedForward) -> bool:
             dropout.p = p
 
 
-def _same_but_for_rounding(own: Tensor, other: Tensor) -> bool:
+def _same_but_for_rounding(ours: Tensor, other: Tensor) -> bool:
     """Both round sums of some hundreds of products, in float32 or once more in their precision."""
-    own, other, rounding = own.float(), other.float(), torch.finfo(own.dtype).eps
-    return bool((own - other).abs().max() <= 32 * rounding * own.abs().max())
+    ours, other, rounding = ours.float(), other.float(), torch.finfo(ours.dtype).eps
+    return bool((ours - other).abs().max() <= 32 * rounding * ours.abs().max())
 
 
 def _is_plain_product(base: Any, x: Tensor) -> bool:

@@ -49,7 +49,9 @@ class FastLayers:
     def are_of(self, model: nn.Module) -> bool:
         """Whether the model has the modules that it had when they were found."""
         now = _modules_below(model)
-        return len(now) == len(self._below) and all(own is known for own, known in zip(now, self._below, strict=True))
+        return len(now) == len(self._below) and all(
+            forward is known for forward, known in zip(now, self._below, strict=True)
+        )
 
     def __enter__(self) -> FastLayers:
         self._depth += 1

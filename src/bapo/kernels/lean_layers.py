@@ -143,8 +143,8 @@ def _known_forwards() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def _does(module: nn.Module, known: Callable[..., Any]) -> bool:
     """Whether the module's class computes what the known forward does: same arguments, same instructions."""
-    own = getattr(type(module).forward, "__code__", None)
-    return own is not None and _instructions(own) == _instructions(known.__code__)
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and _instructions(code) == _instructions(known.__code__)
 
 
 def _instructions(code: CodeType) -> tuple[Any, ...]:

@@ -132,9 +132,9 @@ def flex_agrees(device: torch.device) -> bool:
     inputs = [torch.randn(1, heads, 20, 16, generator=generator) for heads in (4, 2, 2)]
 
     def results(backend: Callable[..., Tensor], where: torch.device, dtype: torch.dtype) -> list[Tensor]:
-        own = [tensor.to(where, dtype).requires_grad_() for tensor in inputs]
-        output = backend(*own, None, 4, None, Segments(*layout))
-        return [found.cpu().double() for found in (output, *torch.autograd.grad(output.square().sum(), own))]
+        leaves = [tensor.to(where, dtype).requires_grad_() for tensor in inputs]
+        output = backend(*leaves, None, 4, None, Segments(*layout))
+        return [found.cpu().double() for found in (output, *torch.autograd.grad(output.square().sum(), leaves))]
 
     try:
         by_split, by_flex = (results(backend, device, torch.float32) for backend in (_split, _flex))
@@ -166,12 +166,12 @@ def _split(
     heads_per_key = query.shape[1] // key.shape[1]
     outputs: list[Tensor] = []
     for seen in segments.seen():
-        own = seen[-1]
-        if own.start == own.stop:
+        response = seen[-1]
+        if response.start == response.stop:
             continue
         keys, values = (repeat_kv(_at(tensor, seen), heads_per_key) for tensor in (key, value))
-        mask = _mask(segments, own.stop - own.start, keys.shape[2], sliding_window, query.device)
-        outputs.append(_attend(query[:, :, own], keys, values, mask, scaling, dropout, softcap))
+        mask = _mask(segments, response.stop - response.start, keys.shape[2], sliding_window, query.device)
+        outputs.append(_attend(query[:, :, response], keys, values, mask, scaling, dropout, softcap))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
@@ -195,8 +195,8 @@ class _Tied(torch.autograd.Function):
         ctx.segments, ctx.layer = segments, ties.layers
         ties.layers += 1
         for at, number, strands in ties.lent:
-            own = key[:, :, places[at]], value[:, :, places[at]]
-            ties.exchange.leave((ctx.layer, number), own, takers=len(strands))
+            keys_and_values = key[:, :, places[at]], value[:, :, places[at]]
+            ties.exchange.leave((ctx.layer, number), keys_and_values, takers=len(strands))
         others = [ties.exchange.take((ctx.layer, number)) for number in ties.borrowed]
         return tuple(torch.cat(parts, dim=2) for parts in zip((key, value), *others, strict=True))
 
@@ -207,12 +207,12 @@ class _Tied(torch.autograd.Function):
         for place, number in zip(places[ctx.segments.count :], ties.borrowed, strict=True):
             theirs = tuple(whole[:, :, place] for whole in upstream)
             ties.exchange.leave((ctx.layer, number, ties.strand), theirs)
-        own = tuple(whole[:, :, : ctx.segments.tokens].clone() for whole in upstream)
+        gradients = tuple(whole[:, :, : ctx.segments.tokens].clone() for whole in upstream)
         for at, number, strands in ties.lent:
             for strand in strands:
-                for whole, part in zip(own, ties.exchange.take((ctx.layer, number, strand)), strict=True):
+                for whole, part in zip(gradients, ties.exchange.take((ctx.layer, number, strand)), strict=True):
                     whole[:, :, places[at]] += part
-        return *own, None
+        return *gradients, None
 
 
 class _SplitAttention(torch.autograd.Function):
@@ -236,20 +236,20 @@ class _SplitAttention(torch.autograd.Function):
         key_heads, heads_per_key = key.shape[1], query.shape[1] // key.shape[1]
         output = reusable_empty(query, (1, query.shape[2], query.shape[1], value.shape[-1]))
         for seen in segments.seen():
-            own = seen[-1]
-            length = own.stop - own.start
+            response = seen[-1]
+            length = response.stop - response.start
             if not length:
                 continue
             keys, values = _at(key, seen), _at(value, seen)
             if length > QUERIES_AT_ONCE:  # blocks above the diagonal are left out, which pays for long prompts
                 keys, values = repeat_kv(keys, heads_per_key), repeat_kv(values, heads_per_key)
                 mask = _mask(segments, length, keys.shape[2], sliding_window, query.device)
-                attended = _attend(query[:, :, own], keys, values, mask, scale, 0.0, None)
+                attended = _attend(query[:, :, response], keys, values, mask, scale, 0.0, None)
             else:
                 bias = segments.bias(length, keys.shape[2], sliding_window, heads_per_key, query)
-                queries = query[:, :, own].reshape(1, key_heads, heads_per_key * length, -1)
+                queries = query[:, :, response].reshape(1, key_heads, heads_per_key * length, -1)
                 attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
-            output[0, own] = attended.reshape(query.shape[1], length, -1).transpose(0, 1)
+            output[0, response] = attended.reshape(query.shape[1], length, -1).transpose(0, 1)
         ctx.save_for_backward(query, key, value)
         ctx.scale, ctx.window, ctx.segments, ctx.rows = scale, sliding_window, segments, rows_of(output.flatten(2))
         return output
@@ -271,15 +271,15 @@ class _SplitAttention(torch.autograd.Function):
             return tensor[0, :, place].reshape(key_heads, -1, tensor.shape[-1])
 
         for line, seen in zip(ctx.segments.lines(), ctx.segments.seen(), strict=True):
-            own = seen[-1]
-            if own.start == own.stop or not ctx.rows.reach(own):
+            response = seen[-1]
+            if response.start == response.stop or not ctx.rows.reach(response):
                 continue
             keys, values = _at(key, seen)[0], _at(value, seen)[0]
-            before = keys.shape[1] - (own.stop - own.start)
+            before = keys.shape[1] - (response.stop - response.start)
             blocks = []
-            for start in range(own.start, own.stop, QUERIES_AT_ONCE):
-                rows = slice(start, min(start + QUERIES_AT_ONCE, own.stop))
-                reach = before + rows.stop - own.start
+            for start in range(response.start, response.stop, QUERIES_AT_ONCE):
+                rows = slice(start, min(start + QUERIES_AT_ONCE, response.stop))
+                reach = before + rows.stop - response.start
                 bias = ctx.segments.bias(rows.stop - rows.start, reach, ctx.window, heads_per_key, key)
                 pushed_query, *pushed = _attention_gradients(
                     by_key_head(query, rows),

@@ -28,7 +28,7 @@ differ by a thousandth of it, and dropout by a hundred times more."""
 LONGER = 256
 """Tokens by which a probe of what changes at some length is longer, at most."""
 
-_Own = Mapping[torch.dtype, Mapping[str, Tensor]]
+_Passes = Mapping[torch.dtype, Mapping[str, Tensor]]
 
 _fits: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, frozenset[str], bool], Fit]] = weakref.WeakKeyDictionary()
 """Of each model and each way to compute it (its own attention, the kernels, whether it is sharded)."""
@@ -51,7 +51,7 @@ class FitFinder:
         known = _fits.setdefault(self.causal_lm, {})
         attention: str = self.causal_lm.config._attn_implementation
         if attention == SEGMENT_ATTENTION:  # another scorer has it in use
-            attention = next((own for own, *_ in reversed(known)), "sdpa")
+            attention = next((implementation for implementation, *_ in reversed(known)), "sdpa")
         way = (attention, passes.kernels, passes.sharded)
         fit = known.get(way)
         passes.fit = fit or Fit(attention, longest=steady_length(self.causal_lm.config))
@@ -96,8 +96,8 @@ class FitFinder:
         dtype = torch.float32 if self.passes.fit.has_float32 else self.causal_lm.dtype
         with self.passes.layers():
             with self.passes.precision(dtype):
-                own = self._own_passes(probe)
-            misfit = self._misfit_on(probe, {dtype: own})
+                plain = self._plain_passes(probe)
+            misfit = self._misfit_on(probe, {dtype: plain})
         if misfit is not None:
             logger.warning(
                 "Sequences of %s that are longer than %d tokens are scored one at a time, because the shared row does "
@@ -111,30 +111,30 @@ class FitFinder:
     def _find_misfit(self) -> None:
         """Compare row and plain path on a probe; note which of them is right."""
         fit, probe = self.passes.fit, self.probe()
-        own: dict[torch.dtype, dict[str, Tensor]] = {}
-        own[self.causal_lm.dtype] = self._note_changes(probe)
+        plain: dict[torch.dtype, dict[str, Tensor]] = {}
+        plain[self.causal_lm.dtype] = self._note_changes(probe)
         if self.causal_lm.dtype != torch.float32:  # what is wrong by less than bf16 rounds shows there
             try:
                 if self.passes.sharded:
                     raise ValueError("weights are read where they are put together")
                 with self.passes.precision(torch.float32):
-                    own[torch.float32] = self._own_passes(probe)
+                    plain[torch.float32] = self._plain_passes(probe)
             except (RuntimeError, TypeError, ValueError) as error:  # code of a model's own may insist on its precision
                 logger.debug("The model cannot be computed in float32 (%s).", error)
                 fit.has_float32 = False
-        if not all(tokens.isfinite().all() for passes in own.values() for tokens in passes.values()):
+        if not all(tokens.isfinite().all() for passes in plain.values() for tokens in passes.values()):
             raise BapoError(
                 "The model gives a log-probability that is not a number for a plain prompt: "
                 "its weights are damaged or its precision is too low."
             )
-        self._refuse_drawing(probe, own)
+        self._refuse_drawing(probe, plain)
         for backend in backends_for(self.causal_lm.device):
             fit.backend = backend
-            fit.misfit = self._misfit_on(probe, own)
+            fit.misfit = self._misfit_on(probe, plain)
             if fit.misfit is None:
                 return
             logger.debug("The %s backend does not fit (%s).", backend, fit.misfit)
-        self._refuse_looking_ahead(probe, own)
+        self._refuse_looking_ahead(probe, plain)
         logger.warning(
             "%s is scored one sequence at a time, because the shared layout does not fit it (%s).",
             type(self.causal_lm).__name__,
@@ -145,12 +145,12 @@ class FitFinder:
         """The model's own numbers, while it is noted whether its modules change as they compute."""
         failed, todo = f"{type(self.causal_lm).__name__} cannot be computed", "check the model, or take another one"
         with foreign(failed, todo), noting_changes(self.causal_lm) as changes:
-            own = self._own_passes(probe)
+            plain = self._plain_passes(probe)
         fit = self.passes.fit
         fit.modules, fit.changes = _count_modules(self.causal_lm), tuple(dict.fromkeys(changes))
-        return own
+        return plain
 
-    def _own_passes(self, probe: list[TokenGroup]) -> dict[str, Tensor]:
+    def _plain_passes(self, probe: list[TokenGroup]) -> dict[str, Tensor]:
         """The model's own numbers, and again where rounding has moved them."""
         passes = self.passes
         with torch.no_grad(), evaluating(passes.model):
@@ -158,10 +158,10 @@ class FitFinder:
             with passes.nudging():
                 return {"plain": plain, "nudged": passes.plainly(probe).tokens.cpu()}
 
-    def _misfit_on(self, probe: list[TokenGroup], own: _Own) -> str | None:
+    def _misfit_on(self, probe: list[TokenGroup], plain: _Passes) -> str | None:
         model = self.passes.model
         try:
-            for dtype, passes in own.items():
+            for dtype, passes in plain.items():
                 strands = MOST_STRANDS if dtype == self.causal_lm.dtype else 1  # not while layers take turns
                 with torch.no_grad(), evaluating(model), self.passes.precision(dtype):
                     verdict = judge(self.passes.in_row(probe, strands).tokens.cpu(), passes, dtype)
@@ -173,9 +173,9 @@ class FitFinder:
             return f"{type(error).__name__}: {first_line(error)}"
         return None
 
-    def _refuse_drawing(self, probe: list[TokenGroup], own: _Own) -> None:
+    def _refuse_drawing(self, probe: list[TokenGroup], plain: _Passes) -> None:
         """The same pass once more must give the same numbers: nothing may be dropped or drawn in evaluation mode."""
-        for dtype, passes in own.items():  # the model's own precision, and float32, where order hardly shows
+        for dtype, passes in plain.items():  # the model's own precision, and float32, where order hardly shows
             with torch.no_grad(), evaluating(self.passes.model), self.passes.precision(dtype):
                 again = self.passes.plainly(probe).tokens.cpu()
             if torch.equal(again, passes["plain"]):
@@ -186,20 +186,20 @@ class FitFinder:
                 f"{gap:.3g} nats in evaluation mode): it drops or draws something, so nothing can be compared with it."
             )
 
-    def _refuse_looking_ahead(self, probe: list[TokenGroup], own: _Own) -> None:
+    def _refuse_looking_ahead(self, probe: list[TokenGroup], plain: _Passes) -> None:
         """What a token is predicted from must not change with the tokens behind it."""
-        dtype, passes = list(own.items())[-1]
+        dtype, passes = list(plain.items())[-1]
         ends = [len(response) for group in probe for response in group.responses]
         others = [TokenGroup(g.prompt, tuple((*r[:-1], g.prompt[0]) for r in g.responses)) for g in probe]
         with torch.no_grad(), evaluating(self.passes.model), self.passes.precision(dtype):
             changed = self.passes.plainly(others).tokens.cpu()
 
         def before_the_last(tokens: Tensor) -> Tensor:
-            return torch.cat([own[:-1] for own in tokens.split(ends)])
+            return torch.cat([sequence[:-1] for sequence in tokens.split(ends)])
 
-        ahead = judge(before_the_last(changed), {n: before_the_last(own) for n, own in passes.items()}, dtype)
+        ahead = judge(before_the_last(changed), {n: before_the_last(tokens) for n, tokens in passes.items()}, dtype)
         if not ahead.right:
-            self._refuse_drawing(probe, own)  # what changes now and then may have given the same twice
+            self._refuse_drawing(probe, plain)  # what changes now and then may have given the same twice
             raise BapoError(
                 f"{type(self.causal_lm).__name__} looks at the tokens behind the one that it predicts (log-probs move "
                 f"by {ahead.gap:.3g} nats with the last token): it is no causal language model as it is configured."

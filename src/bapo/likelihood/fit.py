@@ -40,7 +40,7 @@ class Verdict:
         )
 
 
-def judge(found: Tensor, own: Mapping[str, Tensor], dtype: torch.dtype) -> Verdict:
+def judge(found: Tensor, plain: Mapping[str, Tensor], dtype: torch.dtype) -> Verdict:
     """Compare numbers with those of the model's own code.
 
     Args:
@@ -48,8 +48,8 @@ def judge(found: Tensor, own: Mapping[str, Tensor], dtype: torch.dtype) -> Verdi
         own: (N,) the model's own by pass, at least two that differ by rounding alone; the first one is compared.
         dtype: what all of them were computed in.
     """
-    floor = noise_floor(own, float32=dtype == torch.float32)
-    return Verdict(gap_of(found, next(iter(own.values()))), floor, str(dtype).removeprefix("torch."))
+    floor = noise_floor(plain, float32=dtype == torch.float32)
+    return Verdict(gap_of(found, next(iter(plain.values()))), floor, str(dtype).removeprefix("torch."))
 
 
 @dataclass(slots=True)

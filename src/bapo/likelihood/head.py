@@ -77,8 +77,8 @@ def response_logps(hidden_PD: Tensor, head: Any, target_P: Tensor, rule: LogitRu
         logits = rule(head(hidden))
         top = logits.detach().amax(-1, keepdim=True)  # the arithmetic of the frozen head, so that rounding agrees too
         total = (logits - top).exp().sum(-1, keepdim=True)
-        own = logits.gather(-1, target[:, None])
-        return (own - top - total.log())[:, 0], (own.detach() >= top)[:, 0]
+        target_logit = logits.gather(-1, target[:, None])
+        return (target_logit - top - total.log())[:, 0], (target_logit.detach() >= top)[:, 0]
 
     vocabulary = len(head.weight) if hasattr(head, "weight") else head(hidden_PD[:1]).shape[-1]
     chunk = max(1, CHUNK_ELEMENTS // vocabulary)
@@ -147,12 +147,14 @@ def _of_block(
         (B,) log-probs; (B,) whether no token is likelier; (B, 1) sums of the odds; (B, 1) slopes at the targets.
     """
     logits = rule(precise_BV.copy_(rounded_BV))
-    own = logits.gather(-1, target_B[:, None])
+    target_logit = logits.gather(-1, target_B[:, None])
     slope = rule.slope(logits)
-    own_slope = slope.gather(-1, target_B[:, None]) if isinstance(slope, Tensor) else torch.full_like(own, slope)
+    own_slope = (
+        slope.gather(-1, target_B[:, None]) if isinstance(slope, Tensor) else torch.full_like(target_logit, slope)
+    )
     top = logits.amax(-1, keepdim=True)
     odds = logits.sub_(top).exp_()
     total = odds.sum(-1, keepdim=True)
     if needs_gradient:
         rounded_BV.copy_(odds if rule == LogitRule() else odds.mul_(slope))
-    return (own - top - total.log())[:, 0], (own >= top)[:, 0], total, own_slope
+    return (target_logit - top - total.log())[:, 0], (target_logit >= top)[:, 0], total, own_slope

@@ -98,8 +98,8 @@ class Passes:
         try:
             yield
         finally:
-            for config, own in zip(configs, before, strict=True):
-                config._attn_implementation_internal = own
+            for config, implementation in zip(configs, before, strict=True):
+                config._attn_implementation_internal = implementation
 
     @contextmanager
     def precision(self, dtype: torch.dtype) -> Iterator[None]:

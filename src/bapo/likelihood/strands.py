@@ -140,26 +140,28 @@ def cut(layout: Layout, most: int) -> list[Strand]:
     segments = layout.segments
     owner = _even_owners(segments, most)
     count = max(owner) + 1
-    loads = [sum(length for length, own in zip(segments.lengths, owner, strict=True) if own == k) for k in range(count)]
+    loads = [
+        sum(length for length, strand in zip(segments.lengths, owner, strict=True) if strand == k) for k in range(count)
+    ]
     if max(loads) * count > LOPSIDED * segments.tokens:
         owner, count = [0] * len(owner), 1
     lines, places = segments.lines(), segments.places()
-    own = [[at for at, strand in enumerate(owner) if strand == k] for k in range(count)]
-    borrowed = [sorted({up for at in own[k] for up in lines[at] if owner[up] != k}) for k in range(count)]
+    mine = [[at for at, strand in enumerate(owner) if strand == k] for k in range(count)]
+    borrowed = [sorted({up for at in mine[k] for up in lines[at] if owner[up] != k}) for k in range(count)]
     exchange = Exchange()
     strands = []
     for k in range(count):
-        index = {at: i for i, at in enumerate([*own[k], *borrowed[k]])}
-        lent = [(at, tuple(other for other in range(count) if at in borrowed[other])) for at in own[k]]
+        index = {at: i for i, at in enumerate([*mine[k], *borrowed[k]])}
+        lent = [(at, tuple(other for other in range(count) if at in borrowed[other])) for at in mine[k]]
         ties = Ties(exchange, k, tuple((index[at], at, to) for at, to in lent if to), tuple(borrowed[k]))
-        strands.append(_strand(layout, own[k], index, places, ties))
+        strands.append(_strand(layout, mine[k], index, places, ties))
     return strands
 
 
-def _strand(layout: Layout, own: Sequence[int], index: dict[int, int], places: Sequence[slice], ties: Ties) -> Strand:
+def _strand(layout: Layout, mine: Sequence[int], index: dict[int, int], places: Sequence[slice], ties: Ties) -> Strand:
     segments, device = layout.segments, layout.input_ids.device
     parents = (segments.parents[at] for at in index)
-    rows = list(chain.from_iterable(range(places[at].start, places[at].stop) for at in own))
+    rows = list(chain.from_iterable(range(places[at].start, places[at].stop) for at in mine))
     rows_T = torch.tensor(rows, device=device)
     row_of = torch.full((layout.tokens,), -1, device=device)
     row_of[rows_T] = torch.arange(len(rows), device=device)

@@ -47,23 +47,23 @@ class AdapterPart:
     @property
     def scaling(self) -> float:
         """What the adapter's product is multiplied with; 1 where nothing is said."""
-        own = vars(self.layer).get("scaling")  # not that of a module that it wraps
-        return float(own.get(self.adapter, 1.0)) if isinstance(own, dict) else 1.0
+        scaling = vars(self.layer).get("scaling")  # not that of a module that it wraps
+        return float(scaling.get(self.adapter, 1.0)) if isinstance(scaling, dict) else 1.0
 
     @property
     def is_zero(self) -> bool:
         """Whether the layer computes the same with and without it: a low-rank product with a factor that is zero, or a
         copy of a module that equals the original."""
-        kinds = {kind: list(own.values()) for kind, own in self.tensors.items() if own}
+        kinds = {kind: list(tensors.values()) for kind, tensors in self.tensors.items() if tensors}
         if self.scaling == 0:
             return True
         if set(kinds) == {"modules_to_save"}:
             original = self.layer.original_module.state_dict().values()
             return all(map(torch.equal, kinds["modules_to_save"], original))
         if set(kinds) not in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"}):
-            return not any(bool(tensor.any()) for own in kinds.values() for tensor in own)
+            return not any(bool(tensor.any()) for tensors in kinds.values() for tensor in tensors)
         (a, *_), (b, *bias) = (kinds[kind] for kind in sorted(kinds))
-        return not (bool(a.any()) and bool(b.any())) and not any(bool(own.any()) for own in bias)
+        return not (bool(a.any()) and bool(b.any())) and not any(bool(tensor.any()) for tensor in bias)
 
 
 def adapter_parts(model: nn.Module) -> list[AdapterPart]:
@@ -146,9 +146,9 @@ def _say_what_is_unknown(adapter: str | Path, config: Any) -> None:
 def _say_another_base(adapter: str | Path, config: Any, model: Any) -> None:
     if (Path(adapter) / "run.json").is_file():  # bapo's own record knows the weights, and is looked at elsewhere
         return
-    told, own = config.base_model_name_or_path, getattr(model.config, "_name_or_path", None)
-    if told and own and _last_name(told) != _last_name(own):
-        logger.warning("The adapter %s says that it was trained on %s, and this model is %s.", adapter, told, own)
+    told, name = config.base_model_name_or_path, getattr(model.config, "_name_or_path", None)
+    if told and name and _last_name(told) != _last_name(name):
+        logger.warning("The adapter %s says that it was trained on %s, and this model is %s.", adapter, told, name)
 
 
 def _last_name(model: str) -> str:
@@ -263,11 +263,11 @@ def _grow_embeddings(model: Any, adapter: str | Path, weights: dict[str, Tensor]
         }
         for end in ends
     }
-    larger = {size for own in sizes.values() for size in own if size != rows}
+    larger = {size for found_sizes in sizes.values() for size in found_sizes if size != rows}
     if not larger:
         return
-    if len(larger) > 1 or any(own != larger for own in sizes.values()) or max(larger) < rows:
-        brought = ", ".join(f"{end} of {sorted(own) or 'none'}" for end, own in sorted(sizes.items()))
+    if len(larger) > 1 or any(found_sizes != larger for found_sizes in sizes.values()) or max(larger) < rows:
+        brought = ", ".join(f"{end} of {sorted(found_sizes) or 'none'}" for end, found_sizes in sorted(sizes.items()))
         raise BapoError(
             f"The adapter {adapter} has embeddings of another size than the model, which has {rows} rows, and does not "
             f"bring all that they are made of ({brought}): save the model with its embeddings resized, and name that."
@@ -333,11 +333,11 @@ def check_trainable(policy: Any) -> None:
             "activate it with set_adapter."
         )
     bias = getattr(getattr(policy, "peft_config", {}).get(active[0]), "bias", "none")
-    own = {id(tensor) for part in parts if part.adapter == active[0] for tensor in _tensors_of(part)}
+    of_active = {id(tensor) for part in parts if part.adapter == active[0] for tensor in _tensors_of(part)}
     others = [
         name
         for name, parameter in policy.named_parameters()
-        if parameter.requires_grad and id(parameter) not in own and (bias == "none" or not name.endswith("bias"))
+        if parameter.requires_grad and id(parameter) not in of_active and (bias == "none" or not name.endswith("bias"))
     ]
     if others:
         raise BapoError(

@@ -22,7 +22,7 @@ def as_it_came(model: nn.Module, *, modules: bool = True) -> Iterator[None]:
     holders: list[dict[str, Any]] = [vars(module) for module in model.modules()] if modules else []
     of_modules = (getattr(module, name, None) for module in model.modules() for name in ("config", "generation_config"))
     configs = {id(config): config for config in of_modules if config is not None}
-    holders += [vars(own) for config in configs.values() for own in _with_parts(config)]
+    holders += [vars(part) for config in configs.values() for part in _with_parts(config)]
     before = [
         {name: (value, _copied(value)) for name, value in holder.items() if name not in _KEEP} for holder in holders
     ]
@@ -45,7 +45,7 @@ def _copied(value: Any) -> dict[Any, Any] | None:
 
 
 def _holds(table: Any, content: dict[Any, Any]) -> bool:
-    return len(table) == len(content) and all(key in table and table[key] is own for key, own in content.items())
+    return len(table) == len(content) and all(key in table and table[key] is value for key, value in content.items())
 
 
 def _with_parts(config: Any) -> Iterator[Any]:

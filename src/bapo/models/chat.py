@@ -201,7 +201,7 @@ class ChatFormat:
 
         whole = rendered(said)
         if not whole.startswith(opened.text) and any(map(_is_reasoning, said)):  # the prompt may have closed it already
-            bare = rendered({key: own for key, own in said.items() if not _is_reasoning(key)})
+            bare = rendered({key: text for key, text in said.items() if not _is_reasoning(key)})
             whole = bare if bare.startswith(opened.text) else whole
         if whole.startswith(opened.text):
             behind = whole[len(opened.text) :]
@@ -210,7 +210,7 @@ class ChatFormat:
             behind = _as_generated(opened.text[begins:], whole[begins:], said, template.end)
             counts[NOT_THE_TEMPLATES] += 1
             self._warn(held.restore(whole), held.restore(opened.text + behind))
-        told = (said["content"], *(own for key, own in said.items() if _is_reasoning(key)))
+        told = (said["content"], *(text for key, text in said.items() if _is_reasoning(key)))
         if not all(squeezed(part) in squeezed(opened.text + behind) for part in told if isinstance(part, str)):
             counts[LEFT_OUT] += 1
         template.check_calls(response, held.restore(behind))
@@ -291,7 +291,7 @@ def _with_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: own if key == "role" else _with_strings(own, change) for key, own in value.items()}
+        return {key: inner if key == "role" else _with_strings(inner, change) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_with_strings(own, change) for own in value]
+        return [_with_strings(inner, change) for inner in value]
     return value

@@ -15,6 +15,6 @@ def context_length(model: Any) -> int | None:
     """
     config = model.config.get_text_config()
     named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-    reach = next((own for own in named if isinstance(own, int) and own > 0), None)
+    reach = next((bound for bound in named if isinstance(bound, int) and bound > 0), None)
     factors = [rope.get("factor") or 1.0 for rope, kind in rotary_kinds(config.to_dict()) if "dynamic" in kind]
     return None if reach is None else int(reach * max(factors, default=1.0))

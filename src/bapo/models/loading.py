@@ -209,15 +209,15 @@ def adapters_tokenizer(adapter: str | Path, of_model: Any, *, quiet: bool = Fals
         told = cached_file(str(adapter), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
     if told is None:
         return of_model
-    own = load_tokenizer(str(adapter))
-    if tokenizer_fingerprint(own) == tokenizer_fingerprint(of_model):
+    brought = load_tokenizer(str(adapter))
+    if tokenizer_fingerprint(brought) == tokenizer_fingerprint(of_model):
         return of_model
     if quiet:
-        return own
-    parts = [] if own.get_vocab() == of_model.get_vocab() else ["tokenizer"]
-    parts += [] if own.chat_template == of_model.chat_template else ["chat template"]
+        return brought
+    parts = [] if brought.get_vocab() == of_model.get_vocab() else ["tokenizer"]
+    parts += [] if brought.chat_template == of_model.chat_template else ["chat template"]
     logger.warning("The adapter %s has its own %s, which is used instead of the model's.", adapter, " and ".join(parts))
-    return own
+    return brought
 
 
 def _nf4() -> Any:

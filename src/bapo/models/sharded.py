@@ -55,9 +55,9 @@ def through_hooks(module: nn.Module, function: Callable[..., Result], *arguments
         else:
             module.forward = before
 
-    def instead(*own: Any) -> Result:
+    def instead(*arguments: Any) -> Result:
         put_back()
-        return function(*own)
+        return function(*arguments)
 
     module.forward = instead
     try:

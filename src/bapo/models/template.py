@@ -146,7 +146,7 @@ class ChatTemplate:
             self.check_calls(turn, text)
             said = str(turn.get("content") or "")
             in_json = (json.dumps(said, ensure_ascii=ascii)[1:-1] for ascii in (True, False))
-            if turn["role"] == "assistant" or any(squeezed(own) in shown for own in (said, *in_json)):
+            if turn["role"] == "assistant" or any(squeezed(form) in shown for form in (said, *in_json)):
                 continue
             probed = [*turns[:at], {**turn, "content": PROBE}, *turns[at + 1 :]]
             if PROBE not in self.render(probed, settings):
@@ -218,8 +218,8 @@ def turn_dict(turn: str | Mapping[str, Any] | Turn) -> dict[str, Any]:
     """A turn as templates take it; text is the assistant's."""
     if isinstance(turn, str):
         return {"role": "assistant", "content": turn}
-    own = turn if isinstance(turn, Mapping) else {"role": turn.role, "content": turn.content, "more": turn.more}
-    told = dict(own)
+    parts = turn if isinstance(turn, Mapping) else {"role": turn.role, "content": turn.content, "more": turn.more}
+    told = dict(parts)
     more = told.pop("more", "")
     return {**told, **(json.loads(more) if more else {})}
 

@@ -63,12 +63,14 @@ class TextEncoder:
 
     def started(self, text: str) -> tuple[int, ...]:
         """The same with what the tokenizer puts before a text (BOS), once, and without what it puts behind (EOS)."""
-        own = self.plain(text)
+        unmarked = self.plain(text)
         marked = tuple(self.tokenizer(text)["input_ids"])
-        front = next((n for n in range(len(marked) - len(own) + 1) if marked[n : n + len(own)] == own), None)
+        front = next(
+            (n for n in range(len(marked) - len(unmarked) + 1) if marked[n : n + len(unmarked)] == unmarked), None
+        )
         if front is None:
             return marked
-        return own if own[:front] == marked[:front] else (*marked[:front], *own)
+        return unmarked if unmarked[:front] == marked[:front] else (*marked[:front], *unmarked)
 
     def middle(self, text: str) -> tuple[int, ...]:
         """Ids of a text that stands behind other text."""

@@ -101,7 +101,7 @@ def check_4bit(model: nn.Module, whose: str) -> None:
         mismatched=[n for n, state in states.items() if tuple(state.shape) != _shape(layers[n])],
     )
     scales = {n: [s for s in (state.absmax, state.offset) if isinstance(s, Tensor)] for n, state in states.items()}
-    _refuse_broken([n for n, own in scales.items() if not all(map(_is_finite, own))], whose)
+    _refuse_broken([n for n, parts in scales.items() if not all(map(_is_finite, parts))], whose)
     # Its CPU kernels begin a block with each row, though a block was cut from all rows behind each other.
     torn = [
         n

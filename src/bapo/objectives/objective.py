@@ -153,6 +153,8 @@ def _own_settings(function: Callable[..., object]) -> set[str]:
     return set(inspect.signature(function).parameters) - {"pairs", "beta", "strength"}
 
 
-def _numbers(settings: Mapping[str, Any], own: set[str], ranges: Mapping[str, Range]) -> dict[str, float]:
-    told = {name: value for name, value in settings.items() if name in own}
-    return {name: float(check_number(name, own, within=ranges.get(name, _ANY_NUMBER))) for name, own in told.items()}
+def _numbers(settings: Mapping[str, Any], names: set[str], ranges: Mapping[str, Range]) -> dict[str, float]:
+    told = {name: value for name, value in settings.items() if name in names}
+    return {
+        name: float(check_number(name, value, within=ranges.get(name, _ANY_NUMBER))) for name, value in told.items()
+    }

@@ -223,11 +223,11 @@ def _turns(value: Any, where: str, key: str) -> list[Message]:
 def _turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise BapoError(f"{where}: every turn needs a role and a content that are text.")
-    told = {key: _without_none(own) for key, own in turn.items() if own is not None}
+    told = {key: _without_none(value) for key, value in turn.items() if value is not None}
     role, content = told.pop("role", told.pop("from", None)), told.pop("content", told.pop("value", None))
     if isinstance(told.get("tool_calls"), str):
         told["tool_calls"] = _parsed(told["tool_calls"])
-    more = {key: own for key, own in told.items() if own not in ("", [], {})}
+    more = {key: value for key, value in told.items() if value not in ("", [], {})}
     if content is None and more:
         content = ""
     if isinstance(content, Sequence) and not isinstance(content, str):
@@ -261,7 +261,7 @@ def _parsed(value: Any) -> Any:
 def _without_none(value: Any) -> Any:
     """What Arrow fills up with nulls, without them."""
     if isinstance(value, Mapping):
-        return {key: _without_none(own) for key, own in value.items() if own is not None}
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_without_none(own) for own in value]
+        return [_without_none(inner) for inner in value]
     return value

@@ -42,7 +42,8 @@ def group_pairs(name: str, pairs: Iterable[Pair], *, drop_duplicates: bool = Tru
         rejected = places.setdefault(pair.rejected, len(places))
         kept.setdefault(pair.prompt, []).append((chosen, rejected))
     groups = tuple(
-        PromptGroup(prompt, tuple(responses[prompt]), tuple(own), tuple(bases[prompt])) for prompt, own in kept.items()
+        PromptGroup(prompt, tuple(responses[prompt]), tuple(indices), tuple(bases[prompt]))
+        for prompt, indices in kept.items()
     )
     return Preferences(name, groups, rows, dict(dropped))
 

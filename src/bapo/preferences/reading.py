@@ -56,7 +56,7 @@ def read_paper_rows(name: str, data_folder: Path | None = None) -> PaperRows:
     """
     found = _found(name)
     if found.source.paper_rows is None:
-        of_paper = [f"{own}:" for own in own_names("sources") if SOURCES[own].paper_rows is not None]
+        of_paper = [f"{source}:" for source in own_names("sources") if SOURCES[source].paper_rows is not None]
         raise BapoError(
             f"The paper's protocol is for {' and '.join(of_paper)} data, not for {name}: use the by-prompt protocol."
         )
@@ -92,8 +92,8 @@ def _found(name: str) -> _Found:
             hint = nearest(part, [*source.words, *source.aliases], before=f"{kind}:")
             raise BapoError(f"There is no preference {name}{hint}: use one of {', '.join(source.words)}.")
         return _Found(source, part)
-    for own in own_names("sources"):
-        fits = SOURCES[own].fits
+    for kind in own_names("sources"):
+        fits = SOURCES[kind].fits
         if fits is not None and fits(name):
-            return _Found(SOURCES[own], name)
+            return _Found(SOURCES[kind], name)
     raise BapoError(f"There are no preferences {name!r}{nearest(name, known_names())}: name one like {examples()}.")

@@ -76,9 +76,9 @@ def examples(*, whole: bool = False) -> str:
 
     Of what other packages bring only the name is told, so that nothing of theirs is loaded.
     """
-    own = own_names("sources")
-    told = {name: SOURCES[name].example if name in own else f"{name}:NAME" for name in SOURCES}
-    for name in own:
+    ours = own_names("sources")
+    told = {name: SOURCES[name].example if name in ours else f"{name}:NAME" for name in SOURCES}
+    for name in ours:
         others = [part for part in SOURCES[name].words if f"{name}:{part}" != told[name]]
         if not others:
             told[name] += f" ({SOURCES[name].description})"

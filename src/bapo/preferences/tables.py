@@ -41,7 +41,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     """Rows as objects; fields are separated by what makes most of the header: commas, semicolons or tabs."""
     text = read_text(path)
     first = re.split("[\r\n]", text, maxsplit=1)[0]
-    delimiter = max(",;\t", key=lambda own: first.count(own))
+    delimiter = max(",;\t", key=lambda letter: first.count(letter))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     while (row := _next_row(reader, path, longest=len(text))) is not None:

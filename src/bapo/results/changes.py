@@ -232,7 +232,7 @@ def forgetting(
 
 def spread(scores: Sequence[Forgetting]) -> float:
     """Standard deviation of the forgetting scores of several adapters, points (paper, Table 2, in parentheses)."""
-    return float(np.std([own.score.value for own in scores], ddof=1)) if len(scores) > 1 else float("nan")
+    return float(np.std([change.score.value for change in scores], ddof=1)) if len(scores) > 1 else float("nan")
 
 
 def changed_items(before: BenchmarkAnswers, after: BenchmarkAnswers, which: Outcome) -> list[tuple[Answer, Answer]]:

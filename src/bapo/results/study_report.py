@@ -294,10 +294,10 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
 
 def _minus(cell: EvaluatedCell, other: EvaluatedCell, column: str) -> EvaluatedCell:
     """The cell with its scores less another's, question by question."""
-    own, others = cell.questions[column], other.questions.get(column, {})
-    if list(own) != list(others):
+    scores, others = cell.questions[column], other.questions.get(column, {})
+    if list(scores) != list(others):
         raise BapoError(f"Models were not asked the same questions of {column}: evaluate them again.")
-    return replace(cell, questions={column: {question: own[question] - others[question] for question in own}})
+    return replace(cell, questions={column: {question: scores[question] - others[question] for question in scores}})
 
 
 # ---- the paper's claims ---------------------------------------------------------------------------------------------
@@ -322,9 +322,9 @@ def _claims(
     if not pairs:
         return claims
     ours, theirs = _Draws([a for a, _ in pairs], seed), _Draws([b for _, b in pairs], seed)
-    (own, own_draws), (other, other_draws) = ours.of_prompts(_right, _SHARE), theirs.of_prompts(_right, _SHARE)
+    (right, draws), (their_right, their_draws) = ours.of_prompts(_right, _SHARE), theirs.of_prompts(_right, _SHARE)
     says = f"BAPO's reward accuracy is at least DPO's, less {BUDGET:g} points at most"
-    add("C2", says, _mean(own) - _mean(other), own_draws - other_draws, -BUDGET)
+    add("C2", says, _mean(right) - _mean(their_right), draws - their_draws, -BUDGET)
     columns = list(pairs[0][0].questions)
     if not columns:
         return claims
@@ -360,14 +360,16 @@ def _spread(ours: _Draws, theirs: _Draws, columns: Sequence[str]) -> tuple[float
     def table(draws: _Draws) -> Array:
         return np.array([[np.mean(row) for row in draws.of_questions(column)[0]] for column in columns])
 
-    def log_ratio(own: Array, other: Array) -> float:
+    def log_ratio(mine: Array, other: Array) -> float:
         least = 1e-3  # a tenth of a point
-        return float(np.mean(np.log(np.maximum(other.std(axis=1), least) / np.maximum(own.std(axis=1), least))))
+        return float(np.mean(np.log(np.maximum(other.std(axis=1), least) / np.maximum(mine.std(axis=1), least))))
 
-    own, other = table(ours), table(theirs)
+    our_means, their_means = table(ours), table(theirs)
     generator = np.random.default_rng(0)
-    picks = generator.integers(0, own.shape[1], (RESAMPLES, own.shape[1]))
-    return log_ratio(own, other), np.array([log_ratio(own[:, pick], other[:, pick]) for pick in picks])
+    picks = generator.integers(0, our_means.shape[1], (RESAMPLES, our_means.shape[1]))
+    return log_ratio(our_means, their_means), np.array(
+        [log_ratio(our_means[:, pick], their_means[:, pick]) for pick in picks]
+    )
 
 
 def _holm(claims: Sequence[tuple[Claim, Array]]) -> tuple[Claim, ...]:

@@ -34,7 +34,7 @@ class StepDrift(TrainerCallback):
     @torch.no_grad()
     def add(self, base: BaseLogps) -> None:
         """Look at the base responses of one batch; each counts as often as it is anchored."""
-        sums = [float((base.weight * own).sum()) for own in (base.drift, base.lengths)]
+        sums = [float((base.weight * sums_of).sum()) for sums_of in (base.drift, base.lengths)]
         self._drift_and_tokens += torch.tensor(sums, dtype=torch.float64)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -46,9 +46,9 @@ class StepDrift(TrainerCallback):
         drift, tokens = self._reduce(self._drift_and_tokens.clone()).tolist()
         self._drift_and_tokens.zero_()
         if tokens:
-            own = self._control()
-            own.update(state.global_step, drift / tokens)
-            check_number("anchor_strength", own.strength, shown=f"The strength that {type(own).__name__} sets")
+            made = self._control()
+            made.update(state.global_step, drift / tokens)
+            check_number("anchor_strength", made.strength, shown=f"The strength that {type(made).__name__} sets")
 
 
 def save_state(control: AnchorControl, checkpoint: Path) -> None:

@@ -202,9 +202,11 @@ class Collator:
         """The batches, under the one key that the trainer looks for."""
         pairs_of: dict[int, list[int]] = {}
         for group, pair in items:
-            own = pairs_of.setdefault(group, [])
-            own += [pair] if pair != NO_PAIR else []
-        collated = [self._of_group(self.preferences.groups[group], own) for group, own in pairs_of.items()]
+            group_pairs = pairs_of.setdefault(group, [])
+            group_pairs += [pair] if pair != NO_PAIR else []
+        collated = [
+            self._of_group(self.preferences.groups[group], group_pairs) for group, group_pairs in pairs_of.items()
+        ]
         shares = _even_shares([batch.tokens for batch in collated], self.max_tokens)
         return {"batches": tuple(join([collated[i] for i in share]) for share in shares)}
 
@@ -259,7 +261,7 @@ def _even_shares(sizes: Sequence[int], most: int | None) -> list[list[int]]:
             lightest = loads.index(min(loads))
             shares[lightest].append(index)
             loads[lightest] += sizes[index]
-        fit = (most is None or load <= most or len(own) == 1 for load, own in zip(loads, shares, strict=True))
+        fit = (most is None or load <= most or len(share) == 1 for load, share in zip(loads, shares, strict=True))
         if all(fit) or len(shares) == len(sizes):
             return sorted(sorted(share) for share in shares)
         count += 1

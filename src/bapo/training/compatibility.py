@@ -228,9 +228,14 @@ def _precision_of_quantization(told: dict[str, Any]) -> str | None:
     config = told.pop("quantization_config", None)
     if config is None:
         return None
-    own = config if isinstance(config, Mapping) else config.to_dict()
-    compute = str(own.get("bnb_4bit_compute_dtype", "")).removeprefix("torch.")
-    asked = (own.get("load_in_4bit"), own.get("bnb_4bit_quant_type"), own.get("bnb_4bit_use_double_quant"), compute)
+    asked_config = config if isinstance(config, Mapping) else config.to_dict()
+    compute = str(asked_config.get("bnb_4bit_compute_dtype", "")).removeprefix("torch.")
+    asked = (
+        asked_config.get("load_in_4bit"),
+        asked_config.get("bnb_4bit_quant_type"),
+        asked_config.get("bnb_4bit_use_double_quant"),
+        compute,
+    )
     if asked != (True, "nf4", True, "bfloat16"):
         raise BapoError(
             "A model by name is quantized to nf4 with double quantization and bfloat16 compute, and "

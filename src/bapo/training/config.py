@@ -38,7 +38,7 @@ def shared(name: str, **default: Any) -> Any:
 
 def explained(config: type[BAPOConfig]) -> type[BAPOConfig]:
     """The class, whose documentation lists the fields that have their meaning from the table."""
-    meanings = {own.name: own.metadata.get("help") for own in fields(config) if own.name in SETTINGS}
+    meanings = {setting.name: setting.metadata.get("help") for setting in fields(config) if setting.name in SETTINGS}
     shown = (f"{name}: {text}." for name, text in meanings.items() if text == SETTINGS[name].meaning)
     lines = [fill(line, 116, initial_indent=8 * " ", subsequent_indent=12 * " ") for line in shown]
     config.__doc__ = f"{(config.__doc__ or '').rstrip()}\n" + "\n".join(lines) + "\n    "
@@ -133,14 +133,14 @@ class BAPOConfig(TrainingArguments):
         self.generation()
 
     def _check_fields(self) -> None:
-        for own in fields(self):
-            value = getattr(self, own.name)
-            if value is None or (own.name, value) == _AS_MANY_AS_EPOCHS:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value is None or (setting.name, value) == _AS_MANY_AS_EPOCHS:
                 continue
-            if own.name in RANGES:
-                setattr(self, own.name, check_number(own.name, value))
-            elif isinstance(own.default, bool) and not isinstance(value, bool):
-                raise BapoError(f"{own.name} must be True or False, and it is {shortened(value)}.")
+            if setting.name in RANGES:
+                setattr(self, setting.name, check_number(setting.name, value))
+            elif isinstance(setting.default, bool) and not isinstance(value, bool):
+                raise BapoError(f"{setting.name} must be True or False, and it is {shortened(value)}.")
 
     def _check_loss_type(self) -> None:
         if self.loss_type in (None, "sigmoid", ["sigmoid"], ("sigmoid",)):

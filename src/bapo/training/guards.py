@@ -53,7 +53,7 @@ def check_best_metric(name: str, sets: Collection[str], metrics: Iterable[str]) 
         BapoError: it is not.
     """
     metrics = list(metrics)
-    known = [f"eval_{own}{metric}" for own in ([f"{own}_" for own in sets] or [""]) for metric in metrics]
+    known = [f"eval_{of_set}{metric}" for of_set in ([f"{one}_" for one in sets] or [""]) for metric in metrics]
     if f"eval_{name.removeprefix('eval_')}" not in known:
         raise BapoError(
             f"metric_for_best_model names {shortened(name)}, which is no metric of an evaluation: use one of "

@@ -149,8 +149,8 @@ def add_base_metrics(sums: MetricSums, base: BaseLogps, parts: LossParts, streng
     if parts.anchor is not None:
         active = (weight * (parts.anchor > 0)).sum()
         of_anchor: tuple[float | Tensor, ...] = ((weight * parts.anchor).sum(), active, strength * count)
-        for name, own in zip(ANCHOR_METRICS, of_anchor, strict=True):
-            sums.add(name, own, count)
+        for name, metric in zip(ANCHOR_METRICS, of_anchor, strict=True):
+            sums.add(name, metric, count)
 
 
 @torch.no_grad()

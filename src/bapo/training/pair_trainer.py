@@ -38,7 +38,7 @@ class PairTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | None:
         """Pairs in all micro-batches of a step, over all processes."""
-        pairs = torch.tensor(sum(len(own) for sample in batch_samples for own in sample["batches"]), device=device)
+        pairs = torch.tensor(sum(len(batch) for sample in batch_samples for batch in sample["batches"]), device=device)
         return self.accelerator.reduce(pairs, reduction="sum") if self.accelerator.num_processes > 1 else pairs
 
     def _in_step(self, batches: tuple[PairBatch, ...]) -> tuple[PairBatch, ...]:

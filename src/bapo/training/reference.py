@@ -199,7 +199,7 @@ def check_step_0(
             "Before the first step policy and reference differ: the weights, the configuration or the precision are "
             "not those that the data were anchored to, so anchor them again with this model."
         )
-    own, exact = (probe.own, probe.float32) if probe else (None, None)
+    in_precision, exact = (probe.own, probe.float32) if probe else (None, None)
     if scorer.has_float32:  # first, because it takes few tokens and shows most
         if exact is None:
             exact = ProbedTokens.of(scorer, few_tokens(data), float32=True)
@@ -209,8 +209,8 @@ def check_step_0(
                 _check(scorer.float32(exact.groups), exact, "float32")
     if probe is None:
         _check_sums(scorer, data)
-    elif own is not None:
-        _check(scorer.row(own.groups), own, "its own precision")
+    elif in_precision is not None:
+        _check(scorer.row(in_precision.groups), in_precision, "its own precision")
 
 
 def _check(row_P: Tensor, stored: ProbedTokens, precision: str) -> None:

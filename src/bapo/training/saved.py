@@ -66,8 +66,8 @@ def _saved_adapter(policy: Any, folder: Path) -> Iterator[None]:
     """The policy computes with the adapter from the disk, as plain PEFT puts it there, instead of its own."""
     from peft import PeftConfig
 
-    own = policy.active_adapter
-    at = _place(folder, own)
+    trained = policy.active_adapter
+    at = _place(folder, trained)
     trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     modes = {module: module.training for module in policy.modules()}
     try:
@@ -87,7 +87,7 @@ def _saved_adapter(policy: Any, folder: Path) -> Iterator[None]:
         yield
     finally:
         if _SAVED in policy.peft_config:
-            policy.set_adapter(own)
+            policy.set_adapter(trained)
             policy.delete_adapter(_SAVED)
         policy.requires_grad_(False)
         for parameter in trainable:
@@ -107,8 +107,8 @@ def _check_adapter_tensors(policy: Any, folder: Path) -> None:
     at = _place(folder, policy.active_adapter)
     with foreign(f"The adapter that was saved in {at} cannot be loaded again", "see whether the disk is full"):
         saved = load_peft_weights(str(at), device="cpu")
-    own = get_peft_model_state_dict(policy, adapter_name=policy.active_adapter)
-    if saved.keys() != own.keys() or not all(torch.equal(saved[name], own[name].cpu()) for name in own):
+    trained = get_peft_model_state_dict(policy, adapter_name=policy.active_adapter)
+    if saved.keys() != trained.keys() or not all(torch.equal(saved[name], trained[name].cpu()) for name in trained):
         raise BapoError(f"What was saved in {at} is not what was trained: save the model again.")
 
 
@@ -116,7 +116,7 @@ def _check_tensors(model: nn.Module, folder: Path) -> None:
     """Every weight of the model is in the folder, unchanged; tied ones once."""
     from safetensors import safe_open
 
-    own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    trained = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     found: set[int] = set()
     strange = False
     for path in sorted(folder.glob("model*.safetensors")):
@@ -124,12 +124,12 @@ def _check_tensors(model: nn.Module, folder: Path) -> None:
             file = safe_open(path, "pt")
         with file as saved:
             for name in saved.keys():  # noqa: SIM118 (it is no dictionary)
-                if name not in own:
+                if name not in trained:
                     strange = True
-                elif not torch.equal(saved.get_tensor(name), own[name].cpu()):
+                elif not torch.equal(saved.get_tensor(name), trained[name].cpu()):
                     raise BapoError(f"What was saved in {folder} is not what was trained: {name} differs.")
                 else:
-                    found.add(own[name].data_ptr())
-    lost = [name for name, tensor in own.items() if tensor.numel() and tensor.data_ptr() not in found]
+                    found.add(trained[name].data_ptr())
+    lost = [name for name, tensor in trained.items() if tensor.numel() and tensor.data_ptr() not in found]
     if lost and not strange:  # some architectures save their weights under other names, and loading counts those
         raise BapoError(f"What was saved in {folder} lacks {len(lost)} weights, e.g. {lost[0]}.")

@@ -393,5 +393,5 @@ class BAPOTrainer(PairTrainer):
 
 def _map_datasets(function: Callable[[Any], Any], data: Any) -> Any:
     if isinstance(data, dict):
-        return {name: function(own) for name, own in data.items()}
+        return {name: function(value) for name, value in data.items()}
     return None if data is None else function(data)

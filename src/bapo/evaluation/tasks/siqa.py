@@ -24,4 +24,4 @@ class Siqa(Benchmark):
     def from_hub(self, row: Row) -> Row:
         """See `Benchmark`."""
         asked = {"question": row["question"], "context": row["context"]}
-        return {**asked, "choices": [row[own] for own in _ANSWERS], "answer": int(row["label"]) - 1}
+        return {**asked, "choices": [row[choice] for choice in _ANSWERS], "answer": int(row["label"]) - 1}

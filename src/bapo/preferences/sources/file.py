@@ -33,7 +33,7 @@ def read_file(name: str, data_folder: Path | None = None) -> Iterator[Pair]:
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        beside = {own.stem: own.name for own in path.parent.glob("*") if own.suffix.lower() in SUFFIXES}
+        beside = {sibling.stem: sibling.name for sibling in path.parent.glob("*") if sibling.suffix.lower() in SUFFIXES}
         near = difflib.get_close_matches(path.stem, beside, n=1)
         hint = f" (did you mean {beside[near[0]]}?)" if near else ""
         raise BapoError(f"There is no file {name}{hint}: check its name.")

@@ -34,7 +34,7 @@ def read_saved(name: str, data_folder: Path | None = None) -> Iterator[Pair]:
             f"The folder {folder} holds several splits ({', '.join(saved)}) and no train: name one of them."
         )
     with foreign(f"The data set in {folder} could not be read", "save it again"):
-        own = saved if isinstance(saved, Dataset) else saved["train"]
-        own.data.validate(full=True)  # a damaged one may end the process otherwise
-        rows = list(own)
+        table = saved if isinstance(saved, Dataset) else saved["train"]
+        table.data.validate(full=True)  # a damaged one may end the process otherwise
+        rows = list(table)
     yield from pairs_from_dataset(rows, folder.name)
