@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 HEADER = ("", "reward accuracy", "margin (nats)", "drift (nats/response)", "drift (nats/token)")
 
+WORDED_HEADER = (*HEADER[:2], "its own earlier answers, per token", *HEADER[2:4])
+
 # The reference is what log-ratios are counted from: all of its own are zero, and a tie counts a half.
 _REFERENCE = ("50.0 %", "0", "0", "0")
 
@@ -28,6 +30,26 @@ def held_out_rows(reports: Mapping[str, PreferenceReport], reference: str = "bas
             )
         )
     return rows
+
+
+def worded_rows(
+    reports: Mapping[str, PreferenceReport], likelier: Mapping[str, Estimate], reference: str = "base"
+) -> list[tuple[str, ...]]:
+    """`held_out_rows` with the drift per token as percent and in words, for `WORDED_HEADER`.
+
+    Args:
+        reports, reference: see `held_out_rows`.
+        likelier: percent by which base responses became likelier per token, by the same names.
+    """
+    own = ["as likely as before", *(worded(likelier[name]) for name in reports)]
+    rows = held_out_rows(reports, reference)
+    return [(*row[:2], said, *row[2:4]) for row, said in zip(rows, own, strict=True)]
+
+
+def worded(likelier: Estimate) -> str:
+    """``3.1 % less likely [-4.0, -2.2]``."""
+    value, _, ends = interval(likelier, 1, 1).partition(" ")
+    return f"{value.lstrip('-')} % {'less likely' if likelier.value < 0 else 'likelier'} {ends}"
 
 
 def interval(estimate: Estimate, scale: float = 1.0, digits: int = 2, unit: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -69,6 +70,17 @@ def report(scores: Sequence[PromptScores]) -> PreferenceReport:
         prompts=len(scores),
         pairs=sum(counts),
     )
+
+
+def likelier(per_token: Estimate) -> Estimate:
+    """A drift in nats per token as percent: by how much likelier a token became, in the geometric mean.
+
+    >>> likelier(  # doctest: +ELLIPSIS
+    ...     Estimate(-0.1, -0.2, 0.0)
+    ... )
+    Estimate(value=-9.5..., low=-18.1..., high=0.0)
+    """
+    return Estimate(*(100 * math.expm1(nats) for nats in (per_token.value, per_token.low, per_token.high)))
 
 
 @dataclass(frozen=True, slots=True)
