@@ -24,13 +24,14 @@ def draw_outcome(results: Sequence[Personalization], path: Path, *, preferred: s
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 0.9 + 0.28 * len(results) * len(results[0].held_out)), layout="constrained")
+    names = list(results[0].held_out)
+    figure = Figure(figsize=(8.4, 0.9 + 0.28 * len(results) * len(names)), layout="constrained")
     learned, kept = figure.subplots(1, 2, sharey=True)
     ticks: dict[str, list[int]] = {}
-    runs = [(name, result) for name in reversed(results[0].held_out) for result in reversed(results)]
+    runs = [(name, result) for name in reversed(names) for result in reversed(results)]
     for y, (name, result) in enumerate(runs):
         ticks.setdefault(name.upper(), []).append(y)
-        colour = COLOURS[list(results[0].held_out).index(name) % len(COLOURS)]
+        colour = COLOURS[names.index(name) % len(COLOURS)]
         for axis, scale, found in (
             (learned, 100, result.held_out[name].reward_accuracy),
             (kept, 1, result.likelier[name]),
