@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import typer
 
-from bapo.cli.options import recipe_from
+from bapo.cli.app import app
+from bapo.cli.options import recipe_from, recipe_of
 from bapo.errors import BapoError
 from bapo.jobs import known_keys, read_recipe, shipped_recipes
 
@@ -111,6 +113,13 @@ def test_an_option_that_is_zero_wins_over_the_recipe(tmp_path: Path) -> None:
     path.write_text("preferences:\n  split_seed: 7\n")
     assert recipe_from(str(path), None, {"preferences.split_seed": 0}).preferences.split_seed == 0
     assert recipe_from(str(path), None, {"preferences.split_seed": None}).preferences.split_seed == 7
+
+
+@pytest.mark.parametrize(("told", "trained"), [([], ["dpo"]), (["--also-train", "ipo"], ["ipo"])])
+def test_a_repeatable_option_wins_over_the_recipe_only_where_it_is_given(told: list[str], trained: list[str]) -> None:
+    command = typer.main.get_command(app).commands["personalize"]  # type: ignore[attr-defined]
+    with command.make_context("personalize", ["--recipe", "demo", *told]) as context:
+        assert recipe_of(context).also_train == trained
 
 
 def test_overrides_win_and_empty_ones_do_not() -> None:
