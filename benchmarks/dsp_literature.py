@@ -63,8 +63,8 @@ def recipe_of(run: str, others: dict[str, object]):
 def do(run: str, folder: Path, others: dict[str, object]) -> Record[Personalization]:
     """Train and evaluate one run, or read what was found before."""
     recipe = recipe_of(run, others)
-    answers = recipe.generations.model_copy(update={"prompts": 3, "max_new_tokens": 128})
-    return personalize(recipe.model_copy(update={"answers": answers}), folder / run, progress)
+    generations = recipe.generations.model_copy(update={"prompts": 3, "max_new_tokens": 128})
+    return personalize(recipe.model_copy(update={"generations": generations}), folder / run, progress)
 
 
 def progress(stage: str, done: int, total: int, note: str = "") -> None:

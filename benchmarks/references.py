@@ -92,11 +92,21 @@ def within(way: str, tile: int) -> Any:
     return tiled(tile) if way == "tiles" else nullcontext()
 
 
+# 18 steps of 10 pairs on the starter preferences.
+SETTINGS: dict[str, Any] = {
+    "preferences.held_out": 12,
+    "anchoring.base_max_new_tokens": 128,
+    "training.learning_rate": 2e-4,
+    "training.per_device_train_batch_size": 10,
+    "training.num_train_epochs": 1.0,
+}
+
+
 def recipe_of(told: argparse.Namespace, **settings: str) -> Recipe:
-    """The demo's, with the model and as many prompts to train on as are asked for."""
-    asked: dict[str, Any] = {"model.name": told.model, "preferences.max_train_prompts": told.prompts}
-    asked["preferences.held_out"] = told.held_out
-    return read_recipe("demo", asked | {key.replace("__", "."): value for key, value in settings.items()})
+    """The settings above, with the model and as many prompts as are asked for."""
+    asked = {**SETTINGS, "model.name": told.model, "preferences.max_train_prompts": told.prompts}
+    asked["preferences.held_out"] = told.held_out or SETTINGS["preferences.held_out"]
+    return read_recipe(None, asked | {key.replace("__", "."): value for key, value in settings.items()})
 
 
 def anchored_in(way: str, told: argparse.Namespace, folder: Path) -> stages.Anchored:
@@ -168,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompts", type=int, help="trained on; all by default")
-    parser.add_argument("--held-out", type=int, help="prompts; as many as the demo by default")
+    parser.add_argument("--held-out", type=int, help="prompts; 12 by default")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--preference", default="concise")

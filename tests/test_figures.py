@@ -12,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from bapo.reporting import draw_logratios
+from bapo.results import PERSONALIZATION, Estimate, Personalization, PromptScores, Provenance, report
 
 RESPONSES = ("chosen", "base", "rejected")
 
@@ -145,3 +146,36 @@ def test_the_cost_of_a_step_is_drawn_over_what_grows(drawn: list[tuple[Figure, P
 
 def all_lines(figure: Figure) -> list[Any]:
     return [line for axis in figure.axes for line in axis.get_lines()]
+
+
+def outcome(seed: int) -> Personalization:
+    """One prompt right and one wrong, and a base response that a run made likelier or less likely, in percent."""
+    scores = [PromptScores(((1.0, 0.0),), 1.0, 4, 1), PromptScores(((0.0, 1.0),), 1.0, 4, 1)]
+    likelier = {"bapo": Estimate(2.0 + seed, 1.0, 4.0), "dpo": Estimate(-9.0 - seed, -12.0, -7.0)}
+    held_out = {name: report(scores) for name in likelier}
+    return Personalization("starter:concise", "base", {}, held_out, likelier, (), "out", {}, {})
+
+
+def test_what_was_learned_and_what_it_cost_is_drawn_from_the_records_of_each_seed(
+    drawn: list[tuple[Figure, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folders = [tmp_path / f"demo-{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        PERSONALIZATION.write(folder / "report.json", outcome(seed), identity="", made_from=Provenance("m", "w"))
+    path = tmp_path / "new" / "demo.png"
+    monkeypatch.setattr(sys, "argv", ["demo_figure.py", *map(str, folders), "--output", str(path)])
+    program("demo_figure").main()
+    assert "| DPO | 50.0 % [" in capsys.readouterr().out
+    ((figure, saved),) = drawn
+    assert saved == path
+    learned, kept = figure.axes
+    assert learned.get_title() == "prefers the concise answer"
+    assert [label.get_text() for label in learned.get_yticklabels()] == ["DPO", "BAPO"]
+
+    def marks(axis: Any) -> list[float]:
+        return [float(line.get_xdata()[0]) for line in axis.get_lines() if line.get_marker() == "o"]
+
+    assert marks(learned) == [50.0] * 4
+    assert marks(kept) == [-10.0, -9.0, 3.0, 2.0], "from below: DPO, then BAPO, the first seed on top"
+    ends = [list(map(float, line.get_xdata())) for line in kept.get_lines() if len(line.get_xdata()) == 2][:4]
+    assert ends == [[-12.0, -7.0]] * 2 + [[1.0, 4.0]] * 2

@@ -50,6 +50,7 @@ TOLD: dict[str, Any] = {
     "training.report_to": [TRACKER],
     "also_train": ["bapo"],
     "generations.prompts": 2,
+    "generations.questions": ["new?"],
 }
 """What a rule cannot make up; every other key gets another value than its default by `another`."""
 
@@ -152,6 +153,8 @@ def used(seen: Seen, training: str) -> dict[str, Any]:
     args, lora = trainer.args, trainer.model.peft_config["default"]
     (anchor,) = (name for name, own in ANCHORS.items() if own is trainer.objective.anchor)
     (control,) = (name for name, own in ANCHOR_CONTROLS.items() if own.made is type(trainer.objective.control))
+    asked = [tiny_tokenizer().decode(prompt) for prompt in seen.calls["generate_batch"][-1]["prompts"]]
+    questions = [own for own in TOLD["generations.questions"] if any(own in prompt for prompt in asked)]
     trackers = [own for own in trainer.callback_handler.callbacks if isinstance(own, Tracker)]
     return {
         "model.name": only(seen.calls["load_model"], "name"),
@@ -199,7 +202,8 @@ def used(seen: Seen, training: str) -> dict[str, Any]:
         "training.save_steps": args.save_steps,
         "training.report_to": [TRACKER] * len(trackers),
         "also_train": [name for name in seen.trainers if name != training],
-        "generations.prompts": only(seen.calls["generate_batch"], "prompts", len),
+        "generations.questions": questions,
+        "generations.prompts": len(asked) - len(questions),
         "generations.max_new_tokens": only(seen.calls["generate_batch"], "settings").max_new_tokens,
     }
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import typer
 
-from bapo.cli.options import recipe_from
+from bapo.cli.app import app
+from bapo.cli.options import recipe_from, recipe_of
 from bapo.errors import BapoError
 from bapo.jobs import known_keys, read_recipe, shipped_recipes
 
@@ -18,7 +20,6 @@ DEFAULTS: dict[str, Any] = {
     "preferences.plain": False,
     "preferences.split_seed": 0,
     "model.kernels": "auto",
-    "preferences.max_train_prompts": None,
     "preferences.max_prompt_tokens": 1024,
     "preferences.max_response_tokens": 1024,
     "anchoring.base_temperature": 0.0,
@@ -54,6 +55,7 @@ SHIPPED: dict[str, dict[str, Any]] = {
         "preferences.source": "dsp:academy",
         "preferences.protocol": "paper",
         "preferences.held_out": None,
+        "preferences.max_train_prompts": None,
         "anchoring.base_max_new_tokens": 256,
         "training.anchor": "sequence",
         "training.anchor_strength": 5.0,
@@ -63,6 +65,7 @@ SHIPPED: dict[str, dict[str, Any]] = {
         "lora.alpha": 64,
         "training.sampler": "by-pair",
         "also_train": [],
+        "generations.questions": [],
         "generations.prompts": 3,
         "generations.max_new_tokens": 160,
     },
@@ -73,16 +76,22 @@ SHIPPED: dict[str, dict[str, Any]] = {
         "preferences.source": "starter:concise",
         "preferences.protocol": "by-prompt",
         "preferences.held_out": 12,
+        "preferences.max_train_prompts": 24,
         "anchoring.base_max_new_tokens": 128,
         "training.anchor": None,
         "training.anchor_strength": None,
         "training.beta": None,
-        "training.learning_rate": 2e-4,
-        "training.per_device_train_batch_size": 10,
+        "training.learning_rate": 5e-4,
+        "training.per_device_train_batch_size": 5,
         "lora.alpha": None,
         "training.sampler": "by-prompt",
         "also_train": ["dpo"],
-        "generations.prompts": 3,
+        "generations.questions": [
+            "Why is the sky blue?",
+            "Why should I drink water?",
+            "How do I make friends at a new school?",
+        ],
+        "generations.prompts": 0,
         "generations.max_new_tokens": 128,
     },
 }
@@ -104,6 +113,13 @@ def test_an_option_that_is_zero_wins_over_the_recipe(tmp_path: Path) -> None:
     path.write_text("preferences:\n  split_seed: 7\n")
     assert recipe_from(str(path), None, {"preferences.split_seed": 0}).preferences.split_seed == 0
     assert recipe_from(str(path), None, {"preferences.split_seed": None}).preferences.split_seed == 7
+
+
+@pytest.mark.parametrize(("told", "trained"), [([], ["dpo"]), (["--also-train", "ipo"], ["ipo"])])
+def test_a_repeatable_option_wins_over_the_recipe_only_where_it_is_given(told: list[str], trained: list[str]) -> None:
+    command = typer.main.get_command(app).commands["personalize"]  # type: ignore[attr-defined]
+    with command.make_context("personalize", ["--recipe", "demo", *told]) as context:
+        assert recipe_of(context).also_train == trained
 
 
 def test_overrides_win_and_empty_ones_do_not() -> None:

@@ -153,6 +153,15 @@ def test_here_and_in_processes_the_same_is_found_nothing_is_done_twice_and_a_lar
     before = {path: path.stat().st_mtime_ns for path in (place / "study/jobs").iterdir()}
     bapo("study", "run", "study.yaml", cwd=place)
     assert {path: path.stat().st_mtime_ns for path in (place / "study/jobs").iterdir()} == before
+    said = bapo("study", "report", "study.yaml", cwd=place).stdout
+    page = (place / "study/report.md").read_text()
+    assert "| C1 | tiny | BAPO holds base responses" in page
+    assert "report in study/report.md" in said
+    assert {path.name for path in (place / "study/tables").iterdir()} >= {"claims.csv", "claims.tex", "accuracy.csv"}
+    assert len(list((place / "study/figures").glob("*.svg"))) == 2
+    first = json.loads(bapo("study", "report", "study.yaml", "--json", cwd=place).stdout)
+    assert [row["method"] for row in first["rows"]] == ["base", "dpo", "bapo"]
+    assert (first["jobs"], first["done"]) == (JOBS, JOBS)
     write_study(place, with_methods("dpo", "bapo", "ipo"))
     assert json.loads(bapo("study", "status", "study.yaml", "--json", cwd=place).stdout) == {
         **{path.stem: "done" for path in before if path.suffix == ".json"},

@@ -92,7 +92,10 @@ def recipe_of(context: typer.Context, *, as_trained: Sequence[str] = ()) -> Reci
     """
     told = context.params
     given = {key: told[name] for name, key in KEYS.items() if name in told}
-    options = {key: value for key, value in given.items() if value is not None and value is not False and value != []}
+    # What nobody gave is None, False, or an empty list or tuple, by the version of Typer.
+    options = {
+        key: value for key, value in given.items() if value is not None and value is not False and value not in ([], ())
+    }
     return recipe_from(told.get("recipe"), told.get("settings"), options, as_trained=as_trained)
 
 

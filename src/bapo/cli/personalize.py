@@ -62,21 +62,20 @@ def personalize(
 
 def _show(record: Record[Personalization]) -> None:
     from bapo.cli.console import out, print_answers, print_counts, print_table
-    from bapo.reporting import HEADER, drift_in_words, held_out_rows
+    from bapo.reporting import WORDED_HEADER, worded_rows
 
     result = record.content
     first = next(iter(result.held_out.values()))
     print_table(
-        HEADER,
-        held_out_rows(result.held_out, result.reference),
+        WORDED_HEADER,
+        worded_rows(result.held_out, result.likelier, result.reference),
         title=f"{result.source}: {first.pairs} held-out pairs of {first.prompts} prompts, 95 % intervals over prompts",
     )
     out.print(
-        "Reward accuracy and margin say how well the preference was learned. Drift says how much likelier the model's "
-        "own earlier answers became (a nat is a factor of 2.7): below 0 they are being forgotten.",
+        "Reward accuracy: how often training raised the response you like above the one you do not. Its own earlier "
+        "answers: how likely the model finds now what it said before training; less likely is forgotten. Margin and "
+        "drift say both in nats, natural logarithms of a ratio: 1 is a factor of 2.7, and -0.1 is 10 % less likely.",
     )
-    for name, report in result.held_out.items():
-        out.print(drift_in_words(name, report), soft_wrap=True)
     print_counts(result.counts, result.doubtful)
     for side_by_side in result.answers:
         print_answers(side_by_side.prompt, side_by_side.answers)

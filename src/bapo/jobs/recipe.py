@@ -137,7 +137,8 @@ class TrainingSection(Section):
 class GenerationSection(Section):
     """What every model answers at the end, side by side."""
 
-    prompts: int = Field(3, description="held-out prompts that every model answers")
+    questions: list[str] = Field(default_factory=list, description="prompts of one's own that every model answers")
+    prompts: int = Field(3, description="held-out prompts that every model answers after those")
     max_new_tokens: int = Field(160, description="longest of these responses, tokens")
 
 

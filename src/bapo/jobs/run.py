@@ -27,6 +27,7 @@ from bapo.results import (
     SideBySide,
     day_of,
     identity_of,
+    likelier,
     read_run,
     to_rows,
 )
@@ -97,7 +98,7 @@ class Grid:
         return Job(HELD_OUT, self.folder / "held-out" / f"{run.name}.json", identity)
 
     def answers(self, name: str, weights: Any) -> Job[Generations]:
-        """The job in which a model answers the first held-out prompts."""
+        """The job in which a model answers the recipe's questions and the first held-out prompts."""
         identity = identity_of(common=self._common, weights=weights, **self.recipe.generations.model_dump())
         return Job(GENERATIONS, self.folder / "answers" / f"{Path(name).name}.json", identity)
 
@@ -125,11 +126,10 @@ class Grid:
             on_progress("loading the model", 1, 1)
             days = [day for name in self.objectives if (day := day_of(self.folder / name))]
             anchored = stages.anchor_split(recipe, self.split, model, on_progress, today=days[0] if days else None)
-            first = anchored.held_out.groups[: recipe.generations.prompts]
             reference = self._reference(model, anchored, on_progress)
             made_on = made_on_by(model, anchored.train)
-            known = _Known(anchored, reference, made_on, shared)
-            answers = {reference_name(recipe): self._reference_answers(model, first, known, on_progress)}
+            known = _Known(anchored, reference, made_on, shared, self._asked(model, anchored))
+            answers = {reference_name(recipe): self._reference_answers(model, known, on_progress)}
         runs, reports = [], {}
         known_of: dict[str, Any] = {"shared": shared, "data": self.data, "mark": mark_of(recipe)}
         for name in self.objectives:
@@ -142,6 +142,7 @@ class Grid:
             reference=reference_name(recipe),
             adapters={run.name: str(run.folder) for run in runs},
             held_out={name: record.content.report for name, record in reports.items()},
+            likelier={name: likelier(record.content.report.drift_per_token) for name, record in reports.items()},
             answers=tuple(
                 SideBySide(prompt, {name: record.content.responses[i] for name, record in answers.items()})
                 for i, prompt in enumerate(next(iter(answers.values())).content.prompts)
@@ -165,18 +166,26 @@ class Grid:
             model.model, anchored.held_out, kernels=model.kernels, stage=stage, on_progress=on_progress
         )
 
-    def _reference_answers(
-        self, model: LoadedModel, groups: Sequence[AnchoredGroup], known: _Known, on_progress: OnProgress
-    ) -> Record[Generations]:
+    def _asked(self, model: LoadedModel, anchored: stages.Anchored) -> _Asked:
+        """The recipe's own questions and the first held-out prompts."""
+        wanted = self.recipe.generations
+        chat = model.chat.at(anchored.train.today)
+        plain = self.recipe.preferences.plain or not chat.has_template
+        own = [chat.prompt_ids(q if plain else [{"role": "user", "content": q}]) for q in wanted.questions]
+        return _Asked(tuple(wanted.questions), tuple(own), anchored.held_out.groups[: wanted.prompts])
+
+    def _reference_answers(self, model: LoadedModel, known: _Known, on_progress: OnProgress) -> Record[Generations]:
         name = reference_name(self.recipe)
         job = self.answers("base", None)
         done = job.find()
         if done is not None:
             return done
         on_progress(f"answers of {name}", 0, 1)
-        responses = base_answers(self.recipe, model, groups)
+        asked = known.asked
+        responses = answer(model, asked.own, self.recipe.generations.max_new_tokens)
+        responses += base_answers(self.recipe, model, asked.groups)
         on_progress(f"answers of {name}", 1, 1)
-        return job.finish(Generations(name, known.prompts(groups), tuple(responses)), self._made_from(known))
+        return job.finish(Generations(name, asked.prompts, tuple(responses)), self._made_from(known))
 
     def _evaluate(
         self, run: Run, known: _Known, on_progress: OnProgress
@@ -189,7 +198,6 @@ class Grid:
         if scored is not None and answered is not None:
             return scored, answered
         made_from = self._made_from(known, run)
-        groups = known.anchored.held_out.groups[: self.recipe.generations.prompts]
         with training.as_trained(self.recipe, run, known.shared) as policy:
             if scored is None:
                 report, prompts = evaluate_preferences(
@@ -204,10 +212,9 @@ class Grid:
                 scored = held_out.finish(content, made_from, to_rows(prompts))
             if answered is None:
                 on_progress(f"answers of {run.name}", 0, 1)
-                ids = [group.tokens.prompt for group in groups]
-                responses = answer(policy, ids, self.recipe.generations.max_new_tokens)
+                responses = answer(policy, known.asked.ids, self.recipe.generations.max_new_tokens)
                 on_progress(f"answers of {run.name}", 1, 1)
-                answered = answers.finish(Generations(run.name, known.prompts(groups), tuple(responses)), made_from)
+                answered = answers.finish(Generations(run.name, known.asked.prompts, tuple(responses)), made_from)
         return scored, answered
 
     def _made_from(self, known: _Known, run: Run | None = None) -> Any:
@@ -224,10 +231,24 @@ class _Known:
     reference: Logps | None
     made_on: dict[str, Any]
     shared: SharedModel
+    asked: _Asked
 
-    @staticmethod
-    def prompts(groups: Sequence[AnchoredGroup]) -> tuple[str, ...]:
-        return tuple(prompt_text(group.source.prompt) for group in groups)
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every model answers: questions of the recipe's, in words and as token ids, and held-out prompts."""
+
+    questions: tuple[str, ...]
+    own: tuple[tuple[int, ...], ...]
+    groups: Sequence[AnchoredGroup]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return self.questions + tuple(prompt_text(group.source.prompt) for group in self.groups)
+
+    @property
+    def ids(self) -> tuple[tuple[int, ...], ...]:
+        return self.own + tuple(group.tokens.prompt for group in self.groups)
 
 
 def base_answers(recipe: Recipe, model: LoadedModel, groups: Sequence[AnchoredGroup]) -> list[str]:

@@ -11,16 +11,26 @@ from bapo.reporting.changes import (
     verdict_in_words,
 )
 from bapo.reporting.curves import draw_logratios
-from bapo.reporting.tables import HEADER, drift_in_words, held_out_rows, interval, markdown_table
+from bapo.reporting.outcome import draw_outcome
+from bapo.reporting.tables import (
+    HEADER,
+    WORDED_HEADER,
+    held_out_rows,
+    interval,
+    markdown_table,
+    worded,
+    worded_rows,
+)
 
 __all__ = [
     "ACCURACY_HEADER",
     "CHANGE_HEADER",
     "HEADER",
+    "WORDED_HEADER",
     "accuracy_rows",
     "change_rows",
     "draw_logratios",
-    "drift_in_words",
+    "draw_outcome",
     "forgetting_in_words",
     "held_out_rows",
     "interval",
@@ -28,4 +38,6 @@ __all__ = [
     "learned_in_words",
     "markdown_table",
     "verdict_in_words",
+    "worded",
+    "worded_rows",
 ]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bapo.results import Estimate, PreferenceReport
 
-HEADER = ("", "reward accuracy", "margin (nats)", "drift (nats/response)", "drift (% per token)")
+HEADER = ("", "reward accuracy", "margin (nats)", "drift (nats/response)", "drift (nats/token)")
+
+WORDED_HEADER = (*HEADER[:2], "its own earlier answers, per token", *HEADER[2:4])
 
 # The reference is what log-ratios are counted from: all of its own are zero, and a tie counts a half.
 _REFERENCE = ("50.0 %", "0", "0", "0")
@@ -24,10 +26,30 @@ def held_out_rows(reports: Mapping[str, PreferenceReport], reference: str = "bas
                 interval(report.reward_accuracy, 100, 1, " %"),
                 interval(report.margin, 1, 1),
                 interval(report.drift, 1, 1),
-                interval(report.base_change, 1, 1),
+                interval(report.drift_per_token, 1, 3),
             )
         )
     return rows
+
+
+def worded_rows(
+    reports: Mapping[str, PreferenceReport], likelier: Mapping[str, Estimate], reference: str = "base"
+) -> list[tuple[str, ...]]:
+    """`held_out_rows` with the drift per token as percent and in words, for `WORDED_HEADER`.
+
+    Args:
+        reports, reference: see `held_out_rows`.
+        likelier: percent by which base responses became likelier per token, by the same names.
+    """
+    own = ["as likely as before", *(worded(likelier[name]) for name in reports)]
+    rows = held_out_rows(reports, reference)
+    return [(*row[:2], said, *row[2:4]) for row, said in zip(rows, own, strict=True)]
+
+
+def worded(likelier: Estimate) -> str:
+    """``3.1 % less likely [-4.0, -2.2]``."""
+    value, _, ends = interval(likelier, 1, 1).partition(" ")
+    return f"{value.lstrip('-')} % {'less likely' if likelier.value < 0 else 'likelier'} {ends}"
 
 
 def interval(estimate: Estimate, scale: float = 1.0, digits: int = 2, unit: str = "") -> str:
@@ -35,17 +57,6 @@ def interval(estimate: Estimate, scale: float = 1.0, digits: int = 2, unit: str 
     value, low, high = (f"{scale * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
     known = estimate.low == estimate.low
     return f"{value}{unit} [{low}, {high}]" if known else f"{value}{unit} [unknown]"
-
-
-def drift_in_words(name: str, report: PreferenceReport) -> str:
-    """What became of the model's own earlier responses, for somebody who has never heard of a nat."""
-    change = report.base_change
-    which = "likelier" if change.value > 0 else "less likely"
-    much = f"{abs(change.value):.1f} % {which} per token"
-    told = f"{name.upper() if name.isalpha() else name} finds the model's own earlier answers {much}"
-    if change.high < 0:
-        return f"{told}: it has begun to forget them."
-    return f"{told}: they are kept." if change.low > 0 else f"{told}, which may be chance."
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -35,6 +35,7 @@ from bapo.results.preferences import (
     PromptScores,
     compare_preferences,
     from_rows,
+    likelier,
     report,
     to_rows,
 )
@@ -137,6 +138,7 @@ __all__ = [
     "gate",
     "identity_of",
     "in_order",
+    "likelier",
     "question_rows",
     "read_run",
     "record_of",

@@ -48,13 +48,6 @@ class PreferenceReport:
     prompts: int
     pairs: int
 
-    @property
-    def base_change(self) -> Estimate:
-        """How much likelier the base responses became, percent per token: exp(drift per token) - 1."""
-        drift = self.drift_per_token
-        value, low, high = (100 * math.expm1(nats) for nats in (drift.value, drift.low, drift.high))
-        return Estimate(value, low, high)
-
 
 def report(scores: Sequence[PromptScores]) -> PreferenceReport:
     """Estimates over prompts; of a model whose log-ratios are all exactly zero, the reference's, they are points."""
@@ -77,6 +70,17 @@ def report(scores: Sequence[PromptScores]) -> PreferenceReport:
         prompts=len(scores),
         pairs=sum(counts),
     )
+
+
+def likelier(per_token: Estimate) -> Estimate:
+    """A drift in nats per token as percent: by how much likelier a token became, in the geometric mean.
+
+    >>> likelier(  # doctest: +ELLIPSIS
+    ...     Estimate(-0.1, -0.2, 0.0)
+    ... )
+    Estimate(value=-9.5..., low=-18.1..., high=0.0)
+    """
+    return Estimate(*(100 * math.expm1(nats) for nats in (per_token.value, per_token.low, per_token.high)))
 
 
 @dataclass(frozen=True, slots=True)

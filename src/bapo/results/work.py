@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bapo.results.answers import AnswerStore, BenchmarkAnswers, BenchmarkKind, in_order
+from bapo.results.estimates import Estimate
 from bapo.results.preferences import PreferenceReport
 from bapo.results.records import Kind
 
@@ -128,6 +129,7 @@ class Personalization:
         reference: what log-ratios are counted from: the base, or the adapter that it came with.
         adapters: folder of each finished run by its name, the recipe's own objective first.
         held_out: held-out evaluation by the name of the run.
+        likelier: percent by which its base responses became likelier per token, by the name of the run (`likelier`).
         answers: prompts answered by the reference and every run.
         folder: where everything lies.
         counts: pairs dropped or cut on the way, by reason.
@@ -138,6 +140,7 @@ class Personalization:
     reference: str
     adapters: Mapping[str, str]
     held_out: Mapping[str, PreferenceReport]
+    likelier: Mapping[str, Estimate]
     answers: tuple[SideBySide, ...]
     folder: str
     counts: Mapping[str, int]
@@ -148,4 +151,4 @@ ANCHORED = Kind("anchored preferences", 1, AnchoredSummary)
 HELD_OUT = Kind("held-out scores", 1, HeldOutScores)
 ASKED = Kind("answers to a benchmark", 1, AskedBenchmark)
 GENERATIONS = Kind("generations", 1, Generations)
-PERSONALIZATION = Kind("a personalization", 1, Personalization)
+PERSONALIZATION = Kind("a personalization", 2, Personalization)
