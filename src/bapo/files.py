@@ -100,11 +100,11 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in found if names.count(name) > 1)!r} repeats")
-    return found
+        raise ValueError(f"the key {next(name for name in content if names.count(name) > 1)!r} repeats")
+    return content
 
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -246,10 +246,10 @@ class Journal:
         content = read_bytes(self.path) if self.path.exists() else b""
         self._size, self._whole = len(content), content.rfind(b"\n") + 1
         for number, line in enumerate(content[: self._whole].split(b"\n")[:-1], start=1):
-            found = _LINE.fullmatch(line)
-            if found is None or checksum(found["records"]) != found["checksum"].decode():
+            parsed = _LINE.fullmatch(line)
+            if parsed is None or checksum(parsed["records"]) != parsed["checksum"].decode():
                 raise BapoError(f"{self.path} is damaged at line {number}: delete that line, and it is made again.")
-            yield json.loads(found["records"])
+            yield json.loads(parsed["records"])
 
     def append(self, batch: list[dict[str, Any]]) -> None:
         """Write one batch behind all that was read, in place of a torn last line, and wait until it is on the disk.

@@ -154,10 +154,10 @@ def _package(entry: EntryPoint) -> str:
 @cache
 def _brought(group: str) -> Mapping[str, tuple[EntryPoint, ...]]:
     """Entry points of other packages by name."""
-    found: dict[str, tuple[EntryPoint, ...]] = {}
+    by_name: dict[str, tuple[EntryPoint, ...]] = {}
     for entry in _all_entry_points().select(group=f"bapo.{group}"):
-        found[entry.name] = (*found.get(entry.name, ()), entry)
-    return found
+        by_name[entry.name] = (*by_name.get(entry.name, ()), entry)
+    return by_name
 
 
 @cache  # walks over everything that is installed

@@ -361,8 +361,8 @@ def _without_end(ids: TokenIds, chat: ChatFormat) -> TokenIds:
 
 
 def _count_rejected_bases(groups: Sequence[AnchoredGroup]) -> Counter[str]:
-    found = [group for group in groups if any(base.rejected for base in group.bases)]
-    left = sum(not all(base.rejected for base in group.bases) for group in found)
+    rejecting = [group for group in groups if any(base.rejected for base in group.bases)]
+    left = sum(not all(base.rejected for base in group.bases) for group in rejecting)
     return Counter({"prompts whose rejected response is the model's own, anchored to another": left}) + Counter(
-        {"prompts whose rejected response is the model's own, and so without an anchor": len(found) - left}
+        {"prompts whose rejected response is the model's own, and so without an anchor": len(rejecting) - left}
     )

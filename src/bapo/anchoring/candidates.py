@@ -87,7 +87,7 @@ def sample_candidates(
         moved = replace(model, chat=chat)
         generate_missing([ids for _, ids in prompts], moved, store, settings, _called("candidates", on_progress))
         drawn = store.bases(settings)
-    found = []
+    sampled = []
     for prompt, ids in prompts:
         responses = drawn[group_key(ids)]
         ended = [response.ids for response in responses if response.ended]
@@ -95,8 +95,10 @@ def sample_candidates(
         counts[CUT] += len(responses) - len(ended)
         counts[NO_TEXT] += texts.count(None)
         kept = [(text, response) for text, response in zip(texts, ended, strict=True) if text is not None]
-        found.append(Candidates(prompt, ids, tuple(text for text, _ in kept), tuple(response for _, response in kept)))
-    return found, +counts
+        sampled.append(
+            Candidates(prompt, ids, tuple(text for text, _ in kept), tuple(response for _, response in kept))
+        )
+    return sampled, +counts
 
 
 def candidate_logps(

@@ -130,7 +130,7 @@ def generate_batch(
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in rows], device=model.device)
     draws = [draws_of(settings.seed, prompt, k) for prompt in prompts for k in range(settings.responses)]
-    found: list[Response | None] = [None] * len(rows)
+    finished: list[Response | None] = [None] * len(rows)
     alive, cache, made = list(range(len(rows))), None, 0
     with evaluating(model), _kernels_in_use(model, kernels, len(rows)), _no_settings_of_its_own(causal_lm):
         while alive:
@@ -145,14 +145,14 @@ def generate_batch(
             made += stage
             responses = [_cut(row, end_ids) for row in out.sequences[:, width:].tolist()]
             for place, response in zip(alive, responses, strict=True):
-                found[place] = response
+                finished[place] = response
             going = [i for i, response in enumerate(responses) if not response.ended and made < most[alive[i]]]
             alive = [alive[i] for i in going]
             if alive:
                 kept = torch.tensor(going, device=model.device)
                 ids, cache = out.sequences[kept], _rows_of(out.past_key_values, kept)
                 mask = torch.cat([mask[kept], mask.new_ones(len(going), stage)], dim=1)
-    complete = [response for response in found if response is not None]
+    complete = [response for response in finished if response is not None]
     return [tuple(complete[i : i + settings.responses]) for i in range(0, len(complete), settings.responses)]
 
 

@@ -165,8 +165,8 @@ class AnchorStore:
         write_record(self.folder / _PROBE, probe.to_dict())
 
     def _base_journal(self, settings: GenerationSettings) -> Journal:
-        told = {**asdict(settings), "end_ids": sorted(self.end_ids), "version": GENERATION_VERSION}
-        mark = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+        key = {**asdict(settings), "end_ids": sorted(self.end_ids), "version": GENERATION_VERSION}
+        mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         return self._journal(f"base-{mark}.jsonl")
 
     def _score_journal(self) -> Journal:
@@ -181,22 +181,22 @@ class AnchorStore:
             with locked(make_folder(self.folder) / ".lock"):  # two at once: the second takes the day of the first
                 if not path.is_file():
                     self._create(path, about)
-        found = read_record(path, "delete the folder, and it is made again, or name another one")
+        identity = read_record(path, "delete the folder, and it is made again, or name another one")
         for part, meaning in (
-            ("model", f"of another model ({found.get('model_name', 'unknown')}, {found.get('precision', '?')})"),
+            ("model", f"of another model ({identity.get('model_name', 'unknown')}, {identity.get('precision', '?')})"),
             ("tokenizer", "made with another tokenizer or chat template"),
             ("scoring_version", "made by another version of the scoring code"),
             ("format", "in another format"),
         ):
-            if found.get(part) != self.identity[part]:
+            if identity.get(part) != self.identity[part]:
                 raise BapoError(
                     f"The anchored data in {self.folder} are {meaning} and cannot serve {about['model_name']} "
                     f"({about['precision']}): name another folder with --anchored-store, or leave it out."
                 )
-        if self.today is not None and "today" in found:
-            self.today = _day(path, found["today"])
+        if self.today is not None and "today" in identity:
+            self.today = _day(path, identity["today"])
         elif self.today is not None:
-            write_record(path, {**found, "today": self.today.isoformat()})
+            write_record(path, {**identity, "today": self.today.isoformat()})
 
     def _create(self, path: Path, about: dict[str, Any]) -> None:
         if any(p.name != ".lock" and not p.name.startswith(f".{_MANIFEST}.") for p in self.folder.iterdir()):

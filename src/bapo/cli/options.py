@@ -90,13 +90,13 @@ def recipe_of(context: typer.Context, *, as_trained: Sequence[str] = ()) -> Reci
 
     What nobody says of preferences and base responses is as it was when the first of some adapters was trained.
     """
-    told = context.params
-    given = {key: told[name] for name, key in KEYS.items() if name in told}
+    params = context.params
+    given = {key: params[name] for name, key in KEYS.items() if name in params}
     # What nobody gave is None, False, or an empty list or tuple, by the version of Typer.
     options = {
         key: value for key, value in given.items() if value is not None and value is not False and value not in ([], ())
     }
-    return recipe_from(told.get("recipe"), told.get("settings"), options, as_trained=as_trained)
+    return recipe_from(params.get("recipe"), params.get("settings"), options, as_trained=as_trained)
 
 
 def recipe_from(
@@ -109,13 +109,13 @@ def recipe_from(
     """As `recipe_of`, of a recipe's name, the values of ``--set``, and what options give to keys."""
     from bapo.jobs.recipe import read_recipe, read_yaml
 
-    told = dict(overrides or {})
+    values = dict(overrides or {})
     for setting in settings or []:
         key, equals, text = setting.partition("=")
         if not equals:
             raise BapoError(f"--set takes key=value, such as --set lora.rank=16, not {shortened(setting)}.")
-        told[key.strip()] = read_yaml(text, f"The value of --set {key.strip()[:80]}")
-    return read_recipe(name, told, _of_runs(as_trained, told, name))
+        values[key.strip()] = read_yaml(text, f"The value of --set {key.strip()[:80]}")
+    return read_recipe(name, values, _of_runs(as_trained, values, name))
 
 
 def _of_runs(adapters: Sequence[str], overrides: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:

@@ -49,20 +49,20 @@ def sample(
 
     if not reward:
         raise BapoError("There is nothing to judge candidates by: name a trained adapter with --reward.")
-    told = options.recipe_of(context)
+    wanted = options.recipe_of(context)
     with live_progress(quiet=as_json) as on_progress:
         from bapo.jobs.sampling import Sampling
         from bapo.jobs.sampling import sample as run
 
         how = Sampling(candidates, accept, temperature, max_new_tokens, rejection_beta, sampling_seed)
-        found = run(told, reward, output, how, beta, on_progress)
+        sampled = run(wanted, reward, output, how, beta, on_progress)
     if as_json:
-        print_json(found.to_dict())
+        print_json(sampled.to_dict())
         return
-    of = found.mean_reward
+    of = sampled.mean_reward
     out.print(
-        f"{found.pairs:,} pairs of {found.candidates:,} candidates to {found.prompts:,} prompts; mean reward "
+        f"{sampled.pairs:,} pairs of {sampled.candidates:,} candidates to {sampled.prompts:,} prompts; mean reward "
         f"{of['chosen']:.2f} chosen, {of['rejected']:.2f} rejected, {of['all']:.2f} of all candidates",
     )
-    print_counts(found.counts, {})
-    out.print(f"comparisons in {found.path}", soft_wrap=True)
+    print_counts(sampled.counts, {})
+    out.print(f"comparisons in {sampled.path}", soft_wrap=True)

@@ -120,13 +120,13 @@ def _load(
             "or name a folder of local files with --data-folder or BAPO_DATA."
         ) from error
     task.set_config("num_fewshot", shots)
-    told = {
+    config = {
         key: value
         for key, value in task.dump_config().items()
         if isinstance(value, str | int | float | list) and key not in ("custom_dataset", "process_docs")
     }
     versions = [version("lm_eval"), (task.config.metadata or {}).get("version")]
-    content = json.dumps([name, told, shots, chat, versions], sort_keys=True, default=str)
+    content = json.dumps([name, config, shots, chat, versions], sort_keys=True, default=str)
     return LoadedTask(task_name, task, category, chat, hashlib.sha256(content.encode()).hexdigest())
 
 
@@ -138,8 +138,8 @@ def hub_documents(name: str) -> dict[str, list[dict[str, Any]]]:
     """
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in BENCHMARKS[name].files}
     for loaded in load_tasks(name):
-        for split, found in rows.items():
-            found += loaded.task.fewshot_docs() if split == "dev" else loaded.task.eval_docs
+        for split, documents in rows.items():
+            documents += loaded.task.fewshot_docs() if split == "dev" else loaded.task.eval_docs
     return rows
 
 

@@ -131,10 +131,10 @@ class BapoLM(TemplateLM):
         greedy = scored.greedy.split(scored.lengths)
         logps = scored.summed().tolist()
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        found = iter(zip(logps, greedy, strict=True))
+        by_place = iter(zip(logps, greedy, strict=True))
         for prompt in prompts:
             for places_of_text in places[prompt].values():
-                logp, is_greedy = next(found)
+                logp, is_greedy = next(by_place)
                 for at in places_of_text:
                     answers[at] = (logp, bool(is_greedy.all()))
         for (asked, _, _), answer in zip(requests, answers, strict=True):

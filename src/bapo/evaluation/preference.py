@@ -41,15 +41,15 @@ def held_out_logps(
         stage: what this is called to `on_progress`, which is told how many prompts are done.
     """
     scorer = ResponseScorer(model, kernels)
-    found: list[tuple[float, ...]] = []
+    group_logps: list[tuple[float, ...]] = []
     on_progress(stage, 0, len(held_out.groups))
     for start in range(0, len(held_out.groups), _GROUPS_AT_ONCE):
         groups = held_out.groups[start : start + _GROUPS_AT_ONCE]
         wanted = [TokenGroup(g.tokens.prompt, g.tokens.responses + tuple(b.ids for b in g.bases)) for g in groups]
         logps = iter(scorer.score(wanted).summed().tolist())
-        found += [tuple(islice(logps, len(group.responses))) for group in wanted]
-        on_progress(stage, len(found), len(held_out.groups))
-    return found
+        group_logps += [tuple(islice(logps, len(group.responses))) for group in wanted]
+        on_progress(stage, len(group_logps), len(held_out.groups))
+    return group_logps
 
 
 def evaluate_preferences(

@@ -242,9 +242,9 @@ class Grid:
         for variant in self.variants:
             asked = {name: self._found(variant, name) for name in (self.plan.names if self.plan else ())}
             held_out = self.held_out(variant).find() if self._scored(variant) else None
-            if any(found is None for found in asked.values()) or (self._scored(variant) and held_out is None):
+            if any(cell is None for cell in asked.values()) or (self._scored(variant) and held_out is None):
                 return None
-            cells[variant] = Cell({name: found for name, found in asked.items() if found is not None}, held_out)
+            cells[variant] = Cell({name: cell for name, cell in asked.items() if cell is not None}, held_out)
         return cells
 
     def run(self, on_progress: OnProgress) -> dict[Variant, Cell]:
@@ -318,8 +318,8 @@ class Grid:
 
     def _made_from(self, variant: Variant, known: _Known, **settings: Any) -> Provenance:
         data = self._data if self.preferences else None
-        told = {"system": variant.system, **settings}
-        return provenance(self.recipe, known.weights, known.made_on, data=data, adapter=variant.adapter, **told)
+        asked = {"system": variant.system, **settings}
+        return provenance(self.recipe, known.weights, known.made_on, data=data, adapter=variant.adapter, **asked)
 
     def _ask(
         self, variant: Variant, model: LoadedModel, known: _Known, on_progress: OnProgress
@@ -332,16 +332,16 @@ class Grid:
         evaluated = EvaluatedModel(model, system=variant.system, folder=self.plan.answers_folder)
         evaluated.check(self.plan)
         for name in self.plan.names:
-            found = self._found(variant, name)
-            if found is None:
+            cell = self._found(variant, name)
+            if cell is None:
                 content = evaluated.ask(name, self.plan, name=variant.name, on_progress=on_progress)
                 made_from = self._made_from(variant, known, benchmark=name, limit=self.plan.limit, seed=self.plan.seed)
                 record = self.asked(variant, name).finish(content, made_from)
                 answers = content.read()
                 if answers is None:
                     raise BapoError(f"The answers to {name} were deleted while they were asked: start again.")
-                found = (record, answers)
-            cells[name] = found
+                cell = (record, answers)
+            cells[name] = cell
         return cells
 
     def _score(

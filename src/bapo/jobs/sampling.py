@@ -176,16 +176,18 @@ def _judged(recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on
         on_progress("loading the model", 1, 1)
         stages.check_base(recipe, reward, model)
         store = stages.open_store(recipe, model)
-        found, counts = sample_candidates(prompts, model, store, settings, lengths=lengths, on_progress=on_progress)
-        without = candidate_logps(found, model, store, "reference log-probs", on_progress)
+        candidates, counts = sample_candidates(
+            prompts, model, store, settings, lengths=lengths, on_progress=on_progress
+        )
+        without = candidate_logps(candidates, model, store, "reference log-probs", on_progress)
     with shared.wearing(reward) as policy:
         with_adapter = AnchorStore.in_cache(policy)
-        judged = candidate_logps(found, policy, with_adapter, "log-probs with the adapter", on_progress)
+        judged = candidate_logps(candidates, policy, with_adapter, "log-probs with the adapter", on_progress)
     ratios = [
         [policy_logp - ref for policy_logp, ref in zip(ours, theirs, strict=True)]
         for ours, theirs in zip(judged, without, strict=True)
     ]
-    return _Judged(found, ratios, counts, str(store.identity["model"]))
+    return _Judged(candidates, ratios, counts, str(store.identity["model"]))
 
 
 def _claim(path: Path, asked: dict[str, Any]) -> Path:
@@ -213,13 +215,15 @@ def _beta_of(reward: str) -> float:
     """The beta that an adapter was trained with; the objective's default of one that was made elsewhere."""
     from bapo.objectives import make_objective
 
-    told = (record_of(reward) or {}).get("recipe", {}).get("training", {})
-    return make_objective(told.get("objective", "dpo"), beta=told.get("beta")).beta
+    trained = (record_of(reward) or {}).get("recipe", {}).get("training", {})
+    return make_objective(trained.get("objective", "dpo"), beta=trained.get("beta")).beta
 
 
-def _rows(found: Sequence[Candidates], rewards: Sequence[Sequence[float]], how: Sampling, counts: Counter[str]) -> Any:
+def _rows(
+    candidates: Sequence[Candidates], rewards: Sequence[Sequence[float]], how: Sampling, counts: Counter[str]
+) -> Any:
     """One row a pair. A prompt's draws are its own, so that its company changes nothing."""
-    for group, group_rewards in zip(found, rewards, strict=True):
+    for group, group_rewards in zip(candidates, rewards, strict=True):
         accept = min(how.accept, len(group_rewards))
         if accept < 2:
             counts[FEW] += 1

@@ -181,7 +181,7 @@ def training_arguments(recipe: Recipe, settings: TrainingSection, pairs: int, fo
     asked = {name: value for name, value in settings.model_dump().items() if value is not None}
     asked["activation_checkpointing"] = asked.pop("gradient_checkpointing")  # the name without a warning
     kernels = recipe.model.kernels
-    told: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "num_train_epochs": _enough_epochs(settings, pairs),
         **asked,
         "per_device_train_batch_size": min(settings.per_device_train_batch_size, pairs),
@@ -191,7 +191,7 @@ def training_arguments(recipe: Recipe, settings: TrainingSection, pairs: int, fo
         "disable_tqdm": True,
         "log_level": "error",
     }
-    return BAPOConfig(output_dir=str(folder / "checkpoints"), **told)
+    return BAPOConfig(output_dir=str(folder / "checkpoints"), **arguments)
 
 
 def _enough_epochs(settings: TrainingSection, pairs: int) -> float:

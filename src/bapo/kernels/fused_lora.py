@@ -257,7 +257,7 @@ def fused_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
     except ImportError:
         pass
     shared = SharedInputs()
-    found: dict[nn.Module, Callable[..., Tensor]] = {}
+    forwards: dict[nn.Module, Callable[..., Tensor]] = {}
     proven: dict[Hashable, bool] = {}
     for layer in model.modules():
         if type(layer) in kinds and "forward" not in vars(layer):
@@ -266,8 +266,8 @@ def fused_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
             if kind not in proven:
                 proven[kind] = _gives_the_same(fused)
             if proven[kind]:
-                found[layer] = fused
-    return found
+                forwards[layer] = fused
+    return forwards
 
 
 class _FusedForward:

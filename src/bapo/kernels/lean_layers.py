@@ -104,7 +104,7 @@ class _LeanFeedForward:
 
 def lean_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
     """The norms and feed-forward layers that are of the known kinds, each with a forward that keeps less."""
-    found: dict[nn.Module, Callable[..., Tensor]] = {}
+    forwards: dict[nn.Module, Callable[..., Tensor]] = {}
     proven: dict[Hashable, bool] = {}
     for module in model.modules():
         lean = _lean_forward(module)
@@ -114,8 +114,8 @@ def lean_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
         if kind not in proven:
             proven[kind] = _gives_the_same(module, lean)
         if proven[kind]:
-            found[module] = lean
-    return found
+            forwards[module] = lean
+    return forwards
 
 
 def _kind(module: nn.Module) -> Hashable:

@@ -134,7 +134,7 @@ def flex_agrees(device: torch.device) -> bool:
     def results(backend: Callable[..., Tensor], where: torch.device, dtype: torch.dtype) -> list[Tensor]:
         leaves = [tensor.to(where, dtype).requires_grad_() for tensor in inputs]
         output = backend(*leaves, None, 4, None, Segments(*layout))
-        return [found.cpu().double() for found in (output, *torch.autograd.grad(output.square().sum(), leaves))]
+        return [part.cpu().double() for part in (output, *torch.autograd.grad(output.square().sum(), leaves))]
 
     try:
         by_split, by_flex = (results(backend, device, torch.float32) for backend in (_split, _flex))

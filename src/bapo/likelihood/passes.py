@@ -211,13 +211,13 @@ def lengths_of(groups: Sequence[TokenGroup]) -> tuple[int, ...]:
 def _configs_of(model: nn.Module) -> list[Any]:
     """All configurations of a model and its parts."""
     todo: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
-    found: dict[int, Any] = {}
+    by_id: dict[int, Any] = {}
     while todo:
         config = todo.pop()
-        if id(config) not in found and hasattr(config, "_attn_implementation_internal"):
-            found[id(config)] = config
+        if id(config) not in by_id and hasattr(config, "_attn_implementation_internal"):
+            by_id[id(config)] = config
             todo += [getattr(config, name, None) for name in config.sub_configs]
-    return list(found.values())
+    return list(by_id.values())
 
 
 def _mask_already_made(device: torch.device) -> Tensor:

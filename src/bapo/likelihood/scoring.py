@@ -103,8 +103,8 @@ class ResponseScorer:
             return self.passes.plainly(groups)
         row = self.passes.in_row([group for group, fits in zip(groups, in_row, strict=True) if fits], most_strands)
         plain = self.passes.plainly([group for group, fits in zip(groups, in_row, strict=True) if not fits])
-        found = {True: row.by_response(), False: plain.by_response()}
-        order = [next(found[fits]) for group, fits in zip(groups, in_row, strict=True) for _ in group.responses]
+        logps_of = {True: row.by_response(), False: plain.by_response()}
+        order = [next(logps_of[fits]) for group, fits in zip(groups, in_row, strict=True) for _ in group.responses]
         tokens, greedy = (torch.cat(parts) for parts in zip(*order, strict=True))
         return ResponseLogps(tokens, lengths_of(groups), greedy)
 
@@ -163,8 +163,8 @@ class ResponseScorer:
         if float32:
             with in_float32(self.model):
                 return {"row": self.row(groups, most_strands=1), "nudged": self._nudged(groups, most_strands=1)}
-        found = {"row": self.row(groups), "nudged": self._nudged(groups)}
-        return found if self.fallback else found | {"groups": torch.cat([self.row([group]) for group in groups])}
+        layouts = {"row": self.row(groups), "nudged": self._nudged(groups)}
+        return layouts if self.fallback else layouts | {"groups": torch.cat([self.row([group]) for group in groups])}
 
     def probe(self) -> list[TokenGroup]:
         """Two prompts with two responses each, spread over the vocabulary, the same every time."""

@@ -264,9 +264,9 @@ class _InStrands(torch.autograd.Function):
             with torch.enable_grad(), seeded_dropout(seed):
                 return compute(strand.layout)
 
-        found = _side_by_side(one, list(zip(strands, seeds, strict=True)), strands)
-        ctx.strands, ctx.weights, ctx.graphs = strands, weights, [first for first, _ in found]
-        first, second = _whole(strands, [(first.detach(), second) for first, second in found])
+        computed = _side_by_side(one, list(zip(strands, seeds, strict=True)), strands)
+        ctx.strands, ctx.weights, ctx.graphs = strands, weights, [first for first, _ in computed]
+        first, second = _whole(strands, [(first.detach(), second) for first, second in computed])
         ctx.mark_non_differentiable(second)
         return first, second
 
@@ -299,10 +299,10 @@ def _summed(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return total
 
 
-def _whole(strands: Sequence[Strand], found: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _whole(strands: Sequence[Strand], computed: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The strands' numbers in the order of the row."""
     order = torch.cat([strand.at_P for strand in strands]).argsort()
-    first, second = zip(*found, strict=True)
+    first, second = zip(*computed, strict=True)
     return torch.cat(first)[order], torch.cat(second)[order]
 
 

@@ -133,8 +133,8 @@ def leaves_base_alone(config: Any) -> bool:
 
 def _say_what_is_unknown(adapter: str | Path, config: Any) -> None:
     path = Path(adapter) / "adapter_config.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    unknown = sorted(key for key, value in told.items() if value and not hasattr(config, key))
+    config_keys = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    unknown = sorted(key for key, value in config_keys.items() if value and not hasattr(config, key))
     if unknown:
         logger.warning(
             "The adapter %s has settings that this version of PEFT does not know and ignores: %s.",
@@ -146,9 +146,9 @@ def _say_what_is_unknown(adapter: str | Path, config: Any) -> None:
 def _say_another_base(adapter: str | Path, config: Any, model: Any) -> None:
     if (Path(adapter) / "run.json").is_file():  # bapo's own record knows the weights, and is looked at elsewhere
         return
-    told, name = config.base_model_name_or_path, getattr(model.config, "_name_or_path", None)
-    if told and name and _last_name(told) != _last_name(name):
-        logger.warning("The adapter %s says that it was trained on %s, and this model is %s.", adapter, told, name)
+    base_name, name = config.base_model_name_or_path, getattr(model.config, "_name_or_path", None)
+    if base_name and name and _last_name(base_name) != _last_name(name):
+        logger.warning("The adapter %s says that it was trained on %s, and this model is %s.", adapter, base_name, name)
 
 
 def _last_name(model: str) -> str:

@@ -210,8 +210,8 @@ class ChatFormat:
             behind = _as_generated(opened.text[begins:], whole[begins:], said, template.end)
             counts[NOT_THE_TEMPLATES] += 1
             self._warn(held.restore(whole), held.restore(opened.text + behind))
-        told = (said["content"], *(text for key, text in said.items() if _is_reasoning(key)))
-        if not all(squeezed(part) in squeezed(opened.text + behind) for part in told if isinstance(part, str)):
+        content_parts = (said["content"], *(text for key, text in said.items() if _is_reasoning(key)))
+        if not all(squeezed(part) in squeezed(opened.text + behind) for part in content_parts if isinstance(part, str)):
             counts[LEFT_OUT] += 1
         template.check_calls(response, held.restore(behind))
         end = self._eos if template.end_id is None else template.end_id

@@ -78,12 +78,12 @@ _HELD: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 def _fingerprint_without_adapters(causal_lm: Any) -> str:
     tensors = _own_tensors(causal_lm)
     config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
-    told = json.dumps(config, sort_keys=True, default=str)
+    config_text = json.dumps(config, sort_keys=True, default=str)
     held = _HELD.get(causal_lm)
-    where = (told, tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in sorted(tensors.items())))
+    where = (config_text, tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in sorted(tensors.items())))
     if held is not None and where in held:
         return held[where]
-    digest = hashlib.sha256(told.encode())
+    digest = hashlib.sha256(config_text.encode())
     _add(digest, tensors)
     if held is not None:
         held[where] = digest.hexdigest()

@@ -206,8 +206,8 @@ def adapters_tokenizer(adapter: str | Path, of_model: Any, *, quiet: bool = Fals
     from transformers.utils import cached_file
 
     with foreign(f"The files of the adapter {adapter} could not be looked at", "check the name, or download it again"):
-        told = cached_file(str(adapter), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-    if told is None:
+        config_file = cached_file(str(adapter), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    if config_file is None:
         return of_model
     brought = load_tokenizer(str(adapter))
     if tokenizer_fingerprint(brought) == tokenizer_fingerprint(of_model):

@@ -193,11 +193,11 @@ class ChatTemplate:
             end = _first_of(ends, self._rendered_or_nothing([*answered, *QUESTION]).rpartition(PROBE)[2])
         if end:
             self.end_id = int(self.tokenizer.convert_tokens_to_ids(end))
-        told = [{"role": "system", "content": "x"}, *answered, *QUESTION]
-        written = self._rendered_or_nothing(told) + self._rendered_or_nothing(told[1:]) + opened + whole
+        conversation = [{"role": "system", "content": "x"}, *answered, *QUESTION]
+        written = self._rendered_or_nothing(conversation) + self._rendered_or_nothing(conversation[1:]) + opened + whole
         around = {*ends, end, self.tokenizer.bos_token, self.tokenizer.pad_token}
-        found = [word for word in {*added, *ends} if word in written or word in around]
-        self.controls = tuple(word for word in found if word in around or not _REASONING.search(word))
+        words = [word for word in {*added, *ends} if word in written or word in around]
+        self.controls = tuple(word for word in words if word in around or not _REASONING.search(word))
 
     def _rendered_or_nothing(self, turns: Sequence[Mapping[str, Any]]) -> str:
         try:
@@ -219,15 +219,15 @@ def turn_dict(turn: str | Mapping[str, Any] | Turn) -> dict[str, Any]:
     if isinstance(turn, str):
         return {"role": "assistant", "content": turn}
     parts = turn if isinstance(turn, Mapping) else {"role": turn.role, "content": turn.content, "more": turn.more}
-    told = dict(parts)
-    more = told.pop("more", "")
-    return {**told, **(json.loads(more) if more else {})}
+    turn_parts = dict(parts)
+    more = turn_parts.pop("more", "")
+    return {**turn_parts, **(json.loads(more) if more else {})}
 
 
 def _first_of(words: Sequence[str], text: str) -> str | None:
     """The word that stands first in the text; the longest of several."""
-    found = [(text.index(word), -len(word), word) for word in words if word in text]
-    return min(found)[2] if found else None
+    places = [(text.index(word), -len(word), word) for word in words if word in text]
+    return min(places)[2] if places else None
 
 
 def common(a: str, b: str) -> int:

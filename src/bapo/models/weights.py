@@ -32,15 +32,15 @@ def whole_model(failed: str, source: Any, **how: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    model, found = AutoModelForCausalLM.from_pretrained(
+    model, loading_info = AutoModelForCausalLM.from_pretrained(
         source, output_loading_info=True, ignore_mismatched_sizes=True, **how
     )
     check_keys(
         failed,
         "they are not those of its configuration, so download or save it again.",
-        missing=found["missing_keys"],
-        unexpected=[name for name in found["unexpected_keys"] if not _RETIRED.search(name)],
-        mismatched=[name for name, *_ in found["mismatched_keys"]],
+        missing=loading_info["missing_keys"],
+        unexpected=[name for name in loading_info["unexpected_keys"] if not _RETIRED.search(name)],
+        mismatched=[name for name, *_ in loading_info["mismatched_keys"]],
     )
     return model
 
@@ -66,9 +66,9 @@ def check_keys(
         BapoError: there are any.
     """
     kinds = {"missing": missing, "without a place": unexpected, "of another shape": mismatched}
-    told = [f"{len(names)} {kind}, e.g. {min(names)}" for kind, names in kinds.items() if names]
-    if told:
-        raise BapoError(f"{failed} (weights: {'; '.join(told)}): {todo}")
+    problems = [f"{len(names)} {kind}, e.g. {min(names)}" for kind, names in kinds.items() if names]
+    if problems:
+        raise BapoError(f"{failed} (weights: {'; '.join(problems)}): {todo}")
 
 
 def mismatched_keys(error: Exception) -> list[str]:

@@ -124,9 +124,9 @@ def make_objective(
     loss = PAIR_LOSSES.find(name)
     beta = loss.beta if beta is None else float(check_number("beta", beta))
     anchor = loss.anchor if anchor is None else anchor
-    found = None if anchor is None else ANCHORS.find(anchor)
+    anchor_function = None if anchor is None else ANCHORS.find(anchor)
     control = ANCHOR_CONTROLS.find(anchor_control or ANCHOR_CONTROL)
-    if found is None:
+    if anchor_function is None:
         for setting, value in zip(_OF_ANCHORS, (anchor_strength, anchor_control), strict=True):
             if value is not None and value != ANCHOR_CONTROL:
                 raise BapoError(
@@ -135,15 +135,15 @@ def make_objective(
                 )
     of_loss, of_control = _own_settings(loss.function), _own_settings(control.made)
     for setting in sorted(settings.keys() - of_loss - of_control):
-        known = (*of_loss, *of_control, *(_OF_ANCHORS if found else ()), "anchor")
+        known = (*of_loss, *of_control, *(_OF_ANCHORS if anchor_function else ()), "anchor")
         raise BapoError(f"The objective {name} has no setting {setting!r}{nearest(setting, known)}.")
     strength = float(check_number("anchor_strength", ANCHOR_STRENGTH if anchor_strength is None else anchor_strength))
     return Objective(
         name=name,
         pair_loss=partial(loss.function, beta=beta, **_numbers(settings, of_loss, loss.ranges)),
         beta=beta,
-        anchor=found,
-        control=control.made(strength if found else 0.0, **_numbers(settings, of_control, control.ranges)),
+        anchor=anchor_function,
+        control=control.made(strength if anchor_function else 0.0, **_numbers(settings, of_control, control.ranges)),
         needs_reference=loss.needs_reference,
         description=loss.description,
     )
@@ -154,7 +154,7 @@ def _own_settings(function: Callable[..., object]) -> set[str]:
 
 
 def _numbers(settings: Mapping[str, Any], names: set[str], ranges: Mapping[str, Range]) -> dict[str, float]:
-    told = {name: value for name, value in settings.items() if name in names}
+    given = {name: value for name, value in settings.items() if name in names}
     return {
-        name: float(check_number(name, value, within=ranges.get(name, _ANY_NUMBER))) for name, value in told.items()
+        name: float(check_number(name, value, within=ranges.get(name, _ANY_NUMBER))) for name, value in given.items()
     }

@@ -111,8 +111,8 @@ def pair_loss(
     """
 
     def register(function: Function) -> Function:
-        told = PairLoss(function, description or _first_line(function), beta, anchor, needs_reference, ranges)
-        PAIR_LOSSES.add(name, told, function)
+        loss = PairLoss(function, description or _first_line(function), beta, anchor, needs_reference, ranges)
+        PAIR_LOSSES.add(name, loss, function)
         return function
 
     return register

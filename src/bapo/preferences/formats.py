@@ -55,8 +55,8 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
         raise BapoError(f"{where} is not an object with the keys prompt, chosen, rejected.")
     for key in ("chosen", "rejected"):
         if record.get(key) is None:
-            found = "it is null" if key in record else f"found: {', '.join(map(str, record)) or 'nothing'}"
-            raise BapoError(f"{where} has no {key!r} ({found}): each comparison needs prompt, chosen and rejected.")
+            instead = "it is null" if key in record else f"found: {', '.join(map(str, record)) or 'nothing'}"
+            raise BapoError(f"{where} has no {key!r} ({instead}): each comparison needs prompt, chosen and rejected.")
         if isinstance(record[key], Mapping) and record[key] and all(str(name).isdigit() for name in record[key]):
             raise BapoError(
                 f"{where} holds whole columns, and not comparisons: write them one by one, with pandas by "
@@ -223,11 +223,11 @@ def _turns(value: Any, where: str, key: str) -> list[Message]:
 def _turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise BapoError(f"{where}: every turn needs a role and a content that are text.")
-    told = {key: _without_none(value) for key, value in turn.items() if value is not None}
-    role, content = told.pop("role", told.pop("from", None)), told.pop("content", told.pop("value", None))
-    if isinstance(told.get("tool_calls"), str):
-        told["tool_calls"] = _parsed(told["tool_calls"])
-    more = {key: value for key, value in told.items() if value not in ("", [], {})}
+    fields = {key: _without_none(value) for key, value in turn.items() if value is not None}
+    role, content = fields.pop("role", fields.pop("from", None)), fields.pop("content", fields.pop("value", None))
+    if isinstance(fields.get("tool_calls"), str):
+        fields["tool_calls"] = _parsed(fields["tool_calls"])
+    more = {key: value for key, value in fields.items() if value not in ("", [], {})}
     if content is None and more:
         content = ""
     if isinstance(content, Sequence) and not isinstance(content, str):

@@ -77,14 +77,14 @@ def examples(*, whole: bool = False) -> str:
     Of what other packages bring only the name is told, so that nothing of theirs is loaded.
     """
     ours = own_names("sources")
-    told = {name: SOURCES[name].example if name in ours else f"{name}:NAME" for name in SOURCES}
+    descriptions = {name: SOURCES[name].example if name in ours else f"{name}:NAME" for name in SOURCES}
     for name in ours:
-        others = [part for part in SOURCES[name].words if f"{name}:{part}" != told[name]]
+        others = [part for part in SOURCES[name].words if f"{name}:{part}" != descriptions[name]]
         if not others:
-            told[name] += f" ({SOURCES[name].description})"
+            descriptions[name] += f" ({SOURCES[name].description})"
         elif whole:
-            told[name] += f" (or {', '.join(others)})"
-    return ", ".join(told.values())
+            descriptions[name] += f" (or {', '.join(others)})"
+    return ", ".join(descriptions.values())
 
 
 def find_file(named: str, places: Sequence[str], data_folder: Path | None, where_to_get: str) -> Path:

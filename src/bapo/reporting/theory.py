@@ -28,7 +28,7 @@ SLOPE_HEADER = ("varied", "estimate", "slope of the error", "promised")
 ERROR_HEADER = ("varied", "value", *LABELS.values())
 
 
-def draw_proposition(found: Proposition, path: Path) -> None:
+def draw_proposition(proposition: Proposition, path: Path) -> None:
     """Errors over n, d, k and the correlation, one panel each, with intervals over the repeats.
 
     Args:
@@ -37,9 +37,9 @@ def draw_proposition(found: Proposition, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(found.sweeps), 3.6), layout="constrained")
+    figure = Figure(figsize=(4 * len(proposition.sweeps), 3.6), layout="constrained")
     for axis, sweep in zip(
-        figure.subplots(1, len(found.sweeps), sharey=True, squeeze=False)[0], found.sweeps, strict=True
+        figure.subplots(1, len(proposition.sweeps), sharey=True, squeeze=False)[0], proposition.sweeps, strict=True
     ):
         for name, label in LABELS.items():
             estimates = [point.errors[name] for point in sweep.points]
@@ -62,11 +62,11 @@ def draw_proposition(found: Proposition, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def slope_rows(found: Proposition) -> list[tuple[str, ...]]:
+def slope_rows(proposition: Proposition) -> list[tuple[str, ...]]:
     """By what is varied and by estimate, the fitted slope beside the promised one."""
     return [
         (sweep.varied, LABELS[name], interval(slope.fitted, 1, 2), f"{slope.promised:g}")
-        for sweep in found.sweeps
+        for sweep in proposition.sweeps
         for name, slope in sweep.slopes.items()
     ]
 
@@ -79,11 +79,12 @@ def error_rows(sweep: Sweep) -> list[tuple[str, ...]]:
     ]
 
 
-def bound_in_words(found: Proposition) -> str:
+def bound_in_words(proposition: Proposition) -> str:
     """Whether lemma 1's bound holds, and how far it is above the error."""
-    (least, most), (low, high) = found.bounds, found.constants
+    (least, most), (low, high) = proposition.bounds, proposition.constants
+    covered = f"{100 * proposition.covered:.0f} %"
     return (
-        f"Lemma 1's bound with C' = 1 held in at least {100 * found.covered:.0f} % of the draws of every setting; it "
+        f"Lemma 1's bound with C' = 1 held in at least {covered} of the draws of every setting; it "
         f"is {least:,.0f} to {most:.1e} times the error, because 1 / gamma grows as exp(L B). Without gamma, "
         f"a constant of {low:.1f} to {high:.1f} in front of sqrt((d + log(1 / delta)) / n) is enough."
     )

@@ -171,14 +171,14 @@ def _worst(gates: set[Gate]) -> Gate | None:
 
 
 def _changes(before: Findings, after: Findings, budget: float, least_accuracy: float | None) -> ModelChanges:
-    told = after.preferences if after.adapter and least_accuracy is not None else None
+    judged = after.preferences if after.adapter and least_accuracy is not None else None
     return ModelChanges(
         benchmarks={
             name: compare(before.benchmarks[name], answers, budget=budget) for name, answers in after.benchmarks.items()
         },
         preferences=compare_preferences(before.prompts, after.prompts) if before.prompts and after.prompts else None,
         forgetting=forgetting(before.benchmarks, after.benchmarks, budget=budget),
-        learned=gate(told.reward_accuracy, least_accuracy or 0) if told else None,
+        learned=gate(judged.reward_accuracy, least_accuracy or 0) if judged else None,
     )
 
 

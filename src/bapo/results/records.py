@@ -111,8 +111,8 @@ class Kind(Generic[Content]):
         """
         make_folder(path.parent)
         stored = _write_items(_items_of(path), items) if items else None
-        told = {"kind": self.name, "version": self.version, "identity": identity, "made_from": asdict(made_from)}
-        write_record(path, {**told, "items": stored, "content": asdict(content)})  # type: ignore[call-overload]
+        header = {"kind": self.name, "version": self.version, "identity": identity, "made_from": asdict(made_from)}
+        write_record(path, {**header, "items": stored, "content": asdict(content)})  # type: ignore[call-overload]
         return Record(path, identity, made_from, content, stored)
 
     def read(self, path: Path) -> Record[Content]:
@@ -123,20 +123,20 @@ class Kind(Generic[Content]):
         """
         if not path.is_file():
             raise BapoError(f"There is no {self.name} in {path}: make it first, or check the path.")
-        told = read_record(path, self.todo)
-        if told.get("kind") != self.name:
-            raise BapoError(f"{path} holds {shown(told.get('kind'))}, not {self.name}: name another file.")
-        if told.get("version") != self.version:
+        stored = read_record(path, self.todo)
+        if stored.get("kind") != self.name:
+            raise BapoError(f"{path} holds {shown(stored.get('kind'))}, not {self.name}: name another file.")
+        if stored.get("version") != self.version:
             raise BapoError(
-                f"{path} holds {self.name} in version {told.get('version')}, and this bapo reads version "
+                f"{path} holds {self.name} in version {stored.get('version')}, and this bapo reads version "
                 f"{self.version}: {self.todo}."
             )
         from pydantic import TypeAdapter
 
         with foreign(f"{path} is damaged", self.todo):
-            content = TypeAdapter(self.content).validate_python(told["content"])
-            made_from = Provenance(**told["made_from"])
-            return Record(path, told["identity"], made_from, content, told["items"])
+            content = TypeAdapter(self.content).validate_python(stored["content"])
+            made_from = Provenance(**stored["made_from"])
+            return Record(path, stored["identity"], made_from, content, stored["items"])
 
     def find(self, path: Path, identity: str) -> Record[Content] | None:
         """The record in a file, if one is there and is of this identity: then its work is done.

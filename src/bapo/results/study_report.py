@@ -272,12 +272,12 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
     for column in columns:
         if any(column not in cell.questions for cell in cells):
             continue
-        found = draws.of_questions(column)
+        means_and_draws = draws.of_questions(column)
         change = None
         if base is not None and cells[0] is not base:
             changed = _Draws([_minus(cell, base, column) for cell in cells], seed).of_questions(column, -1.0)
             change = _table_cell(*changed, scale=100).mean
-        accuracy[column] = replace(_table_cell(*found, scale=100), change=change)
+        accuracy[column] = replace(_table_cell(*means_and_draws, scale=100), change=change)
     asked = all(cell.prompts for cell in cells)
     model, method, varied = cells[0].row
     return TableRow(

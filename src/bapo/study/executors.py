@@ -218,8 +218,8 @@ def _kept_of(environment: Any) -> list[tuple[str, str]]:
     return [(name, value) for name, value in environment.items() if name.startswith(("BAPO_", "HF_"))]
 
 
-def _on_a_worker(told: list[str], environment: dict[str, str]) -> None:
+def _on_a_worker(arguments: list[str], environment: dict[str, str]) -> None:
     from bapo.study.work import main
 
     os.environ.update(environment)
-    main(told)
+    main(arguments)

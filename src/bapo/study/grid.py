@@ -148,9 +148,9 @@ def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[
     asked = evaluation.model_dump(exclude={"prompt_only"})
     for cell in cells.values():
         recipe = cell.recipe
-        told = recipe.model_dump(mode="json", exclude=_NO_OUTCOME)  # type: ignore[arg-type]
-        model = {"model": told["model"]}
-        reading = {**model, "preferences": told["preferences"], "anchoring": told["anchoring"]}
+        settings = recipe.model_dump(mode="json", exclude=_NO_OUTCOME)  # type: ignore[arg-type]
+        model = {"model": settings["model"]}
+        reading = {**model, "preferences": settings["preferences"], "anchoring": settings["anchoring"]}
         anchor = slug("anchor", cell.model, cell.preference, _short(reading))
         yield StudyJob(anchor, "anchor", recipe, _identity("anchor", reading), of=anchor)
         if evaluation.benchmarks:
@@ -163,14 +163,14 @@ def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[
                 identity = _identity("evaluate", {**reading, **asked, "system": words})
                 yield StudyJob(rival, "evaluate", recipe, identity, (anchor,), of=PROMPT_ONLY, system=words)
         train = f"train_{cell.key}"
-        yield StudyJob(train, "train", recipe, _identity("train", told), (anchor,), of=cell.key)
-        identity = _identity("evaluate", {**told, **asked})
+        yield StudyJob(train, "train", recipe, _identity("train", settings), (anchor,), of=cell.key)
+        identity = _identity("evaluate", {**settings, **asked})
         yield StudyJob(f"evaluate_{cell.key}", "evaluate", recipe, identity, (train,), of=cell.key)
 
 
-def _identity(work: Work, told: Mapping[str, Any]) -> str:
-    return identity_of(work=work, version=__version__, scoring=SCORING_VERSION, **told)
+def _identity(work: Work, settings: Mapping[str, Any]) -> str:
+    return identity_of(work=work, version=__version__, scoring=SCORING_VERSION, **settings)
 
 
-def _short(told: Mapping[str, Any]) -> str:
-    return identity_of(**told)[:6]
+def _short(settings: Mapping[str, Any]) -> str:
+    return identity_of(**settings)[:6]

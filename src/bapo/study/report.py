@@ -57,8 +57,8 @@ def report(study: Study) -> Record[StudyReport]:
 def logs(study: Study) -> dict[str, tuple[Mapping[str, float], ...]]:
     """What the trainer logged of each finished training, by cell."""
     ledger = Ledger(study)
-    found = {job.of: ledger.finished(job) for job in study.jobs.values() if job.work == "train"}
-    return {key: record.content.log for key, record in found.items() if record is not None}
+    records = {job.of: ledger.finished(job) for job in study.jobs.values() if job.work == "train"}
+    return {key: record.content.log for key, record in records.items() if record is not None}
 
 
 def _place(study: Study, job: StudyJob) -> tuple[str, str, str, str, int]:

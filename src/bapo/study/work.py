@@ -136,8 +136,8 @@ def _evaluate(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgre
     rows: list[dict[str, Any]] = [{"prompt": row, "question": None} for row in to_rows(findings.prompts)]
     for answers in findings.benchmarks.values():
         rows += [{"prompt": None, "question": row} for row in question_rows(answers)]
-    found = {"preferences": findings.preferences, "benchmarks": benchmarks}
-    return found, rows, provenance(recipe, "", {}, adapter=adapter, benchmarks=asked.model_dump())
+    content = {"preferences": findings.preferences, "benchmarks": benchmarks}
+    return content, rows, provenance(recipe, "", {}, adapter=adapter, benchmarks=asked.model_dump())
 
 
 _WORK = {"anchor": _anchor, "train": _train, "evaluate": _evaluate}

@@ -27,9 +27,9 @@ def last_complete(output_dir: Path) -> Path | None:
 
 def drop_older(output_dir: Path, most: int | None, kept: Collection[Path]) -> None:
     """Remove checkpoints, those written first of all, until ``most`` are left; those in ``kept`` stay."""
-    found = sorted(_in_order(output_dir), key=lambda folder: folder.stat().st_mtime_ns)
-    spare = [folder for folder in found if folder not in kept]
-    for folder in spare[: max(0, len(found) - most) if most else 0]:
+    checkpoints = sorted(_in_order(output_dir), key=lambda folder: folder.stat().st_mtime_ns)
+    spare = [folder for folder in checkpoints if folder not in kept]
+    for folder in spare[: max(0, len(checkpoints) - most) if most else 0]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

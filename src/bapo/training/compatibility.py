@@ -170,7 +170,7 @@ MODEL_SETTINGS: dict[str, Foreign] = {
 """Arguments of `from_pretrained` that need nothing to be done."""
 
 
-def model_arguments(told: Mapping[str, Any], quantization_config: Any = None) -> tuple[dict[str, Any], str | None]:
+def model_arguments(arguments: Mapping[str, Any], quantization_config: Any = None) -> tuple[dict[str, Any], str | None]:
     """``model_init_kwargs`` as arguments of `bapo.models.load_model`, and the attention that is asked for.
 
     Args:
@@ -180,15 +180,15 @@ def model_arguments(told: Mapping[str, Any], quantization_config: Any = None) ->
     Raises:
         BapoError: one asks for what `load_model` does not do.
     """
-    told = dict(told)
+    arguments = dict(arguments)
     if quantization_config is not None:
-        if told.get("quantization_config") is not None:
+        if arguments.get("quantization_config") is not None:
             raise BapoError("quantization_config is given twice: leave it out of model_init_kwargs.")
-        told["quantization_config"] = quantization_config
-    loading: dict[str, Any] = {name: told.pop(name) for name in _OF_LOAD_MODEL if name in told}
+        arguments["quantization_config"] = quantization_config
+    loading: dict[str, Any] = {name: arguments.pop(name) for name in _OF_LOAD_MODEL if name in arguments}
     if loading.get("adapter") is not None:
         loading.setdefault("adapter_trainable", True)
-    asked = [loading.get("precision"), _precision_of_dtype(told), _precision_of_quantization(told)]
+    asked = [loading.get("precision"), _precision_of_dtype(arguments), _precision_of_quantization(arguments)]
     precisions = sorted({precision for precision in asked if precision is not None})
     if precisions == ["bf16", "nf4"]:
         precisions = ["nf4"]  # which computes in bf16
@@ -196,22 +196,22 @@ def model_arguments(told: Mapping[str, Any], quantization_config: Any = None) ->
         raise BapoError(f"model_init_kwargs asks for several precisions ({', '.join(precisions)}): name one.")
     if precisions:
         loading["precision"] = precisions[0]
-    device = _device(told.pop("device_map", None))
+    device = _device(arguments.pop("device_map", None))
     if device is not None:
         loading.setdefault("device", device)
-    attention = told.pop("attn_implementation", None)
+    attention = arguments.pop("attn_implementation", None)
     if attention not in (None, "eager", "sdpa"):
         raise BapoError(
             f"model_init_kwargs does not take attn_implementation={shortened(attention)}: responses have an attention "
             "of their own, so leave it out, or name eager or sdpa, which compute the same."
         )
-    for name, value in told.items():
+    for name, value in arguments.items():
         refuse(name, value, MODEL_SETTINGS.get(name, Foreign((None,), _ELSEWISE)), "model_init_kwargs")
     return loading, attention
 
 
-def _precision_of_dtype(told: dict[str, Any]) -> str | None:
-    given = [told.pop(name) for name in ("dtype", "torch_dtype") if name in told]
+def _precision_of_dtype(arguments: dict[str, Any]) -> str | None:
+    given = [arguments.pop(name) for name in ("dtype", "torch_dtype") if name in arguments]
     dtype = next((value for value in given if value is not None), None)
     if dtype is None:
         return None
@@ -224,8 +224,8 @@ def _precision_of_dtype(told: dict[str, Any]) -> str | None:
     return _PRECISIONS[name]
 
 
-def _precision_of_quantization(told: dict[str, Any]) -> str | None:
-    config = told.pop("quantization_config", None)
+def _precision_of_quantization(arguments: dict[str, Any]) -> str | None:
+    config = arguments.pop("quantization_config", None)
     if config is None:
         return None
     asked_config = config if isinstance(config, Mapping) else config.to_dict()

@@ -32,8 +32,8 @@ _AS_MANY_AS_EPOCHS = ("max_steps", -1)
 def shared(name: str, **default: Any) -> Any:
     """The field of a setting that recipes have too, with another default where one is given."""
     value = default.get("default", default_of(name))
-    told: Any = {"default_factory": lambda: copy(value)} if isinstance(value, dict) else {"default": value}
-    return field(**told, metadata={"help": SETTINGS[name].meaning})
+    how: Any = {"default_factory": lambda: copy(value)} if isinstance(value, dict) else {"default": value}
+    return field(**how, metadata={"help": SETTINGS[name].meaning})
 
 
 def explained(config: type[BAPOConfig]) -> type[BAPOConfig]:
@@ -145,10 +145,11 @@ class BAPOConfig(TrainingArguments):
     def _check_loss_type(self) -> None:
         if self.loss_type in (None, "sigmoid", ["sigmoid"], ("sigmoid",)):
             return
-        told = self.loss_type if isinstance(self.loss_type, str) else " and ".join(map(str, self.loss_type or []))
-        name = _LOSS_TYPES.get(told, "ipo")
+        loss_type = self.loss_type if isinstance(self.loss_type, str) else " and ".join(map(str, self.loss_type or []))
+        name = _LOSS_TYPES.get(loss_type, "ipo")
         raise BapoError(
-            f"BAPOConfig knows no loss_type {shortened(told)}: name the loss as objective, such as objective={name!r}."
+            f"BAPOConfig knows no loss_type {shortened(loss_type)}: name the loss as objective, such as "
+            f"objective={name!r}."
         )
 
     @property

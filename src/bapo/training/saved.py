@@ -117,7 +117,7 @@ def _check_tensors(model: nn.Module, folder: Path) -> None:
     from safetensors import safe_open
 
     trained = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    found: set[int] = set()
+    stored: set[int] = set()
     strange = False
     for path in sorted(folder.glob("model*.safetensors")):
         with foreign(f"The weights that were saved in {path} cannot be read", "see whether the disk is full"):
@@ -129,7 +129,7 @@ def _check_tensors(model: nn.Module, folder: Path) -> None:
                 elif not torch.equal(saved.get_tensor(name), trained[name].cpu()):
                     raise BapoError(f"What was saved in {folder} is not what was trained: {name} differs.")
                 else:
-                    found.add(trained[name].data_ptr())
-    lost = [name for name, tensor in trained.items() if tensor.numel() and tensor.data_ptr() not in found]
+                    stored.add(trained[name].data_ptr())
+    lost = [name for name, tensor in trained.items() if tensor.numel() and tensor.data_ptr() not in stored]
     if lost and not strange:  # some architectures save their weights under other names, and loading counts those
         raise BapoError(f"What was saved in {folder} lacks {len(lost)} weights, e.g. {lost[0]}.")

@@ -48,12 +48,13 @@ def check_arguments(args: Any, others: Mapping[str, Any]) -> None:
 def tokenizer_of(processing_class: Any, others: dict[str, Any]) -> Any:
     """The tokenizer, by its name of today or its old one, which is taken out of the other arguments."""
     old = others.pop("tokenizer", None)
-    found = old if processing_class is None else processing_class
-    if found is not None and not callable(getattr(found, "encode", None)):
+    tokenizer = old if processing_class is None else processing_class
+    if tokenizer is not None and not callable(getattr(tokenizer, "encode", None)):
         raise BapoError(
-            f"processing_class must be a tokenizer, and it is a {type(found).__name__}: give a processor's tokenizer."
+            f"processing_class must be a tokenizer, and it is a {type(tokenizer).__name__}: give a processor's "
+            "tokenizer."
         )
-    return found
+    return tokenizer
 
 
 def loaded_model(model: Any, tokenizer: Any, args: BAPOConfig, quantization_config: Any) -> LoadedModel:
@@ -63,9 +64,9 @@ def loaded_model(model: Any, tokenizer: Any, args: BAPOConfig, quantization_conf
         BapoError: it cannot be loaded, or what is said of loading does not fit one that is there.
     """
     if isinstance(model, str):
-        told: Any = args.model_init_kwargs or {}
+        init_kwargs: Any = args.model_init_kwargs or {}
         arguments, attention = model_arguments(
-            {"trust_remote_code": args.trust_remote_code, **told}, quantization_config
+            {"trust_remote_code": args.trust_remote_code, **init_kwargs}, quantization_config
         )
         loaded = load_model(model, **arguments)
         if attention is not None:

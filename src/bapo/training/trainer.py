@@ -303,9 +303,9 @@ class BAPOTrainer(PairTrainer):
             load_state(self.objective.control, Path(resume_from_checkpoint))
         best, own_evaluation = self.args.metric_for_best_model, type(self).evaluate is not Trainer.evaluate
         if best is not None and self.eval_dataset is not None and not own_evaluation:
-            found = [*EVALUATION_METRICS, *PAIR_METRICS, *(BASE_METRICS if self._with_base else ())]
-            found += ANCHOR_METRICS if self.objective.anchor is not None else ()
-            check_best_metric(best, self.eval_dataset if isinstance(self.eval_dataset, dict) else (), found)
+            metrics = [*EVALUATION_METRICS, *PAIR_METRICS, *(BASE_METRICS if self._with_base else ())]
+            metrics += ANCHOR_METRICS if self.objective.anchor is not None else ()
+            check_best_metric(best, self.eval_dataset if isinstance(self.eval_dataset, dict) else (), metrics)
         if not resume_from_checkpoint and self._reference.is_policy:
             self._check_step_0()
         self._steps_taken = True

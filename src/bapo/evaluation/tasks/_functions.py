@@ -44,16 +44,16 @@ def turns(dialogue: str) -> list[dict[str, str]]:
     """
     marks = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
     text = "\n\n" + dialogue.strip() if dialogue.lstrip().startswith("Human:") else "\n\nHuman: " + dialogue.strip()
-    found: list[dict[str, str]] = []
+    turns: list[dict[str, str]] = []
     while text:
         mark = next(mark for mark in marks if text.startswith(mark))
         ends = [end for other in marks if (end := text.find(other, len(mark))) >= 0]
         end = min(ends, default=len(text))
         content = text[len(mark) : end].strip()
         if content:
-            found.append({"role": marks[mark], "content": content})
+            turns.append({"role": marks[mark], "content": content})
         text = text[end:]
-    return found
+    return turns
 
 
 class HHHTask(ConfigurableTask):

@@ -21,10 +21,10 @@ class Mmlu(Benchmark):
 
     def tasks(self, group: str, index: Mapping[str, Any]) -> dict[str, str]:
         """The subjects and their categories by the official assignment, in which anatomy is in other."""
-        found = {task: category for category in CATEGORIES for task in index[f"mmlu_{category}_tasks"].tags}
-        found["mmlu_anatomy"] = "other"
+        category_of = {task: category for category in CATEGORIES for task in index[f"mmlu_{category}_tasks"].tags}
+        category_of["mmlu_anatomy"] = "other"
         suffix = "_continuation" if group == self.text_task else ""
-        return {task + suffix: category for task, category in sorted(found.items())}
+        return {task + suffix: category for task, category in sorted(category_of.items())}
 
     def of_task(self, row: Row, task: str) -> bool:
         """See `Benchmark`."""
