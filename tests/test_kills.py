@@ -40,13 +40,16 @@ def _server_is_up(tmp_path: Path) -> None:
 
 
 def kill_often(arguments: list[str], cwd: Path, whole: float, expected: dict[str, bytes], pattern: str) -> None:
-    """Run again after every kill until a run is through, compare it, begin another; until ten kills have struck."""
+    """Run again after every kill until a run is through, compare it, begin another; until ten kills have struck.
+
+    What is written where is what ``arguments`` end with an option for.
+    """
     rng = random.Random(20_24)
     kills = through = 0
     while kills < KILLS or not through:
         folder = cwd / f"killed-{through}"
         moment = rng.uniform(0.1, 1.0) * whole if kills < KILLS else None
-        seconds = run([*arguments, "-o", folder.name], cwd, moment)
+        seconds = run([*arguments, folder.name], cwd, moment)
         if seconds is None:
             kills += 1
         else:
@@ -62,8 +65,8 @@ def content(folder: Path, pattern: str) -> dict[str, bytes]:
 
 def test_anchoring_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
     own_preferences(tmp_path, lines=32)
-    arguments = ["anchor", "mine.jsonl", "--max-new-tokens", "12"]
-    whole = run([*arguments, "-o", "uninterrupted"], tmp_path)
+    arguments = ["anchor", "mine.jsonl", "--base-max-new-tokens", "12", "--anchored-store"]
+    whole = run([*arguments, "uninterrupted"], tmp_path)
     expected = content(tmp_path / "uninterrupted", "*.jsonl")
     assert len(expected) == 2  # base responses and log-probs
     kill_often(arguments, tmp_path, whole, expected, "*.jsonl")
@@ -71,26 +74,12 @@ def test_anchoring_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: P
 
 def test_training_killed_at_random_moments_ends_with_the_same_adapter(tmp_path: Path) -> None:
     own_preferences(tmp_path, lines=18)
-    arguments = [
-        "train",
-        "mine.jsonl",
-        "--max-steps",
-        "6",
-        "--held-out",
-        "2",
-        "--set",
-        "training.per_device_train_batch_size=2",
-    ]
-    arguments += [
-        "--anchored-store",
-        "anchors",
-        "--set",
-        "training.save_steps=1",
-        "--set",
-        "anchoring.base_max_new_tokens=8",
-    ]
-    run([*arguments, "-o", "first"], tmp_path)  # anchors too, so that the next one is training alone
-    whole = run([*arguments, "-o", "uninterrupted"], tmp_path)
+    arguments = ["train", "mine.jsonl", "--max-steps", "6", "--held-out", "2", "--anchored-store", "anchors"]
+    for setting in ("per_device_train_batch_size=2", "save_steps=1"):
+        arguments += ["--set", f"training.{setting}"]
+    arguments += ["--set", "anchoring.base_max_new_tokens=8", "--output"]
+    run([*arguments, "first"], tmp_path)  # anchors too, so that the next one is training alone
+    whole = run([*arguments, "uninterrupted"], tmp_path)
     adapter = "adapter_model.safetensors"
     expected = content(tmp_path / "uninterrupted", adapter)
     assert len(expected) == 1
@@ -100,14 +89,8 @@ def test_training_killed_at_random_moments_ends_with_the_same_adapter(tmp_path: 
 
 TO_THE_MIDDLE = ["train", "mine.jsonl", "-m", "model", "--precision", "float32", "--held-out", "2", "--max-steps", "43"]
 TO_THE_MIDDLE += ["--set", "training.per_device_train_batch_size=2", "--set", "training.lr_scheduler_type=constant"]
-TO_THE_MIDDLE += [
-    "--set",
-    "training.save_steps=1",
-    "--anchored-store",
-    "anchors",
-    "--set",
-    "anchoring.base_max_new_tokens=8",
-]
+TO_THE_MIDDLE += ["--anchored-store", "anchors", "--set", "training.save_steps=1"]
+TO_THE_MIDDLE += ["--set", "anchoring.base_max_new_tokens=8"]
 """A run that ends inside an epoch, of eight steps, with a learning rate that another step would show."""
 
 
