@@ -94,6 +94,13 @@ def test_a_study_is_laid_out_with_what_is_shared_once(place: Path) -> None:
     assert study.jobs["train_tiny_other.jsonl_dpo_seed1"].recipe.training.seed == 1
 
 
+def test_what_a_grid_does_not_name_is_the_recipes_own(place: Path) -> None:
+    recipe = {**SHORT, "training": {**SHORT["training"], "seed": 5}}
+    content = {"recipe": recipe, "grids": {"main": {"preferences": ["mine.jsonl"], "methods": ["dpo"]}}}
+    (cell,) = open_study(write_study(place, content)).cells.values()
+    assert (cell.recipe.model.name, cell.recipe.training.seed, cell.key) == ("model", 5, "model_mine.jsonl_dpo_seed5")
+
+
 def test_a_job_is_known_by_what_changes_its_outcome_and_not_by_where_it_runs(place: Path) -> None:
     def identities(**changes: Any) -> dict[str, str]:
         recipe = {section: {**SHORT.get(section, {}), **keys} for section, keys in changes.items()}
@@ -132,6 +139,9 @@ def test_a_job_is_known_by_what_changes_its_outcome_and_not_by_where_it_runs(pla
             "both called",
         ),
         ([1], "must hold sections"),
+        (with_methods("bpao"), "no method 'bpao' .did you mean 'bapo'"),
+        (with_methods("dpo", vary={"model.precision": ["bf16"]}), "none of the model"),
+        ({**STUDY, "evaluation": {"benchmarks": ["arc"]}}, "must be .all., or some of .*arc_challenge"),
     ],
 )
 def test_a_bad_study_is_one_sentence(content: Any, sentence: str, place: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from bapo.errors import BapoError
 from bapo.files import read_text
 from bapo.jobs.recipe import Section, known_keys, read_yaml, sentence_of
+from bapo.registry import names
 
 Overrides = dict[str, Any]
 """Dotted keys of a recipe to values."""
@@ -18,20 +19,38 @@ Overrides = dict[str, Any]
 class GridSection(Section):
     """A product of what it lists. Equal cells of several grids are one run."""
 
-    models: list[str] = Field(["smollm2"], min_length=1, description="labels of `models`, or models themselves")
+    models: list[str] = Field(default_factory=list, description="labels of `models`, or models; none: the recipe's own")
     preferences: list[str] = Field(min_length=1, description="sources, such as dsp:academy")
     methods: list[str] = Field(min_length=1, description="labels of `methods`, or objectives themselves")
-    seeds: list[int] = Field([0], min_length=1, description="training seeds")
+    seeds: list[int] = Field(default_factory=list, description="training seeds; none: the recipe's own")
     vary: dict[str, list[Any]] = Field(default_factory=dict, description="recipe keys, each with its values")
+
+    @field_validator("vary")
+    @classmethod
+    def _not_of_the_model(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in value.items():
+            if key.startswith("model.") or not values:
+                raise ValueError(f"recipe keys with values, none of the model (list several under models), not {key!r}")
+        return value
 
 
 class EvaluationSection(Section):
     """What every model is asked, trained or not."""
 
-    benchmarks: list[str] = Field(default_factory=list, description="names of benchmarks")
+    benchmarks: list[str] = Field(default_factory=list, description="names of benchmarks, or all")
     limit: int | None = Field(None, description="questions of each benchmark, the same for all models; None is all")
     question_seed: int = Field(0, description="seed of the sample that limit draws")
     prompt_only: bool = Field(False, description="also the untrained model that is told the preference")
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        known = names("benchmarks")
+        if value == ["all"]:
+            return list(known)
+        if not set(value) <= set(known):
+            raise ValueError(f"[all], or some of {', '.join(known)}")
+        return value
 
 
 class StudyFile(Section):

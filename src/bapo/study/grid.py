@@ -14,6 +14,7 @@ from bapo import __version__
 from bapo.errors import BapoError
 from bapo.jobs import Recipe, read_recipe
 from bapo.preferences import preference_in_words
+from bapo.registry import names, nearest
 from bapo.results import BASE, PROMPT_ONLY, identity_of
 from bapo.settings import SCORING_VERSION
 from bapo.study.file import EvaluationSection, GridSection, StudyFile, read_study
@@ -121,7 +122,9 @@ def open_study(path: Path, folder: Path | None = None, data_folder: Path | None 
 
 
 def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:
-    axes: tuple[list[Any], ...] = (grid.models, grid.preferences, grid.methods, grid.seeds, *grid.vary.values())
+    common = read_recipe(None, {}, deepcopy(content.recipe))
+    models, seeds = grid.models or [common.model.name], grid.seeds or [common.training.seed]
+    axes: tuple[list[Any], ...] = (models, grid.preferences, grid.methods, seeds, *grid.vary.values())
     for model, preference, method, seed, *values in itertools.product(*axes):
         varied = dict(zip(grid.vary, values, strict=True))
         overrides = {
@@ -132,6 +135,9 @@ def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:
             **varied,
         }
         recipe = read_recipe(None, overrides, deepcopy(content.recipe))
+        objective, known = recipe.training.objective, names("pair_losses")
+        if objective not in known:
+            raise BapoError(f"There is no method {method!r}{nearest(objective, known)}: label it, or use an objective.")
         parts = [f"{name.rpartition('.')[2]}{value}" for name, value in varied.items()]
         yield Cell(
             slug(model, preference, method, f"seed{seed}", *parts), model, preference, method, seed, varied, recipe

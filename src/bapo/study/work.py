@@ -21,6 +21,7 @@ from bapo.results import (
     AskedQuestions,
     FinishedJob,
     Provenance,
+    identity_of,
     question_rows,
     record_of,
 )
@@ -62,7 +63,8 @@ Found = tuple[dict[str, Any], list[dict[str, Any]], Provenance]
 def _placed(study: Study, job: StudyJob) -> Recipe:
     """The job's recipe with the places of this study."""
     recipe = job.recipe
-    store = study.folder / "anchored" / Path(recipe.model.name).name
+    of_model = identity_of(**recipe.model.model_dump(mode="json"))[:6]
+    store = study.folder / "anchored" / f"{Path(recipe.model.name).name}-{of_model}"
     anchoring = recipe.anchoring.model_copy(update={"anchored_store": str(store)})
     data_folder = str(study.data_folder) if study.data_folder else recipe.preferences.data_folder
     preferences = recipe.preferences.model_copy(update={"data_folder": data_folder})
