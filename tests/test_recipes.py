@@ -13,6 +13,7 @@ from bapo.cli.app import app
 from bapo.cli.options import recipe_from, recipe_of
 from bapo.errors import BapoError
 from bapo.jobs import known_keys, read_recipe, shipped_recipes
+from tests.command import bapo
 
 DEFAULTS: dict[str, Any] = {
     "model.reference_adapter": None,
@@ -216,3 +217,15 @@ def test_every_schedule_of_a_recipe_needs_no_more_than_its_name() -> None:
 
 def test_every_key_says_what_it_means() -> None:
     assert all(known_keys().values())
+
+
+@pytest.mark.parametrize("name", [None, *shipped_recipes()])
+def test_a_printed_recipe_has_every_key_with_its_meaning_and_is_the_same_recipe(
+    name: str | None, tmp_path: Path
+) -> None:
+    printed = bapo("recipe", *([name] if name else []), "--set", "lora.rank=7", cwd=tmp_path).stdout
+    (tmp_path / "mine.yaml").write_text(printed)
+    assert read_recipe(str(tmp_path / "mine.yaml")) == read_recipe(name, {"lora.rank": 7})
+    for key, meaning in known_keys().items():
+        assert f"{key.rpartition('.')[2]}:" in printed
+        assert f"# {meaning}" in printed

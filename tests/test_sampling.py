@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,16 @@ def test_an_adapter_judges_what_the_model_says_and_the_hinge_learns_it(tmp_path:
     elsewhere = [*sample[:-1], "another-store", "--sampling-seed", "1", "-o", "undisturbed.jsonl"]
     bapo(*elsewhere, cwd=tmp_path, environment={"BAPO_CACHE": str(tmp_path / "another-cache")})
     assert (tmp_path / "undisturbed.jsonl").read_bytes() == before
+    model = tmp_path / "model/model.safetensors"
+    model.rename(tmp_path / "away")  # so that a start over what is done must not load it
+    status = (tmp_path / "away").stat()
+    (tmp_path / "model/model.safetensors").write_bytes(bytes(status.st_size))
+    os.utime(model, ns=(status.st_atime_ns, status.st_mtime_ns))
+    bapo(*sample, *again, cwd=tmp_path)
+    (tmp_path / "away").rename(model)
+    (tmp_path / "killed.jsonl").unlink()
+    bapo(*sample, *again, cwd=tmp_path)
+    assert (tmp_path / "killed.jsonl").read_bytes() == before, "a kill between record and file leaves the record alone"
     assert "in another way" in bapo(*sample, "-o", "killed.jsonl", cwd=tmp_path, code=2).stderr
     (tmp_path / "killed.jsonl").write_bytes(before[:-5])
     assert "changed or damaged" in bapo(*sample, *again, cwd=tmp_path, code=2).stderr

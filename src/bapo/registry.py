@@ -136,15 +136,18 @@ class Registry(Mapping[str, T]):
                 f"The name of the {self.kind.called} {name!r} is taken: {packages} bring one each, so uninstall one."
             )
         if is_ours:
-            import_module(f"bapo.{self.kind.home}.{name.replace(self.kind.between, '_')}")
+            module = f"bapo.{self.kind.home}.{name.replace(self.kind.between, '_')}"
+            import_module(module)
+            self._check(name, f"The {self.kind.called} {name!r}", module)
         for entry in entries:
             what = f"The {self.kind.called} {name!r} of the package {_package(entry)}"
             with foreign(f"{what} could not be loaded from {entry.value}", "mend or uninstall that package"):
                 entry.load()
-            if name not in self._found:
-                raise BapoError(
-                    f"{what} is not registered by {entry.value}: @{self.kind.decorator}({name!r}) must stand there."
-                )
+            self._check(name, what, entry.value)
+
+    def _check(self, name: str, what: str, where: str) -> None:
+        if name not in self._found:
+            raise BapoError(f"{what} is not registered by {where}: @{self.kind.decorator}({name!r}) must stand there.")
 
 
 def _package(entry: EntryPoint) -> str:

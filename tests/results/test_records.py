@@ -131,3 +131,11 @@ def test_a_policy_that_is_the_reference_has_an_accuracy_of_exactly_a_half() -> N
     assert (same.reward_accuracy.low, same.reward_accuracy.high) == (0.5, 0.5)
     one = report(PROMPTS[:1])
     assert one.margin.low != one.margin.low, "of other prompts one says nothing"
+
+
+def test_items_of_several_kinds_keep_what_each_has(tmp_path: Path) -> None:
+    rows = [{"prompt": {"drift": 1.5}}, {"question": {"logps": [0.25]}}, {"prompt": {"drift": 2.5}, "more": "x"}]
+    numbers = Kind("numbers", 1, Sample)
+    record = numbers.write(tmp_path / "a.json", Sample(1, 0), identity="i", made_from=MADE_FROM, items=rows)
+    kept = numbers.read(record.path).items()
+    assert [{name: value for name, value in row.items() if value is not None} for row in kept] == rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +11,9 @@ import pytest
 from bapo.errors import BapoError
 from bapo.reporting import study as drawn
 from bapo.results import EvaluatedCell, PromptScores, study_report
-from bapo.results.study_report import _holm, _table_cell
+from bapo.results.study_cells import Draws, right_of
+from bapo.results.study_claims import RANK, STRENGTH, holm, judge_claims
+from bapo.results.study_report import _table_cell
 
 QUESTIONS = 200
 
@@ -23,10 +25,28 @@ def cell(
     right: Sequence[float] = (1, 1, 0, 0),
     pairs: Sequence[tuple[float, float]] = ((1.0, 0.0), (0.0, 1.0)),
     drift: float = 0.0,
+    settings: Mapping[str, float] | None = None,
+    *,
+    lift: float = 0.0,
+    varied: Sequence[str] = (),
 ) -> EvaluatedCell:
-    prompts = tuple(PromptScores((pair,), drift, 10, 1) for pair in pairs)
-    questions = {"arc": {("arc", number): float(score) for number, score in enumerate(right)}}
-    return EvaluatedCell("m", preference, method, "", seed, prompts, questions)
+    """A run whose questions are right or wrong; the right choice's log-prob is -0.5 or -1.5, and so much above."""
+    scores = [PromptScores((pair,), drift, 10, 1) for pair in pairs]
+    numbers: list[float] = [float(score) for score in right]
+    prompts = {}
+    if scores:
+        prompts = {
+            "reward accuracy": np.array([right_of(prompt) for prompt in scores]),
+            "drift": np.array([(prompt.drift, 10.0) for prompt in scores]),
+        }
+
+    def asked(values: Sequence[float]) -> dict[str, dict[tuple[str, int], float]]:
+        return {"arc": {("arc", number): value for number, value in enumerate(values)}}
+
+    logps = [lift + score - 1.5 for score in numbers]
+    questions = {"accuracy": asked(numbers), "right choice": asked(logps), "right choice, tempered": asked(logps)}
+    named = ", ".join(f"{key} {(settings or {})[key]}" for key in varied)
+    return EvaluatedCell("m", preference, method, named, seed, prompts, questions, settings or {}, tuple(varied))
 
 
 def test_a_tables_numbers_are_means_over_preferences_of_means_over_seeds() -> None:
@@ -44,12 +64,14 @@ def test_a_tables_numbers_are_means_over_preferences_of_means_over_seeds() -> No
     assert accuracy.change is not None
     assert accuracy.change.value == pytest.approx(50 - 75)
     assert accuracy.mean.low < 50 < accuracy.mean.high
-    assert row.reward_accuracy is not None
-    assert row.reward_accuracy.mean.value == pytest.approx((50 + 100) / 2)
-    assert row.drift_per_token is not None
-    assert row.drift_per_token.mean.value == pytest.approx((0 - 0.2) / 2)
+    assert accuracy.by_preference == {"a": pytest.approx(75), "b": pytest.approx(25)}
+    assert row.prompts["reward accuracy"].mean.value == pytest.approx((50 + 100) / 2)
+    assert row.prompts["drift"].mean.value == pytest.approx((0 - 0.2) / 2)
+    assert row.logps["right choice"]["arc"].mean.value == pytest.approx(0.5 - 0.75)
+    assert row.overall["accuracy"].value == pytest.approx(50 - 75)
+    assert row.overall["right choice, tempered"].value == pytest.approx(0.5 - 0.75)
     assert (row.preferences, row.runs) == (2, 3)
-    assert (of_base.method, of_base.accuracy["arc"].mean.value, of_base.reward_accuracy) == ("base", 75, None)
+    assert (of_base.method, of_base.accuracy["arc"].mean.value, of_base.prompts) == ("base", 75, {})
     assert of_base.accuracy["arc"].deviation is None
 
 
@@ -96,10 +118,11 @@ def study_of(generator: np.random.Generator, gain: float, drift: float = -0.5) -
 def test_verdicts_say_what_is_so_and_that_they_cannot_tell() -> None:
     generator = np.random.default_rng(1)
     claims = {claim.name: claim for claim in study_report({}, study_of(generator, 0.1, 0.0), jobs=1, done=1).claims}
-    assert list(claims) == ["C1", "C2", "C3", "C4"]
+    assert list(claims) == ["C1", "C2", "C3", "C3 by accuracy", "C3 matched", "C4"]
     assert (claims["C1"].verdict, claims["C1"].estimate.value) == ("holds", 0.0)
     assert claims["C3"].verdict == "holds"
-    assert claims["C3"].estimate.value == pytest.approx(10, abs=5)
+    assert claims["C3"].estimate.value == pytest.approx(0.1, abs=0.05)
+    assert claims["C3 by accuracy"].estimate.value == pytest.approx(10, abs=5)
     assert claims["C2"].verdict == "cannot tell"
     claims = {claim.name: claim for claim in study_report({}, study_of(generator, -0.1), jobs=1, done=1).claims}
     assert (claims["C1"].verdict, claims["C1"].estimate.value) == ("does not hold", pytest.approx(-0.05))
@@ -124,7 +147,7 @@ def test_claims_are_corrected_together() -> None:
         draws[: round(p * 1000) - 1] = -1.0
         return claim, draws
 
-    corrected = _holm([with_p(0.01), with_p(0.04), with_p(0.03)])  # type: ignore[list-item]
+    corrected = holm([with_p(0.01), with_p(0.04), with_p(0.03)])  # type: ignore[list-item]
     assert [c.p for c in corrected] == pytest.approx([0.03, 0.06, 0.06])
     assert [c.verdict for c in corrected] == ["holds", "cannot tell", "cannot tell"]
 
@@ -148,4 +171,71 @@ def test_a_report_is_drawn_as_it_is_stored_in_three_forms() -> None:
 
 
 def test_a_mean_of_one_preference_has_no_deviation() -> None:
-    assert _table_cell([[0.5, 1.0]], np.array([0.5, 1.0])).deviation is None
+    draws = Draws([cell("dpo", seed=0), cell("dpo", seed=1)])
+    assert _table_cell(draws, [[0.5, 1.0]], np.array([0.5, 1.0])).deviation is None
+
+
+def strengths(drifts: Mapping[float, float]) -> list[EvaluatedCell]:
+    return [
+        cell(
+            "bapo",
+            preference,
+            drift=10 * drift + shift,
+            settings={STRENGTH: strength},
+            varied=[STRENGTH] if strength != 5 else (),
+        )
+        for strength, drift in drifts.items()
+        for preference, shift in (("a", 0.01), ("b", -0.01))
+    ]
+
+
+def test_an_effect_that_levels_off_is_told_from_one_that_goes_on() -> None:
+    """C5: half of the rise from 0 to the middle strength, less the rise from there to the largest."""
+    level = {claim.name: claim for claim in judge_claims(strengths({0: -1.0, 0.5: -0.5, 5: -0.2, 20: -0.19}))}["C5"]
+    assert level.verdict == "holds"
+    assert level.estimate.value == pytest.approx(0.8 / 2 - 0.01)
+    steady = {claim.name: claim for claim in judge_claims(strengths({0: -1.0, 0.5: -0.9, 5: -0.8, 20: 0.0}))}["C5"]
+    assert steady.verdict == "does not hold"
+    assert not [claim for claim in judge_claims(strengths({0.5: -1, 5: -0.2, 20: -0.1})) if claim.name == "C5"]
+
+
+def ranks(lost: Mapping[str, float]) -> list[EvaluatedCell]:
+    """What each method loses from rank 8 to 128, nats; at rank 32, the recipe's own, half of it."""
+    generator = np.random.default_rng(5)
+    right = generator.integers(0, 2, QUESTIONS)
+    return [
+        cell(
+            method,
+            preference,
+            right=right,
+            lift=-share * loss + 0.002 * float(generator.standard_normal()),
+            settings={RANK: rank},
+            varied=[RANK] if rank != 32 else (),
+        )
+        for method, loss in lost.items()
+        for rank, share in ((8, 0.0), (32, 0.5), (128, 1.0))
+        for preference in "ab"
+    ]
+
+
+def test_forgetting_that_grows_with_the_rank_under_one_method_only() -> None:
+    """C6: BAPO's change from the smallest to the largest rank, less DPO's."""
+    claim = {claim.name: claim for claim in judge_claims(ranks({"dpo": 0.3, "bapo": 0.0}))}["C6"]
+    assert claim.verdict == "holds"
+    assert claim.estimate.value == pytest.approx(0.3, abs=0.02)
+    other = {claim.name: claim for claim in judge_claims(ranks({"dpo": 0.0, "bapo": 0.3}))}["C6"]
+    assert other.verdict == "does not hold"
+
+
+def test_at_matched_reward_accuracy_the_nearest_run_of_the_other_method_is_taken_however_it_was_trained() -> None:
+    half, all_right = ((1.0, 0.0), (0.0, 1.0)), ((1.0, 0.0), (1.0, 0.0))
+    steps = "training.max_steps"
+    cells = [
+        *(cell("bapo", preference, pairs=half) for preference in "ab"),
+        *(cell("dpo", preference, pairs=all_right, lift=-1.0, settings={steps: 50}) for preference in "ab"),
+        *(cell("dpo", preference, pairs=half, lift=-0.2, settings={steps: 9}, varied=[steps]) for preference in "a"),
+    ]
+    claims = {claim.name: claim for claim in judge_claims(cells)}
+    assert claims["C3"].estimate.value == pytest.approx(1.0)
+    assert claims["C3 matched"].estimate.value == pytest.approx(0.2)
+    assert "the 1 of 2 runs" in claims["C3 matched"].says

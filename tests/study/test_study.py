@@ -30,7 +30,14 @@ STUDY: dict[str, Any] = {
     "recipe": SHORT,
     "models": {"tiny": {"model.name": "model"}},
     "grids": {"main": {"models": ["tiny"], "preferences": ["mine.jsonl"], "methods": ["dpo", "bapo"]}},
-    "evaluation": {"benchmarks": ["arc_challenge"], "limit": 5},
+    "evaluation": {
+        "benchmarks": ["arc_challenge"],
+        "limit": 5,
+        "divergence": 3,
+        "other_topics": "other.jsonl",
+        "answers": 3,
+        "questions": ["Are you well?"],
+    },
 }
 JOBS = 6  # one anchors, one asks the base, two train, two evaluate
 
@@ -68,7 +75,17 @@ def found(folder: Path) -> dict[str, Any]:
         content = record.content
         log = [{k: v for k, v in entry.items() if k in ("loss", "logratios/base", "step")} for entry in content.log]
         asked = {name: (of.asked, of.questions) for name, of in content.benchmarks.items()}
-        numbers[key] = (content.of, content.work, dict(content.counts), log, content.preferences, asked, record.items())
+        spoken = (content.movement, content.judge, content.behaviour, content.base_behaviour, dict(content.answers))
+        numbers[key] = (
+            *spoken,
+            content.of,
+            content.work,
+            dict(content.counts),
+            log,
+            content.preferences,
+            asked,
+            record.items(),
+        )
     return numbers
 
 
@@ -169,6 +186,18 @@ def test_here_and_in_processes_the_same_is_found_nothing_is_done_twice_and_a_lar
     assert "report in study/report.md" in said
     assert {path.name for path in (place / "study/tables").iterdir()} >= {"claims.csv", "claims.tex", "accuracy.csv"}
     assert len(list((place / "study/figures").glob("*.svg"))) == 2
+    records = {path.stem: FINISHED_JOB.read(path) for path in (place / "study/jobs").glob("*.json")}
+    evaluated = records["evaluate_tiny_mine.jsonl_dpo_seed0"]
+    assert evaluated.content.movement is not None
+    assert set(evaluated.content.movement.divergence) == {"held-out", "other"}
+    assert evaluated.content.movement.divergence["held-out"].per_token.value > 0
+    assert evaluated.content.behaviour is not None
+    assert evaluated.content.behaviour.answers == 3
+    assert list(evaluated.content.answers) == ["Are you well?"]
+    assert list(records["evaluate_tiny_base"].content.answers) == ["Are you well?"]
+    kinds = [kind for row in evaluated.items() for kind, value in row.items() if value is not None]
+    assert (kinds.count("prompt"), kinds.count("question"), kinds.count("moved"), kinds.count("answer")) == (4, 5, 6, 3)
+    assert evaluated.made_from.weights
     first = json.loads(bapo("study", "report", "study.yaml", "--json", cwd=place).stdout)
     assert [row["method"] for row in first["rows"]] == ["base", "dpo", "bapo"]
     assert (first["jobs"], first["done"]) == (JOBS, JOBS)

@@ -8,7 +8,7 @@ from bapo.anchoring.anchored import (
     anchor_together,
     few_tokens,
 )
-from bapo.anchoring.candidates import Candidates, candidate_logps, sample_candidates
+from bapo.anchoring.candidates import Candidates, candidate_logps, sample_candidates, sample_responses
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
 from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
 from bapo.anchoring.store import AnchorStore
@@ -33,4 +33,5 @@ __all__ = [
     "generate_batch",
     "plan_batches",
     "sample_candidates",
+    "sample_responses",
 ]

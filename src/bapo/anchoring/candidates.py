@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from bapo.anchoring.anchored import generate_missing, score_missing
-from bapo.anchoring.generate import GenerationSettings
+from bapo.anchoring.generate import GenerationSettings, Response
 from bapo.anchoring.store import AnchorStore, group_key
 from bapo.anchoring.tokens import LengthPolicy
 from bapo.errors import BapoError
@@ -72,6 +73,45 @@ def sample_candidates(
     Raises:
         BapoError: no prompt is left, or the model cannot express one.
     """
+    drawn = sample_responses(preferences, model, store, settings, lengths=lengths, on_progress=on_progress)
+    counts, chat = drawn.counts, model.chat.at(store.today)
+    sampled = []
+    for prompt, ids, responses in drawn.prompts:
+        ended = [response.ids for response in responses if response.ended]
+        texts = [_text(response, prompt, chat) for response in ended]
+        counts[CUT] += len(responses) - len(ended)
+        counts[NO_TEXT] += texts.count(None)
+        kept = [(text, response) for text, response in zip(texts, ended, strict=True) if text is not None]
+        sampled.append(
+            Candidates(prompt, ids, tuple(text for text, _ in kept), tuple(response for _, response in kept))
+        )
+    return sampled, +counts
+
+
+class Drawn(NamedTuple):
+    """Prompts in words and as ids, each with the responses that were sampled; and what was left out, by reason."""
+
+    prompts: list[tuple[Prompt, TokenIds, tuple[Response, ...]]]
+    counts: Counter[str]
+
+
+def sample_responses(
+    preferences: Preferences,
+    model: LoadedModel,
+    store: AnchorStore,
+    settings: GenerationSettings,
+    *,
+    lengths: LengthPolicy | None = None,
+    on_progress: OnProgress = silent,
+) -> Drawn:
+    """All sampled responses to the prompts of preferences, cut ones too; kept in the model's store as they are made.
+
+    Args:
+        preferences, model, store, settings, lengths, on_progress: see `sample_candidates`.
+
+    Raises:
+        BapoError: no prompt is left, or the model cannot express one.
+    """
     counts: Counter[str] = Counter()
     chat = model.chat.at(store.today)
     reach = context_length(model.model)
@@ -85,20 +125,9 @@ def sample_candidates(
     check_vocabulary(model.model, model.tokenizer, (ids for _, ids in prompts))
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
         moved = replace(model, chat=chat)
-        generate_missing([ids for _, ids in prompts], moved, store, settings, _called("candidates", on_progress))
+        generate_missing([ids for _, ids in prompts], moved, store, settings, _called("sampled", on_progress))
         drawn = store.bases(settings)
-    sampled = []
-    for prompt, ids in prompts:
-        responses = drawn[group_key(ids)]
-        ended = [response.ids for response in responses if response.ended]
-        texts = [_text(response, prompt, chat) for response in ended]
-        counts[CUT] += len(responses) - len(ended)
-        counts[NO_TEXT] += texts.count(None)
-        kept = [(text, response) for text, response in zip(texts, ended, strict=True) if text is not None]
-        sampled.append(
-            Candidates(prompt, ids, tuple(text for text, _ in kept), tuple(response for _, response in kept))
-        )
-    return sampled, +counts
+    return Drawn([(prompt, ids, drawn[group_key(ids)]) for prompt, ids in prompts], counts)
 
 
 def candidate_logps(

@@ -12,6 +12,7 @@ from bapo.cli import (
     generate,
     lm_eval,
     personalize,
+    recipe,
     sample,
     study,
     theory,
@@ -36,5 +37,6 @@ app.command("compare")(evaluate.compare)
 app.command("generate")(generate.generate)
 app.add_typer(study.app, name="study")
 app.command("theory")(theory.theory)
+app.command("recipe")(recipe.recipe)
 app.command("benchmark-files")(benchmark_files.benchmark_files)
 app.command("lm-eval", add_help_option=False, context_settings=lm_eval.EVERYTHING)(lm_eval.lm_eval)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def print_comparison(record: Record[Comparison], outcome: Outcome | None) -> None:
     """Preferences, then benchmarks before and after, the forgetting scores, and the questions behind a change."""
     from bapo.cli.console import out
-    from bapo.reporting import forgetting_in_words, learned_in_words
+    from bapo.reporting import forgetting_in_words, learned_in_words, movement_in_words
 
     comparison = record.content
     _print_preferences(comparison)
@@ -22,6 +22,9 @@ def print_comparison(record: Record[Comparison], outcome: Outcome | None) -> Non
             out.print(learned_in_words(name, report.reward_accuracy, least, changes.learned), soft_wrap=True)
     if comparison.sample is not None:
         _print_benchmarks(comparison)
+    for model in comparison.models.values():
+        for sentence in movement_in_words(model.movement) if model.movement is not None else []:
+            out.print(sentence, soft_wrap=True)
     for name, changes in comparison.changes.items():
         if changes.forgetting is not None:
             out.print(forgetting_in_words(name, changes.forgetting, comparison.budget), soft_wrap=True)
@@ -61,7 +64,7 @@ def _print_preferences(comparison: Comparison) -> None:
 
 def _print_benchmarks(comparison: Comparison) -> None:
     from bapo.cli.console import out, print_table
-    from bapo.reporting import ACCURACY_HEADER, CHANGE_HEADER, accuracy_rows, change_rows
+    from bapo.reporting import ACCURACY_HEADER, CHANGE_HEADER, LOGP_HEADER, accuracy_rows, change_rows, logp_rows
 
     sample = comparison.sample
     if sample is not None and sample.limit is not None:
@@ -77,6 +80,7 @@ def _print_benchmarks(comparison: Comparison) -> None:
             change_rows(changes.benchmarks),
             title=f"{name} against {comparison.against}, 95 % intervals",
         )
+        print_table(LOGP_HEADER, logp_rows(changes.benchmarks), title="log-probability of the right choice, change")
 
 
 def _print_items(record: Record[Comparison], outcome: Outcome) -> None:

@@ -16,7 +16,9 @@ from bapo.registry import names
 if TYPE_CHECKING:
     from bapo.evaluation import Asked, BenchmarkPlan
     from bapo.jobs import Recipe
+    from bapo.jobs.movement import MovementPlan
 
+OTHER_TOPICS = "starter:concise"
 FAILED, UNCLEAR = 1, 3
 """Exit codes of the gate beside 0; 2 is that of every error."""
 
@@ -44,6 +46,15 @@ LeastAccuracy = Annotated[
     float | None, typer.Option(help="With --gate: percent of held-out pairs that must be right; none by default.")
 ]
 Show = Annotated[Literal["lost", "gained"] | None, typer.Option(help="Print the questions that were lost, or gained.")]
+Divergence = Annotated[
+    int,
+    typer.Option(
+        help="Measure how far adapters move the distribution of next tokens, along responses that the reference "
+        "samples to so many held-out prompts and so many of other topics; 0 for not at all."
+    ),
+]
+OtherTopics = Annotated[str, typer.Option(help="With --divergence: preferences whose prompts are the other topics.")]
+Text = Annotated[Path | None, typer.Option(help="A text file whose cross-entropy is taken before and after.")]
 Records = Annotated[
     Path | None, typer.Option(help="Where answers and records are kept; the user's cache folder by default.")
 ]
@@ -72,6 +83,9 @@ def evaluate(
     budget: Budget = 1.0,
     least_accuracy: LeastAccuracy = None,
     show: Show = None,
+    divergence: Divergence = 0,
+    other_topics: OtherTopics = OTHER_TOPICS,
+    text: Text = None,
     records: Records = None,
     model: options.Model = None,
     precision: options.Precision = None,
@@ -95,8 +109,9 @@ def evaluate(
     first = None if against == "base" else against
     wanted = options.recipe_of(context, as_trained=[*([first] if first else []), *(adapters or [])])
     shown = Shown(budget, show, gate, as_json, least_accuracy, records)
+    movement = _movement(divergence, other_topics, text)
     plan = _plan(wanted, benchmarks, limit, ask, records, question_seed)
-    _evaluate(wanted, first, adapters or [], prompt_only, plan, source is not None or plan is None, shown)
+    _evaluate(wanted, first, adapters or [], prompt_only, plan, source is not None or plan is None, movement, shown)
 
 
 def compare(
@@ -112,6 +127,9 @@ def compare(
     budget: Budget = 1.0,
     least_accuracy: LeastAccuracy = None,
     show: Show = None,
+    divergence: Divergence = 0,
+    other_topics: OtherTopics = OTHER_TOPICS,
+    text: Text = None,
     records: Records = None,
     model: options.Model = None,
     precision: options.Precision = None,
@@ -130,8 +148,9 @@ def compare(
     """Two adapters of one model, say of different objectives, on the same prompts and questions."""
     wanted = options.recipe_of(context, as_trained=[first, second])
     shown = Shown(budget, show, gate, as_json, least_accuracy, records)
+    movement = _movement(divergence, other_topics, text)
     plan = _plan(wanted, benchmarks, limit, ask, records, question_seed)
-    _evaluate(wanted, first, [second], None, plan, source is not None or plan is None, shown)
+    _evaluate(wanted, first, [second], None, plan, source is not None or plan is None, movement, shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +201,16 @@ def _plan(
     )
 
 
+def _movement(divergence: int, other_topics: str, text: Path | None) -> MovementPlan | None:
+    if not divergence and text is None:
+        return None
+    from bapo.jobs.movement import MovementPlan
+
+    if divergence < 0:
+        raise BapoError(f"--divergence is {divergence}: name a number of prompts, or leave it out.")
+    return MovementPlan(divergence, other_topics, text=text)
+
+
 def _evaluate(
     recipe: Recipe,
     first: str | None,
@@ -189,6 +218,7 @@ def _evaluate(
     prompt_only: str | None,
     plan: BenchmarkPlan | None,
     preferences: bool,
+    movement: MovementPlan | None,
     shown: Shown,
 ) -> None:
     """Evaluate the base or ``first``, the prompt-only rival and the adapters; print; end as the gate says."""
@@ -217,6 +247,7 @@ def _evaluate(
             variants,
             benchmarks=plan,
             preferences=preferences,
+            movement=movement,
             budget=shown.budget,
             least_accuracy=None if shown.least_accuracy is None else shown.least_accuracy / 100,
             records=shown.records,

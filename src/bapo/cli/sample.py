@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ def sample(
     beta: Annotated[float | None, typer.Option(help="Of the reward; by default what the adapter had.")] = None,
     model: options.Model = None,
     precision: options.Precision = None,
+    kernels: options.Kernels = None,
     reference_adapter: options.ReferenceAdapter = None,
     held_out: options.HeldOut = None,
     split_seed: options.SplitSeed = None,
@@ -55,9 +57,9 @@ def sample(
         from bapo.jobs.sampling import sample as run
 
         how = Sampling(candidates, accept, temperature, max_new_tokens, rejection_beta, sampling_seed)
-        sampled = run(wanted, reward, output, how, beta, on_progress)
+        sampled = run(wanted, reward, output, how, beta, on_progress).content
     if as_json:
-        print_json(sampled.to_dict())
+        print_json({"path": str(output), **asdict(sampled)})
         return
     of = sampled.mean_reward
     out.print(
@@ -65,4 +67,4 @@ def sample(
         f"{of['chosen']:.2f} chosen, {of['rejected']:.2f} rejected, {of['all']:.2f} of all candidates",
     )
     print_counts(sampled.counts, {})
-    out.print(f"comparisons in {sampled.path}", soft_wrap=True)
+    out.print(f"comparisons in {output}", soft_wrap=True)

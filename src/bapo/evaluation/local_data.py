@@ -1,6 +1,6 @@
 """Benchmark questions from a local folder of JSONL files, for machines without the hub.
 
-The format (docs/evaluation.md): one object a line with ``id``, ``question``, ``choices``, ``answer`` (index of the
+The format (docs/evaluation.md): one object a line with ``question``, ``choices``, ``answer`` (index of the
 right choice, from 0), ``context`` where there is one, and ``subject`` for MMLU; for HHH ``category``, ``prompt``,
 ``chosen``, ``rejected``. Each is turned into the row that the benchmark's task expects from the hub.
 """

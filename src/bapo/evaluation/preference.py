@@ -109,7 +109,7 @@ def prompted(
         BapoError: a prompt is plain text, which has no turns, or does not fit into the model with its system turn.
     """
     groups = [
-        replace(group, tokens=replace(group.tokens, prompt=chat.prompt_ids(_with_system(group.source.prompt, system))))
+        replace(group, tokens=replace(group.tokens, prompt=chat.prompt_ids(with_system(group.source.prompt, system))))
         for group in held_out.groups
     ]
     longest = max(
@@ -125,7 +125,12 @@ def prompted(
     return replace(held_out, groups=tuple(groups))
 
 
-def _with_system(prompt: Prompt, system: str) -> Prompt:
+def with_system(prompt: Prompt, system: str) -> Prompt:
+    """A prompt behind a system turn; one that it has already goes on below.
+
+    Raises:
+        BapoError: the prompt is plain text, which has no turns.
+    """
     if isinstance(prompt, str):
         raise BapoError("A plain-text prompt has no system turn: leave out --plain, or --prompt-only.")
     turns = turns_of(prompt)

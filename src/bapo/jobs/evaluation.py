@@ -15,6 +15,7 @@ from bapo.errors import BapoError
 from bapo.jobs import stages
 from bapo.jobs.job import Job, anchoring_settings, provenance, reference_name
 from bapo.jobs.marks import adapter_mark
+from bapo.jobs.movement import MovementPlan, measure_movement
 from bapo.jobs.recipe import Recipe
 from bapo.jobs.variants import Variant, check_split
 from bapo.progress import OnProgress, silent
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from bapo.anchoring import AnchoredPreferences
     from bapo.evaluation.asking import BenchmarkPlan
     from bapo.evaluation.preference import Logps
-    from bapo.models import LoadedModel
+    from bapo.models import LoadedModel, SharedModel
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def evaluate(
     *,
     benchmarks: BenchmarkPlan | None = None,
     preferences: bool = True,
+    movement: MovementPlan | None = None,
     budget: float = BUDGET,
     least_accuracy: float | None = None,
     records: Path | None = None,
@@ -69,6 +71,7 @@ def evaluate(
         variants: what is evaluated; changes are counted from the first. A folder is an adapter's, ``base`` the base.
         benchmarks: which questions are asked; None for none.
         preferences: whether held-out preferences are evaluated.
+        movement: what is measured of adapters beside; None for nothing.
         budget: points of the forgetting score that may be lost.
         least_accuracy: share of held-out pairs that a gate asks of an adapter; None for none.
         records: where records are kept; the user's cache folder by default.
@@ -79,11 +82,14 @@ def evaluate(
     """
     named = [variant if isinstance(variant, Variant) else _named(recipe, str(variant)) for variant in variants]
     records = records or _in_cache()
-    models, cells = _found_out(recipe, named, benchmarks, preferences, records, on_progress)
+    shared = stages.shared_model(recipe)
+    models, cells = _found_out(recipe, named, benchmarks, preferences, records, on_progress, shared)
+    moved = measure_movement(recipe, named, movement, records, shared, on_progress) if movement else {}
+    models = [replace(model, movement=moved[model.name].content if model.name in moved else None) for model in models]
     made_from = next((cell.made_from for cell in cells if cell.made_from is not None), None)
     identity = identity_of(
         cells=[cell.identities for cell in cells], names=[variant.name for variant in named], budget=budget,
-        least_accuracy=least_accuracy,
+        least_accuracy=least_accuracy, moved=[record.identity for record in moved.values()],
     )  # fmt: skip
     job = Job(COMPARISON, records / "comparisons" / f"{identity}.json", identity)
     done = job.find()
@@ -107,10 +113,12 @@ def find_out(
     benchmarks: BenchmarkPlan | None,
     preferences: bool,
     records: Path,
+    shared: SharedModel,
     on_progress: OnProgress = silent,
-) -> list[Findings]:
+) -> list[tuple[Findings, Provenance | None]]:
     """What each variant made of the questions and prompts, item by item: `evaluate` without a comparison."""
-    return _found_out(recipe, variants, benchmarks, preferences, records, on_progress)[0]
+    findings, cells = _found_out(recipe, variants, benchmarks, preferences, records, on_progress, shared)
+    return [(found, cell.made_from) for found, cell in zip(findings, cells, strict=True)]
 
 
 def _found_out(
@@ -120,9 +128,10 @@ def _found_out(
     preferences: bool,
     records: Path,
     on_progress: OnProgress,
+    shared: SharedModel,
 ) -> tuple[list[Findings], list[Cell]]:
     grid = Grid(recipe, tuple(variants), benchmarks, preferences, records)
-    cells = grid.done() or grid.run(on_progress)
+    cells = grid.done() or grid.run(shared, on_progress)
     return [cells[variant].findings(variant) for variant in variants], [cells[variant] for variant in variants]
 
 
@@ -247,11 +256,10 @@ class Grid:
             cells[variant] = Cell({name: cell for name, cell in asked.items() if cell is not None}, held_out)
         return cells
 
-    def run(self, on_progress: OnProgress) -> dict[Variant, Cell]:
+    def run(self, shared: SharedModel, on_progress: OnProgress) -> dict[Variant, Cell]:
         """Do what is not done yet, with one model in memory."""
         self._read_benchmarks(on_progress)
         on_progress("loading the model", 0, 1)
-        shared = stages.shared_model(self.recipe)
         with shared.wearing(self.recipe.model.reference_adapter) as base:
             on_progress("loading the model", 1, 1)
             for variant in self.variants:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from bapo.errors import BapoError, foreign
 from bapo.files import read_text
@@ -201,6 +203,24 @@ def known_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> dict[str,
         else:
             keys[f"{prefix}{name}"] = info.description or ""
     return keys
+
+
+def commented(recipe: Recipe) -> str:
+    """A recipe as a YAML file with every key, each with what it means."""
+    lines: list[str] = []
+    for name, info in Recipe.model_fields.items():
+        value = getattr(recipe, name)
+        if isinstance(value, Section):
+            lines += ["", f"# {(type(value).__doc__ or '').strip()}", f"{name}:"]
+            lines += [line for key, inner in type(value).model_fields.items() for line in _key(value, key, inner, "  ")]
+        else:
+            lines += ["", *_key(recipe, name, info, "")]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _key(section: Section, key: str, info: FieldInfo, before: str) -> list[str]:
+    shown = yaml.safe_dump({key: section.model_dump(mode="json")[key]}, default_flow_style=False, allow_unicode=True)
+    return [textwrap.indent(f"# {info.description}\n{shown.rstrip()}", before)]
 
 
 def read_yaml(text: str, what: str) -> Any:

@@ -103,8 +103,8 @@ def start(folder: Path, identity: str, asked: Asked, today: datetime | None) -> 
     kept = _kept(folder)
     if kept is not None and kept["identity"] != identity:
         raise BapoError(
-            f"{folder} holds a run with other data, another model or another number of processes: name another with "
-            "--output, or delete it."
+            f"{folder} holds a run with other data, another model, another number of processes or by another version "
+            "of bapo: name another with --output, or delete it."
         )
     if kept is None or not (folder / DONE).is_file():
         write_record(folder / STARTED, {"identity": identity, **as_asked(asked), **dated(today)})

@@ -18,14 +18,16 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bapo.errors import BapoError
-from bapo.files import checksum, checksum_of_file, make_folder, read_record, write_record, write_text
+from bapo.files import checksum, checksum_of_file, make_folder, write_text
 from bapo.jobs import stages
+from bapo.jobs.job import Job, provenance
+from bapo.jobs.marks import adapter_mark, model_mark
 from bapo.jobs.recipe import Recipe
 from bapo.preferences import Preferences, Prompt, turns_of
 from bapo.preferences.record import TEMPLATE, TOOLS, turn_as_dict
 from bapo.preferences.rejection_sampling import sample_pairs
 from bapo.progress import OnProgress, silent
-from bapo.results import record_of
+from bapo.results import SAMPLED, Record, SampledPreferences, identity_of, record_of
 from bapo.settings import check_number
 
 if TYPE_CHECKING:
@@ -68,31 +70,6 @@ class Sampling:
             raise BapoError("--temperature must be above 0: candidates are sampled, so that they differ.")
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """What was written.
-
-    Attributes:
-        path: the comparison file.
-        prompts, candidates, pairs: how many there are of each.
-        mean_reward: of all candidates, of chosen and of rejected responses.
-        beta: of the reward.
-        counts: what was left out, by reason.
-    """
-
-    path: Path
-    prompts: int
-    candidates: int
-    pairs: int
-    mean_reward: dict[str, float]
-    beta: float
-    counts: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json`` and the record beside the file."""
-        return {**asdict(self), "path": str(self.path)}
-
-
 def sample(
     recipe: Recipe,
     reward: str,
@@ -100,16 +77,17 @@ def sample(
     how: Sampling,
     beta: float | None = None,
     on_progress: OnProgress = silent,
-) -> Sampled:
+) -> Record[SampledPreferences]:
     """Write a comparison file of accepted candidates, for the prompts that the recipe trains on.
 
     Held-out prompts are left alone, so that what is trained on the file can be evaluated on them. What was made is kept
     in the two models' stores: stopped at any moment, the same call goes on from there and ends with the same bytes.
+    Where the file is there already, made in the same way, no model is loaded.
 
     Args:
         recipe: its model, the adapter that it may have (both are the reference), its preferences and their split.
         reward: a trained adapter, by which candidates are judged.
-        path: the JSONL file; beside it lies a record of what it was made from.
+        path: the JSONL file; beside it lies its record.
         how: how candidates are sampled and accepted.
         beta: the reward is this times the log-ratio; by default what the adapter was trained with.
         on_progress: told the stage, how many are done, of how many.
@@ -120,15 +98,20 @@ def sample(
     stages.check(recipe, [reward])
     beta = _beta_of(reward) if beta is None else float(check_number("beta", beta, shown="--beta"))
     prompts = stages.read(recipe).train
-    asked = {
-        "preferences": prompts.fingerprint(),
-        "model": recipe.model.model_dump(),
-        "reward": {file.name: checksum_of_file(file) for file in sorted(Path(reward).glob("*.safetensors"))},
-        "beta": beta,
-        "max_prompt_tokens": recipe.preferences.max_prompt_tokens,
+    data = prompts.fingerprint()
+    identity = identity_of(
+        preferences=data,
+        model=model_mark(recipe.model),
+        reward=adapter_mark(reward),
+        beta=beta,
+        max_prompt_tokens=recipe.preferences.max_prompt_tokens,
+        plain=recipe.preferences.plain,
         **asdict(how),
-    }
-    record = _claim(path, asked)
+    )
+    job = Job(SAMPLED, path.with_name(f"{path.name}.record.json"), identity)
+    done = _find(job, path)
+    if done is not None:
+        return done
     judged = _judged(recipe, prompts, reward, how, on_progress)
     rewards = [[beta * ratio for ratio in of_prompt] for of_prompt in judged.log_ratios]
     counts = Counter(judged.counts)
@@ -138,9 +121,8 @@ def sample(
             f"No prompt has two candidates of unlike reward ({_in_words(counts)}): sample more with --candidates, or "
             "longer ones with --max-new-tokens."
         )
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    result = Sampled(
-        path=path,
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    content = SampledPreferences(
         prompts=len(judged.candidates),
         candidates=sum(map(len, rewards)),
         pairs=len(rows),
@@ -150,23 +132,27 @@ def sample(
         },
         beta=beta,
         counts=dict(+counts),
+        checksum_of_file=checksum(text.encode()),
     )
-    made_from = {"asked": asked, "reference": judged.reference, "checksum_of_file": checksum_of_file(path)}
-    write_record(record, {**made_from, **result.to_dict()})
-    return result
+    made_from = provenance(recipe, judged.reference, judged.made_on, data=data, adapter=reward, **asdict(how))
+    record = job.finish(content, made_from)  # first, so that a file that is there without one is somebody else's
+    write_text(path, text)
+    return record
 
 
 class _Judged(NamedTuple):
-    """Candidates to each prompt, their log-ratios, what was left out, and the fingerprint of who said them."""
+    """Candidates to each prompt, their log-ratios, what was left out, who said them and on what machine."""
 
     candidates: list[Candidates]
     log_ratios: list[list[float]]
     counts: Counter[str]
     reference: str
+    made_on: dict[str, Any]
 
 
 def _judged(recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on_progress: OnProgress) -> _Judged:
     from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, candidate_logps, sample_candidates
+    from bapo.models import machine
 
     settings = GenerationSettings(how.max_new_tokens, how.temperature, responses=how.candidates, seed=how.seed)
     lengths = LengthPolicy(recipe.preferences.max_prompt_tokens)
@@ -187,27 +173,27 @@ def _judged(recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on
         [policy_logp - ref for policy_logp, ref in zip(ours, theirs, strict=True)]
         for ours, theirs in zip(judged, without, strict=True)
     ]
-    return _Judged(candidates, ratios, counts, str(store.identity["model"]))
+    return _Judged(candidates, ratios, counts, str(store.identity["model"]), machine(model.model.device))
 
 
-def _claim(path: Path, asked: dict[str, Any]) -> Path:
-    """Say what the file is going to be made from, before it costs anything; the record's path.
+def _find(job: Job[SampledPreferences], path: Path) -> Record[SampledPreferences] | None:
+    """The record of the file, if it is there and as it was written; known before anything costs.
 
     Raises:
-        BapoError: there is a file that was made from something else, or by somebody else.
+        BapoError: there is a file that was made from something else, changed, or made by somebody else.
     """
     make_folder(path.parent)
-    record = path.with_name(f"{path.name}.record.json")
-    if record.is_file():
-        known = read_record(record, _AGAIN)
-        if known["asked"] != json.loads(json.dumps(asked)):
-            raise BapoError(f"{path} was sampled from something else, or in another way: {_AGAIN}.")
-        if path.is_file() and known.get("checksum_of_file", checksum_of_file(path)) != checksum_of_file(path):
-            raise BapoError(f"{path} is not as it was sampled, but changed or damaged: {_AGAIN}.")
-        return record
-    if path.exists():
-        raise BapoError(f"{path} is there already, and was not sampled: name another with --output.")
-    write_record(record, {"asked": asked})
+    if not job.path.is_file():
+        if path.exists():
+            raise BapoError(f"{path} is there already, and was not sampled: name another with --output.")
+        return None
+    record = job.find()
+    if record is None:
+        raise BapoError(f"{path} was sampled from something else, or in another way: {_AGAIN}.")
+    if not path.is_file():
+        return None
+    if checksum_of_file(path) != record.content.checksum_of_file:
+        raise BapoError(f"{path} is not as it was sampled, but changed or damaged: {_AGAIN}.")
     return record
 
 

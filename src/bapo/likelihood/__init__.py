@@ -1,6 +1,7 @@
 """log p(response | prompt) under a model: the one quantity that everything else makes, scores or compares."""
 
 from bapo.likelihood.fit import Verdict, judge
+from bapo.likelihood.kl import Divergence, divergence
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
 from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor
 from bapo.likelihood.passes import ResponseLogps, evaluating
@@ -9,12 +10,14 @@ from bapo.likelihood.strands import MOST_STRANDS
 
 __all__ = [
     "MOST_STRANDS",
+    "Divergence",
     "NoiseFloor",
     "ResponseLogps",
     "ResponseScorer",
     "TokenGroup",
     "TokenIds",
     "Verdict",
+    "divergence",
     "evaluating",
     "gap_of",
     "judge",

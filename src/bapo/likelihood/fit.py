@@ -45,7 +45,7 @@ def judge(found: Tensor, plain: Mapping[str, Tensor], dtype: torch.dtype) -> Ver
 
     Args:
         found: (N,) the numbers in question: log-probs of tokens, or a gradient.
-        own: (N,) the model's own by pass, at least two that differ by rounding alone; the first one is compared.
+        plain: (N,) the model's own by pass, at least two that differ by rounding alone; the first one is compared.
         dtype: what all of them were computed in.
     """
     floor = noise_floor(plain, float32=dtype == torch.float32)

@@ -16,7 +16,7 @@ from bapo.kernels.layers import FastLayers, fast_layers
 from bapo.likelihood.attention import SEGMENT_ATTENTION
 from bapo.likelihood.fit import Fit
 from bapo.likelihood.head import LogitRule, response_logps
-from bapo.likelihood.layout import Layout, TokenGroup, lay_out
+from bapo.likelihood.layout import Layout, TokenGroup, TokenIds, lay_out
 from bapo.likelihood.noise import nudged
 from bapo.likelihood.strands import cut, in_strands, strands_for
 from bapo.models import bare_model, forget_positions, in_float32, is_sharded, sharded_root, through_hooks
@@ -142,39 +142,62 @@ class Passes:
         """Of each predicted token its log-prob, and whether none is likelier."""
         rows = GradientRows(layout.tokens) if "gradient-rows" in self.kernels else None
         with noting(rows) if rows is not None else nullcontext():
-            hidden = self._backbone()(
-                input_ids=layout.input_ids,
-                position_ids=layout.position_ids,
-                attention_mask=_mask_already_made(layout.input_ids.device),
-                segments=layout.segments,
-                use_cache=False,
-            ).last_hidden_state[0]
+            hidden_PD = self._hidden(layout)
         head = self.causal_lm.get_output_embeddings()
-        tokens, greedy = response_logps(hidden[layout.source_P], head, layout.target_P, self.rule)
+        tokens, greedy = response_logps(hidden_PD, head, layout.target_P, self.rule)
         return (tokens if rows is None else _NoteReached.apply(tokens, rows, layout)), greedy
+
+    def _hidden(self, layout: Layout) -> Tensor:
+        """(P, D) hidden states from which response tokens are predicted."""
+        hidden: Tensor = self._backbone()(
+            input_ids=layout.input_ids,
+            position_ids=layout.position_ids,
+            attention_mask=_mask_already_made(layout.input_ids.device),
+            segments=layout.segments,
+            use_cache=False,
+        ).last_hidden_state[0]
+        return hidden[layout.source_P]
 
     def _backbone(self) -> Any:
         return self.causal_lm.get_decoder()
+
+    def distributions(self, groups: Sequence[TokenGroup], *, plainly: bool) -> Tensor:
+        """(P, V) log-probs of all tokens where a response token is predicted, float32; in one row, or plainly."""
+        if plainly:
+            with self.attention(self.fit.own_attention):
+                return torch.cat([self._plain_logits(*each) for each in _sequences(groups)]).log_softmax(-1)
+        layout = lay_out(groups, self.causal_lm.device)
+        layout.segments.backend = self.fit.backend
+        if self.fit.longest is not None:
+            forget_positions(self.causal_lm)
+        with self.attention(SEGMENT_ATTENTION):
+            logits: Tensor = self._through_root(self._row_logits, layout)
+        return logits.log_softmax(-1)
+
+    def _row_logits(self, layout: Layout) -> Tensor:
+        return self.rule(self.causal_lm.get_output_embeddings()(self._hidden(layout)))
 
     def plainly(self, groups: Sequence[TokenGroup]) -> ResponseLogps:
         """One unpadded sequence at a time, through the model's own attention, head and logit rule."""
         tokens: list[Tensor] = []
         greedy: list[Tensor] = []
-        root = sharded_root(self.model, self.causal_lm)
         with self.attention(self.fit.own_attention):
-            for group in groups:
-                start = len(group.header) + len(group.prompt)
-                for response in group.responses:
-                    ids = torch.tensor([[*group.header, *group.prompt, *response]], device=self.causal_lm.device)
-                    if self.fit.longest is not None:
-                        forget_positions(self.causal_lm)
-                    outer = None if root is self.causal_lm else root
-                    whole = self._logits(ids) if outer is None else through_hooks(outer, self._logits, ids)
-                    logits = whole[0, start - 1 : -1].float()
-                    target = ids[0, start:, None]
-                    tokens.append(logits.log_softmax(-1).gather(-1, target)[:, 0])
-                    greedy.append(logits.argmax(-1) == target[:, 0])
+            for before, response in _sequences(groups):
+                logits = self._plain_logits(before, response)
+                target = torch.tensor(response, device=logits.device)[:, None]
+                tokens.append(logits.log_softmax(-1).gather(-1, target)[:, 0])
+                greedy.append(logits.argmax(-1) == target[:, 0])
         return ResponseLogps(torch.cat(tokens), lengths_of(groups), torch.cat(greedy))
+
+    def _plain_logits(self, before: TokenIds, response: TokenIds) -> Tensor:
+        """(P, V) logits where the tokens of a response are predicted, float32, by the model's own code."""
+        if self.fit.longest is not None:
+            forget_positions(self.causal_lm)
+        ids = torch.tensor([[*before, *response]], device=self.causal_lm.device)
+        root = sharded_root(self.model, self.causal_lm)
+        outer = None if root is self.causal_lm else root
+        whole = self._logits(ids) if outer is None else through_hooks(outer, self._logits, ids)
+        return whole[0, len(before) - 1 : -1].float()
 
     def _logits(self, ids: Tensor) -> Tensor:
         logits: Tensor = self.causal_lm(input_ids=ids, use_cache=False).logits
@@ -196,6 +219,13 @@ class _NoteReached(torch.autograd.Function):
         reached = reached_T.tolist()
         ctx.rows.leave_out([place for place in ctx.layout.places if not any(reached[place])])
         return upstream[0], None, None
+
+
+def _sequences(groups: Sequence[TokenGroup]) -> Iterator[tuple[TokenIds, TokenIds]]:
+    """What stands before each response of all groups, and the response."""
+    for group in groups:
+        for response in group.responses:
+            yield (*group.header, *group.prompt), response
 
 
 def longest_sequence(group: TokenGroup) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -147,6 +147,20 @@ class ResponseScorer:
                 if on_progress is not None:
                     on_progress(len(batch))
         return ResponseLogps(torch.cat(tokens), tuple(lengths), torch.cat(greedy))
+
+    @torch.no_grad()
+    def distributions(self, groups: Sequence[TokenGroup], *, float32: bool = False) -> Tensor:
+        """(P, V) log-probs of every token of the vocabulary where a response token is predicted, nats, float32.
+
+        All of them are in memory together: hand over few groups. In one row where it fits all groups, without dropout.
+
+        Args:
+            groups: prompts and responses.
+            float32: compute in it, whatever the model's precision.
+        """
+        plainly = not all(self._finder.fits(group) for group in groups)
+        with in_float32(self.model) if float32 else nullcontext(), self.passes.in_use(), evaluating(self.model):
+            return self.passes.distributions(groups, plainly=plainly)
 
     def float32(self, groups: Sequence[TokenGroup]) -> Tensor:
         """(P,) token log-probs computed in float32 with the model's weights, in one thread's row; without gradients."""

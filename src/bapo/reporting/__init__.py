@@ -3,11 +3,14 @@
 from bapo.reporting.changes import (
     ACCURACY_HEADER,
     CHANGE_HEADER,
+    LOGP_HEADER,
     accuracy_rows,
     change_rows,
     forgetting_in_words,
     item_in_words,
     learned_in_words,
+    logp_rows,
+    movement_in_words,
     verdict_in_words,
 )
 from bapo.reporting.curves import draw_logratios
@@ -26,6 +29,7 @@ __all__ = [
     "ACCURACY_HEADER",
     "CHANGE_HEADER",
     "HEADER",
+    "LOGP_HEADER",
     "WORDED_HEADER",
     "accuracy_rows",
     "change_rows",
@@ -36,7 +40,9 @@ __all__ = [
     "interval",
     "item_in_words",
     "learned_in_words",
+    "logp_rows",
     "markdown_table",
+    "movement_in_words",
     "verdict_in_words",
     "worded",
     "worded_rows",

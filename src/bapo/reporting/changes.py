@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bapo.reporting.tables import interval
 
 if TYPE_CHECKING:
-    from bapo.results import BenchmarkScore, Change, Estimate, Forgetting, Gate
+    from bapo.results import BenchmarkScore, Change, Estimate, Forgetting, Gate, Movement
 
 CHANGE_HEADER = (
     "benchmark",
@@ -71,6 +71,40 @@ def verdict_in_words(change: Change) -> str:
     too_few = change.questions is not None and change.enough > change.questions
     there_are = f", there are {change.questions:,}" if too_few else ""
     return f"cannot tell (about {change.enough:,} questions could{there_are})"
+
+
+LOGP_HEADER = ("benchmark", "questions", "right choice (nats)", "the same, tempered (nats)")
+
+
+def logp_rows(changes: Mapping[str, Change]) -> list[tuple[str, ...]]:
+    """One row a benchmark: how the right choice's log-probability changed, with 95 % intervals over questions."""
+    return [
+        (
+            change.title or name,
+            f"{change.items:,}",
+            interval(change.right_choice, 1, 3),
+            interval(change.tempered, 1, 3),
+        )
+        for name, change in changes.items()
+        if change.right_choice is not None and change.tempered is not None
+    ]
+
+
+def movement_in_words(movement: Movement) -> list[str]:
+    """What was measured of a model's distributions, a sentence each."""
+    sentences = [
+        f"{movement.name}: divergence from {movement.reference} on {topic} prompts "
+        f"{interval(report.per_token, 1, 5)} nats a token, of which rounding ({report.precision}) makes "
+        f"{report.floor:.1g}; {report.prompts} prompts, {report.tokens:,} tokens."
+        for topic, report in movement.divergence.items()
+    ]
+    text = movement.text
+    if text is not None:
+        sentences.append(
+            f"{movement.name}: cross-entropy of the text {text.before.value:.4f} before, {text.after.value:.4f} after, "
+            f"change {interval(text.change, 1, 4)} nats a token; {text.tokens:,} tokens."
+        )
+    return sentences
 
 
 def forgetting_in_words(name: str, score: Forgetting, budget: float) -> str:

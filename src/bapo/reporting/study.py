@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bapo.reporting.tables import interval, markdown_table
+from bapo.results.study_cells import ACCURACY, PROMPT_MEASURES, QUESTION_MEASURES, TEMPERED
 
 if TYPE_CHECKING:
     from bapo.results import StudyReport, TableCell, TableRow
@@ -36,12 +37,28 @@ def change_table(report: StudyReport) -> Table:
 
 
 def preference_table(report: StudyReport) -> Table:
-    """Reward accuracy and drift on held-out prompts."""
-    header = ("model", "method", "preferences", "runs", "reward accuracy (%)", "drift (nats/token)")
-    return header, [
-        (*_row(row), _accuracy(row.reward_accuracy), interval(row.drift_per_token.mean, 1, 4))
+    """What is known of held-out prompts: reward accuracy, drift, divergences, and the model's own answers."""
+    names = [name for name in PROMPT_MEASURES if any(name in row.prompts for row in report.rows)]
+    titles = [f"{name} ({PROMPT_MEASURES[name]})" if PROMPT_MEASURES[name] else name for name in names]
+    return ("model", "method", "preferences", "runs", *titles), [
+        (*_row(row), *(_measured(row.prompts.get(name), PROMPT_MEASURES[name]) for name in names))
         for row in report.rows
-        if row.drift_per_token is not None
+        if row.prompts
+    ]
+
+
+def logp_table(report: StudyReport) -> Table:
+    """How the right choice's log-probability changed, by benchmark, tempered; and the mean of each measure."""
+    means = [f"mean, {name}" for name in QUESTION_MEASURES]
+    header = ("model", "method", "preferences", "runs", *report.columns, *means)
+    return header, [
+        (
+            *_row(row),
+            *(_nats(row.logps.get(TEMPERED, {}).get(name)) for name in report.columns),
+            *(_overall(row, name) for name in QUESTION_MEASURES),
+        )
+        for row in report.rows
+        if row.logps
     ]
 
 
@@ -68,6 +85,7 @@ def tables(report: StudyReport) -> dict[str, Table]:
         "preferences": preference_table(report),
         "accuracy": accuracy_table(report),
         "changes": change_table(report),
+        "logps": logp_table(report),
     }
     return {name: table for name, table in named.items() if table[1] and len(table[0]) > 4}
 
@@ -79,6 +97,7 @@ def as_markdown(report: StudyReport, title: str) -> str:
         "preferences": "Held-out preferences",
         "accuracy": "Knowledge and alignment, percent right",
         "changes": "Change against the base, points",
+        "logps": "Change of the right choice's log-probability, tempered, nats; and the means of all measures",
     }
     parts = [f"# {title}", f"{report.done} of {report.jobs} jobs are done.", _HOW]
     parts += [f"## {titles[name]}\n\n{markdown_table(*table)}" for name, table in tables(report).items()]
@@ -129,6 +148,19 @@ def _accuracy(cell: TableCell | None) -> str:
         return ""
     deviation = "" if cell.deviation is None else f" ({cell.deviation:.1f})"
     return f"{cell.mean.value:.1f}{deviation} [{cell.mean.low:.1f}, {cell.mean.high:.1f}]"
+
+
+def _measured(cell: TableCell | None, unit: str) -> str:
+    return "" if cell is None else interval(cell.mean, 1, 4 if unit.startswith("nats") else 1)
+
+
+def _nats(cell: TableCell | None) -> str:
+    return "" if cell is None else interval(cell.mean, 1, 3)
+
+
+def _overall(row: TableRow, measure: str) -> str:
+    estimate = row.overall.get(measure)
+    return "" if estimate is None else interval(estimate, 1, 2 if measure == ACCURACY else 3)
 
 
 def _change(cell: TableCell | None) -> str:

@@ -1,6 +1,7 @@
 """What was found out, as records: read without torch, with what each was made from."""
 
 from bapo.results.answers import Answer, AnswerStore, BenchmarkAnswers, in_order
+from bapo.results.behaviour import AnswerNumbers, Behaviour, behaviour, numbers_of
 from bapo.results.changes import (
     BUDGET,
     Change,
@@ -28,6 +29,7 @@ from bapo.results.comparison import (
     changed_rows,
     compare_models,
 )
+from bapo.results.drift import MOVEMENT, DivergenceReport, Movement, TextReport, divergence_report, text_report
 from bapo.results.estimates import Estimate, bootstrap_ratio, bootstrap_share
 from bapo.results.preferences import (
     PreferenceChange,
@@ -48,29 +50,23 @@ from bapo.results.study import (
     FailedJob,
     FinishedJob,
     question_rows,
-    scores_by_question,
 )
-from bapo.results.study_report import (
-    STUDY_REPORT,
-    Claim,
-    EvaluatedCell,
-    StudyReport,
-    TableCell,
-    TableRow,
-    evaluated_cell,
-    study_report,
-)
+from bapo.results.study_cells import EvaluatedCell, evaluated_cell
+from bapo.results.study_claims import Claim
+from bapo.results.study_report import STUDY_REPORT, StudyReport, TableCell, TableRow, study_report
 from bapo.results.work import (
     ANCHORED,
     ASKED,
     GENERATIONS,
     HELD_OUT,
     PERSONALIZATION,
+    SAMPLED,
     AnchoredSummary,
     AskedBenchmark,
     Generations,
     HeldOutScores,
     Personalization,
+    SampledPreferences,
     SideBySide,
 )
 
@@ -84,19 +80,24 @@ __all__ = [
     "FINISHED_JOB",
     "GENERATIONS",
     "HELD_OUT",
+    "MOVEMENT",
     "PERSONALIZATION",
     "PROMPT_ONLY",
+    "SAMPLED",
     "STUDY_REPORT",
     "AnchoredSummary",
     "Answer",
+    "AnswerNumbers",
     "AnswerStore",
     "AskedBenchmark",
     "AskedQuestions",
+    "Behaviour",
     "BenchmarkAnswers",
     "BenchmarkScore",
     "Change",
     "Claim",
     "Comparison",
+    "DivergenceReport",
     "Estimate",
     "EvaluatedCell",
     "FailedJob",
@@ -109,6 +110,7 @@ __all__ = [
     "Kind",
     "ModelChanges",
     "ModelScores",
+    "Movement",
     "Outcome",
     "Personalization",
     "PreferenceChange",
@@ -118,11 +120,14 @@ __all__ = [
     "Record",
     "Run",
     "Sample",
+    "SampledPreferences",
     "SideBySide",
     "StudyReport",
     "TableCell",
     "TableRow",
+    "TextReport",
     "Verdict",
+    "behaviour",
     "benchmark_score",
     "bootstrap_ratio",
     "bootstrap_share",
@@ -132,6 +137,7 @@ __all__ = [
     "compare_models",
     "compare_preferences",
     "day_of",
+    "divergence_report",
     "evaluated_cell",
     "forgetting",
     "from_rows",
@@ -139,12 +145,13 @@ __all__ = [
     "identity_of",
     "in_order",
     "likelier",
+    "numbers_of",
     "question_rows",
     "read_run",
     "record_of",
     "report",
-    "scores_by_question",
     "spread",
     "study_report",
+    "text_report",
     "to_rows",
 ]

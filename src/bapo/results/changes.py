@@ -47,6 +47,8 @@ class Change:
         enough: questions with which the interval would be as narrow as the budget; None where it is.
         kind, title: of the benchmark.
         categories: the same for each of the benchmark's categories, where it has some.
+        right_choice: change of the right choice's log-probability among the choices, nats; ``tempered`` once more after
+            each model's own temperature (`bapo.results.right_choice`). None of a category.
     """
 
     benchmark: str
@@ -63,6 +65,8 @@ class Change:
     kind: BenchmarkKind = "knowledge"
     title: str = ""
     categories: Mapping[str, Change] = field(default_factory=dict)
+    right_choice: Estimate | None = None
+    tempered: Estimate | None = None
 
 
 def compare(before: BenchmarkAnswers, after: BenchmarkAnswers, *, budget: float = BUDGET, seed: int = 0) -> Change:

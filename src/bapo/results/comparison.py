@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from bapo.results.answers import Answer, BenchmarkAnswers, BenchmarkKind
 from bapo.results.changes import BUDGET, Change, Forgetting, Gate, changed_items, compare, forgetting, gate, spread
+from bapo.results.drift import Movement
 from bapo.results.estimates import Estimate, bootstrap_share
 from bapo.results.preferences import PreferenceChange, PreferenceReport, PromptScores, compare_preferences
 from bapo.results.records import Kind
+from bapo.results.right_choice import logp_changes
 
 BASE = "base"
 PROMPT_ONLY = "prompt-only"
@@ -25,6 +27,7 @@ class Findings:
         adapter: the adapter that it wears, and ``system`` the system prompt that it is told, if there are such.
         benchmarks: its answers by benchmark.
         prompts: its scores of held-out prompts; none of the base, whose log-ratios are all zero.
+        movement: how far its distributions have moved, where that was measured.
         seconds: how long each benchmark took; next to nothing where answers were kept from before.
     """
 
@@ -34,6 +37,7 @@ class Findings:
     benchmarks: Mapping[str, BenchmarkAnswers] = field(default_factory=dict)
     preferences: PreferenceReport | None = None
     prompts: tuple[PromptScores, ...] = ()
+    movement: Movement | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -69,6 +73,7 @@ class ModelScores:
     system: str | None
     benchmarks: Mapping[str, BenchmarkScore]
     preferences: PreferenceReport | None
+    movement: Movement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ class Comparison:
     gate: Gate | None
 
 
-COMPARISON = Kind("comparison of models", 1, Comparison)
+COMPARISON = Kind("comparison of models", 2, Comparison)
 
 
 def compare_models(
@@ -172,9 +177,13 @@ def _worst(gates: set[Gate]) -> Gate | None:
 
 def _changes(before: Findings, after: Findings, budget: float, least_accuracy: float | None) -> ModelChanges:
     judged = after.preferences if after.adapter and least_accuracy is not None else None
+    asked = {name: before.benchmarks[name] for name in after.benchmarks}
+    logps = logp_changes(asked, after.benchmarks)
+    benchmarks = {name: compare(asked[name], answers, budget=budget) for name, answers in after.benchmarks.items()}
     return ModelChanges(
         benchmarks={
-            name: compare(before.benchmarks[name], answers, budget=budget) for name, answers in after.benchmarks.items()
+            name: replace(change, right_choice=logps[name][0], tempered=logps[name][1])
+            for name, change in benchmarks.items()
         },
         preferences=compare_preferences(before.prompts, after.prompts) if before.prompts and after.prompts else None,
         forgetting=forgetting(before.benchmarks, after.benchmarks, budget=budget),
@@ -188,6 +197,7 @@ def _scores(model: Findings) -> ModelScores:
         model.system,
         {name: benchmark_score(answers, model.seconds.get(name, 0.0)) for name, answers in model.benchmarks.items()},
         model.preferences,
+        model.movement,
     )
 
 

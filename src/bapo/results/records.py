@@ -169,7 +169,8 @@ def _write_items(path: Path, items: Sequence[Mapping[str, Any]]) -> str:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    columns = dict.fromkeys(name for item in items for name in item)  # pyarrow takes those of the first row alone
     stored = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([dict(item) for item in items]), stored)
+    pq.write_table(pa.Table.from_pylist([{name: item.get(name) for name in columns} for item in items]), stored)
     write_bytes(path, stored.getvalue())
     return checksum(stored.getvalue())

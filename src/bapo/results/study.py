@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bapo.results.answers import BenchmarkAnswers, BenchmarkKind
+from bapo.results.behaviour import Behaviour
+from bapo.results.drift import Movement
+from bapo.results.estimates import Estimate
 from bapo.results.preferences import PreferenceReport
 from bapo.results.records import Kind
 
@@ -42,6 +45,10 @@ class FinishedJob:
         log: what the trainer logged, an entry for each logging step.
         preferences: held-out scores; None of the base, whose log-ratios are all zero.
         benchmarks: what was asked, by name.
+        movement: how far its distributions have moved, where that was measured.
+        judge: share of held-out responses that the judge of answers tells right.
+        behaviour: what its own answers to held-out prompts are like; ``base_behaviour`` the reference's to the same.
+        answers: to the study's own questions, in words.
     """
 
     key: str
@@ -53,6 +60,11 @@ class FinishedJob:
     log: tuple[Mapping[str, float], ...] = ()
     preferences: PreferenceReport | None = None
     benchmarks: Mapping[str, AskedQuestions] = field(default_factory=dict)
+    movement: Movement | None = None
+    judge: Estimate | None = None
+    behaviour: Behaviour | None = None
+    base_behaviour: Behaviour | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,7 @@ class FailedJob:
     at: str
 
 
-FINISHED_JOB = Kind("a finished job of a study", 1, FinishedJob)
+FINISHED_JOB = Kind("a finished job of a study", 2, FinishedJob)
 FAILED_JOB = Kind("a failed job of a study", 1, FailedJob)
 
 
@@ -89,8 +101,3 @@ def question_rows(answers: BenchmarkAnswers) -> list[dict[str, Any]]:
         }
         for answer in answers.answers
     ]
-
-
-def scores_by_question(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, int], float]:
-    """Accuracy by benchmark, task and number of the question."""
-    return {(row["benchmark"], row["task"], row["document"]): float(row["score"]) for row in rows}

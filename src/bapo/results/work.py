@@ -1,4 +1,4 @@
-"""What single jobs find out: what was anchored, held-out scores, answers to a benchmark, generations."""
+"""What single jobs find out: what was anchored or sampled, held-out scores, answers to a benchmark, generations."""
 
 from __future__ import annotations
 
@@ -113,6 +113,27 @@ class Generations:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledPreferences:
+    """A comparison file of responses that a model said and an adapter judged.
+
+    Attributes:
+        prompts, candidates, pairs: how many there are of each.
+        mean_reward: of ``all`` candidates, of ``chosen`` and of ``rejected`` responses.
+        beta: of the reward.
+        counts: what was left out, by reason.
+        checksum_of_file: of the file as it was written.
+    """
+
+    prompts: int
+    candidates: int
+    pairs: int
+    mean_reward: Mapping[str, float]
+    beta: float
+    counts: Mapping[str, int]
+    checksum_of_file: str
+
+
+@dataclass(frozen=True, slots=True)
 class SideBySide:
     """A prompt and each model's answer to it, by the model's name."""
 
@@ -150,5 +171,6 @@ class Personalization:
 ANCHORED = Kind("anchored preferences", 1, AnchoredSummary)
 HELD_OUT = Kind("held-out scores", 1, HeldOutScores)
 ASKED = Kind("answers to a benchmark", 1, AskedBenchmark)
+SAMPLED = Kind("sampled preferences", 1, SampledPreferences, "delete it and the file beside it")
 GENERATIONS = Kind("generations", 1, Generations)
 PERSONALIZATION = Kind("a personalization", 2, Personalization)

@@ -41,6 +41,10 @@ class EvaluationSection(Section):
     limit: int | None = Field(None, description="questions of each benchmark, the same for all models; None is all")
     question_seed: int = Field(0, description="seed of the sample that limit draws")
     prompt_only: bool = Field(False, description="also the untrained model that is told the preference")
+    divergence: int = Field(0, description="held-out prompts, and prompts of other topics, for the divergence")
+    other_topics: str = Field("starter:concise", description="preferences whose prompts are the other topics")
+    answers: int = Field(0, description="held-out prompts that models answer for the judge; no text is kept")
+    questions: list[str] = Field(default_factory=list, description="prompts of one's own; answers are kept in words")
 
     @field_validator("benchmarks")
     @classmethod

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bapo.errors import BapoError
+from bapo.jobs import Recipe
 from bapo.results import (
     BASE,
-    PROMPT_ONLY,
     STUDY_REPORT,
     EvaluatedCell,
     Provenance,
@@ -42,7 +42,7 @@ def report(study: Study) -> Record[StudyReport]:
         job = study.jobs[key]
         if job.work != "evaluate":
             continue
-        cell = evaluated_cell(record, *_place(study, job))
+        cell = evaluated_cell(record, **_place(study, job))
         if job.of == BASE:
             bases[cell.model] = cell
         else:
@@ -61,16 +61,20 @@ def logs(study: Study) -> dict[str, tuple[Mapping[str, float], ...]]:
     return {key: record.content.log for key, record in records.items() if record is not None}
 
 
-def _place(study: Study, job: StudyJob) -> tuple[str, str, str, str, int]:
-    """Of an evaluation: model, preference, method, what is varied, and seed."""
+def _place(study: Study, job: StudyJob) -> dict[str, Any]:
+    """Where an evaluation is in the grid."""
+    keys = list(dict.fromkeys(key for cell in study.cells.values() for key in cell.varied))
     cell = study.cells.get(job.of)
     if cell is not None:
-        varied = ", ".join(f"{_last(key)} {value}" for key, value in cell.varied.items())
-        return cell.model, cell.preference, cell.method, varied, cell.seed
-    by_recipe = next(cell for cell in study.cells.values() if cell.recipe is job.recipe)
-    preference = by_recipe.preference if job.of == PROMPT_ONLY else ""
-    return by_recipe.model, preference, job.of, "", 0
+        settings = {key: _value(cell.recipe, key) for key in keys}
+        where = {"model": cell.model, "preference": cell.preference, "method": cell.method, "seed": cell.seed}
+        return {**where, "varied": cell.varied, "settings": settings}
+    of_recipe = next(cell for cell in study.cells.values() if cell.recipe is job.recipe)
+    preference = "" if job.of == BASE else of_recipe.preference
+    where = {"model": of_recipe.model, "preference": preference, "method": job.of, "seed": 0}
+    return {**where, "varied": {}, "settings": {}}
 
 
-def _last(key: Any) -> str:
-    return str(key).rpartition(".")[2]
+def _value(recipe: Recipe, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(recipe, section), name)

@@ -11,22 +11,29 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError, first_line
 from bapo.files import locked, make_folder
 from bapo.jobs import Recipe, Variant
+from bapo.jobs.movement import MovementPlan, measure_movement
 from bapo.progress import OnProgress, silent
 from bapo.results import (
+    BASE,
     AskedQuestions,
     FinishedJob,
     Provenance,
     identity_of,
     question_rows,
     record_of,
+    to_rows,
 )
 from bapo.study.grid import Study, StudyJob, open_study
 from bapo.study.ledger import Ledger
+from bapo.study.speech import speak
+
+if TYPE_CHECKING:
+    from bapo.evaluation import BenchmarkPlan
 
 
 def do(study: Study, job: StudyJob, on_progress: OnProgress = silent) -> bool:
@@ -105,41 +112,62 @@ def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress)
 
 
 def _evaluate(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress) -> Found:
-    from bapo.evaluation import BenchmarkPlan, local_folder
+    from bapo.jobs import stages
     from bapo.jobs.evaluation import find_out
     from bapo.jobs.job import provenance
-    from bapo.results import BASE, to_rows
 
-    recipe, asked = _placed(study, job), study.evaluation
+    recipe, records = _placed(study, job), study.folder / "records"
     adapter = str(study.folder / "runs" / job.of) if job.of in study.cells else None
-    plan = None
-    if asked.benchmarks:
-        plan = BenchmarkPlan(
-            tuple(asked.benchmarks),
-            limit=asked.limit,
-            seed=asked.question_seed,
-            data_folder=local_folder(recipe.preferences.data_folder),
-            answers_folder=study.folder / "answers",
-        )
-    (findings,) = find_out(
-        recipe,
-        [Variant(job.of, adapter=adapter, system=job.system)],
-        benchmarks=plan,
-        preferences=job.of != BASE,
-        records=study.folder / "records",
+    variant, shared = Variant(job.of, adapter=adapter, system=job.system), stages.shared_model(recipe)
+    plan, preferences = _questions(study, recipe), job.of != BASE
+    ((findings, made_from),) = find_out(
+        recipe, [variant], benchmarks=plan, preferences=preferences, records=records, shared=shared,
         on_progress=on_progress,
-    )
-    benchmarks = {
-        name: AskedQuestions(
-            answers.title, answers.kind, answers.questions, len(answers.answers), findings.seconds.get(name, 0.0)
-        )
-        for name, answers in findings.benchmarks.items()
-    }
-    rows: list[dict[str, Any]] = [{"prompt": row, "question": None} for row in to_rows(findings.prompts)]
+    )  # fmt: skip
+    rows = _rows(prompt=to_rows(findings.prompts))
     for answers in findings.benchmarks.values():
-        rows += [{"prompt": None, "question": row} for row in question_rows(answers)]
-    content = {"preferences": findings.preferences, "benchmarks": benchmarks}
-    return content, rows, provenance(recipe, "", {}, adapter=adapter, benchmarks=asked.model_dump())
+        rows += _rows(question=question_rows(answers))
+    content: dict[str, Any] = {
+        "preferences": findings.preferences,
+        "benchmarks": {
+            name: AskedQuestions(
+                answers.title, answers.kind, answers.questions, len(answers.answers), findings.seconds.get(name, 0.0)
+            )
+            for name, answers in findings.benchmarks.items()
+        },
+    }
+    if study.evaluation.divergence and adapter is not None:
+        asked = MovementPlan(study.evaluation.divergence, study.evaluation.other_topics)
+        moved = measure_movement(recipe, [variant], asked, records, shared, on_progress)[variant.name]
+        content["movement"] = moved.content
+        rows += _rows(moved=moved.items())
+    if study.evaluation.questions or (study.evaluation.answers and preferences):
+        spoken, numbers = speak(study, recipe, variant, shared, on_progress)
+        content |= spoken
+        rows += _rows(answer=numbers)
+    weights, made_on = (made_from.weights, made_from.made_on) if made_from else ("", {})
+    evaluation = study.evaluation.model_dump()
+    return content, rows, provenance(recipe, weights, made_on, adapter=adapter, evaluation=evaluation)
+
+
+def _questions(study: Study, recipe: Recipe) -> BenchmarkPlan | None:
+    from bapo.evaluation import BenchmarkPlan, local_folder
+
+    asked = study.evaluation
+    if not asked.benchmarks:
+        return None
+    return BenchmarkPlan(
+        tuple(asked.benchmarks),
+        limit=asked.limit,
+        seed=asked.question_seed,
+        data_folder=local_folder(recipe.preferences.data_folder),
+        answers_folder=study.folder / "answers",
+    )
+
+
+def _rows(**of_kind: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Items of one kind, each in the column of its kind."""
+    return [{kind: row} for kind, rows in of_kind.items() for row in rows]
 
 
 _WORK = {"anchor": _anchor, "train": _train, "evaluate": _evaluate}

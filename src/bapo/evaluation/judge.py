@@ -1,0 +1,66 @@
+"""A judge of answers: a text classifier that learned to tell chosen from rejected responses of the training prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bapo.errors import BapoError
+from bapo.preferences import Message, Preferences
+from bapo.results import Estimate
+from bapo.results.estimates import bootstrap_share
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Logistic regression on words and pairs of words.
+
+    Attributes:
+        accuracy: share of held-out responses that it tells right, with an interval over prompts. A judge that cannot
+            tell these cannot tell answers.
+    """
+
+    classifier: Any
+    accuracy: Estimate
+
+    def __call__(self, answers: Sequence[str]) -> list[float]:
+        """Of each answer the probability that it is a chosen response."""
+        return [float(chosen) for _, chosen in self.classifier.predict_proba(list(answers))]
+
+
+def train_judge(train: Preferences, held_out: Preferences) -> Judge:
+    """Train a judge on the responses that are trained on, and try it on those that are held out.
+
+    Raises:
+        BapoError: all responses are on one side, so there is nothing to tell.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    texts, labels = zip(*(row for rows in _labelled(train) for row in rows), strict=True)
+    if len(set(labels)) < 2:
+        raise BapoError(f"{train.name} has no chosen and rejected responses that differ: no judge can learn from it.")
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=1, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
+    classifier = make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=1000, class_weight="balanced"))
+    classifier.fit(texts, labels)
+    asked = [rows for rows in _labelled(held_out) if rows]
+    right = [
+        float(sum(classifier.predict([text for text, _ in rows]) == [label for _, label in rows])) for rows in asked
+    ]
+    return Judge(classifier, bootstrap_share(right, [float(len(rows)) for rows in asked]))
+
+
+def _labelled(preferences: Preferences) -> list[list[tuple[str, bool]]]:
+    """Of each prompt its responses, and whether one is chosen; those that are both are left out."""
+    by_prompt = []
+    for group in preferences.groups:
+        chosen, rejected = ({pair[side] for pair in group.pairs} for side in (0, 1))
+        rows = [(_text(group.responses[at]), at in chosen) for at in sorted(chosen ^ rejected)]
+        by_prompt.append([(text, label) for text, label in rows if text.strip()])
+    return by_prompt
+
+
+def _text(response: str | Message) -> str:
+    return response if isinstance(response, str) else response.content

@@ -1,0 +1,85 @@
+"""What the models of a study say: answers to held-out prompts as numbers, and to the study's own questions in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from bapo.jobs import Recipe, Variant, stages
+from bapo.preferences import Message, Preferences, Prompt
+from bapo.progress import OnProgress
+from bapo.results import BASE, behaviour, numbers_of
+from bapo.study.grid import Study
+
+if TYPE_CHECKING:
+    from bapo.models import LoadedModel, SharedModel
+
+
+def speak(
+    study: Study, recipe: Recipe, variant: Variant, shared: SharedModel, on_progress: OnProgress
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Let a model answer, greedily, as its base responses were generated.
+
+    Args:
+        study: which says how many held-out prompts are answered, and which questions of its own.
+        recipe: names the preferences, on whose training responses the judge learns.
+        variant: the model.
+        shared: the recipe's model.
+        on_progress: told how many are answered.
+
+    Returns:
+        For the record ``answers``, and where held-out prompts are answered ``judge``, ``behaviour`` and
+        ``base_behaviour``; and a row of numbers for each held-out prompt.
+    """
+    asked = study.evaluation
+    split = stages.read(recipe)
+    held_out = replace(split.held_out, groups=split.held_out.groups[: asked.answers])
+    prompts: list[Prompt] = [group.prompt for group in held_out.groups] if variant.name != BASE else []
+    with shared.wearing(variant.adapter) as model:
+        is_chat = model.chat.has_template and not recipe.preferences.plain
+        questions = [(Message("user", text),) if is_chat else text for text in asked.questions]
+        ours = _answers(model, recipe, prompts, variant, on_progress)
+        in_words = _answers(model, recipe, questions, variant, on_progress)
+    content: dict[str, Any] = {"answers": dict(zip(asked.questions, in_words, strict=True))}
+    if not prompts:
+        return content, []
+    from bapo.evaluation.judge import train_judge
+
+    judge = train_judge(split.train, split.held_out)
+    numbers, base = (
+        [numbers_of(text, chosen_like) for text, chosen_like in zip(texts, judge(texts), strict=True)]
+        for texts in (ours, _base_texts(recipe, held_out, shared, on_progress))
+    )
+    content |= {"judge": judge.accuracy, "behaviour": behaviour(numbers), "base_behaviour": behaviour(base)}
+    return content, [asdict(answer) for answer in numbers]
+
+
+def _base_texts(recipe: Recipe, asked: Preferences, shared: SharedModel, on_progress: OnProgress) -> list[str]:
+    """The reference's answers, which are base responses and kept with these."""
+    from bapo.anchoring import GenerationSettings, sample_responses
+
+    with shared.wearing(recipe.model.reference_adapter) as model:
+        settings, store = GenerationSettings(recipe.anchoring.base_max_new_tokens), stages.open_store(recipe, model)
+        drawn = sample_responses(asked, model, store, settings, on_progress=on_progress)
+        return [model.chat.response_text(first.ids) for _, _, (first, *_) in drawn.prompts]
+
+
+def _answers(
+    model: LoadedModel, recipe: Recipe, prompts: Sequence[Prompt], variant: Variant, on_progress: OnProgress
+) -> list[str]:
+    """Texts, without a mark where they were cut."""
+    from bapo.anchoring import GenerationSettings, generate_batch, plan_batches
+    from bapo.evaluation.preference import with_system
+
+    settings = GenerationSettings(recipe.anchoring.base_max_new_tokens)
+    told = prompts if variant.system is None else [with_system(prompt, variant.system) for prompt in prompts]
+    ids = [model.chat.prompt_ids(prompt) for prompt in told]
+    texts, done = [""] * len(ids), 0
+    for batch in plan_batches(ids, settings):
+        on_progress(f"{variant.name}: answers", done, len(ids))
+        responses = generate_batch(model.model, [ids[at] for at in batch], settings, model.chat.end_ids, model.kernels)
+        for at, (first, *_) in zip(batch, responses, strict=True):
+            texts[at] = model.chat.response_text(first.ids)
+        done += len(batch)
+    return texts
