@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,8 @@ import typer
 from bapo.cli import options
 
 if TYPE_CHECKING:
-    from bapo.study import Study
+    from bapo.results import EstimatedJob
+    from bapo.study import Rates, Study
 
 UNFINISHED = 1
 """Exit code of a study of which jobs failed; 2 is that of every error."""
@@ -25,6 +27,8 @@ File = Annotated[Path, typer.Argument(help="The study file (.yaml).")]
 Folder = Annotated[
     Path | None, typer.Option("--output", "-o", help="The study's folder; beside the file, with its name, by default.")
 ]
+Gpu = Annotated[str | None, typer.Option(help="Estimate for this GPU, such as a100, instead of this machine.")]
+Share = Annotated[float, typer.Option(help="With --gpu: share of the peak of its datasheet that is reached.")]
 Processes = Annotated[int, typer.Option(help="Jobs at once, each in a process with its share of the cores.")]
 Ray = Annotated[
     str | None, typer.Option(help="Run on a Ray cluster: its address, or local for one on this machine (bapo[ray]).")
@@ -36,15 +40,27 @@ MemoryGib = Annotated[float, typer.Option(help="With --ray: memory for each job,
 
 @app.command()
 def plan(
-    file: File, output: Folder = None, data_folder: options.DataFolder = None, as_json: options.AsJson = False
+    file: File,
+    output: Folder = None,
+    gpu: Gpu = None,
+    share: Share = 0.3,
+    data_folder: options.DataFolder = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Show the grid before anything runs: runs, jobs, what is shared, what is done. Loads no model, reads no data."""
+    """Show the grid before anything runs: runs, jobs, what is shared, what is done, and what it will take.
+
+    Loads no model and reads no data. Where the file states sizes, tokens, operations, hours, memory and disk are
+    estimated: for this machine, which is measured once for half a minute, or for a named GPU.
+    """
     from bapo.cli.console import out, print_json, print_table
+    from bapo.reporting import estimate_rows
 
     study = _opened(file, output, data_folder)
     states = _states(study)
+    estimates, rates = _estimated(study, gpu, share, quiet=as_json) if study.sizes.models else ([], None)
     if as_json:
-        print_json({"folder": str(study.folder), "cells": list(study.cells), "jobs": states})
+        estimated = [asdict(each) for each in estimates]
+        print_json({"folder": str(study.folder), "cells": list(study.cells), "jobs": states, "estimates": estimated})
         return
     works = ("anchor", "train", "evaluate")
     rows: list[tuple[str, ...]] = []
@@ -59,7 +75,24 @@ def plan(
         for cell in study.cells.values()
     ]
     print_table(("model", "preference", "method", "seed", "varied", "training"), cells)
+    if rates is not None:
+        print_table(*estimate_rows(estimates), title=f"What it takes on {rates.called}")
     out.print(f"folder {study.folder}", soft_wrap=True)
+
+
+def _estimated(study: Study, gpu: str | None, share: float, *, quiet: bool) -> tuple[list[EstimatedJob], Rates]:
+    from bapo.cli.console import live_progress
+    from bapo.study import Ledger, datasheet_rates, estimate, measured_rates
+
+    if gpu is None:
+        with live_progress(quiet=quiet) as on_progress:
+            rates = measured_rates(on_progress)
+    else:
+        rates = datasheet_rates(gpu, share)
+    ledger = Ledger(study)
+    finished = {key: ledger.finished(job) for key, job in study.jobs.items()}
+    took = {key: record.content.seconds for key, record in finished.items() if record is not None}
+    return estimate(study, rates, took), rates
 
 
 @app.command()
@@ -124,8 +157,6 @@ def status(file: File, output: Folder = None, as_json: options.AsJson = False) -
 @app.command()
 def report(file: File, output: Folder = None, as_json: options.AsJson = False) -> None:
     """Draw tables, verdicts and curves from what is done: report.md, CSV, LaTeX and SVG in the study's folder."""
-    from dataclasses import asdict
-
     from bapo.cli.console import out, print_json, print_table
     from bapo.files import make_folder, write_text
     from bapo.reporting import draw_logratios

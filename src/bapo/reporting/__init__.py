@@ -15,6 +15,7 @@ from bapo.reporting.changes import (
 )
 from bapo.reporting.curves import draw_logratios
 from bapo.reporting.outcome import draw_outcome
+from bapo.reporting.study import estimate_rows
 from bapo.reporting.tables import (
     HEADER,
     WORDED_HEADER,
@@ -35,6 +36,7 @@ __all__ = [
     "change_rows",
     "draw_logratios",
     "draw_outcome",
+    "estimate_rows",
     "forgetting_in_words",
     "held_out_rows",
     "interval",

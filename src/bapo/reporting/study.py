@@ -11,7 +11,7 @@ from bapo.reporting.tables import interval, markdown_table
 from bapo.results.study_cells import ACCURACY, PROMPT_MEASURES, QUESTION_MEASURES, TEMPERED
 
 if TYPE_CHECKING:
-    from bapo.results import StudyReport, TableCell, TableRow
+    from bapo.results import EstimatedJob, StudyReport, TableCell, TableRow
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -109,6 +109,32 @@ _HOW = (
     "intervals over resampled preferences, seeds, and questions or prompts. Verdicts are corrected for the number of "
     "claims (Holm)."
 )
+
+
+def estimate_rows(estimates: Sequence[EstimatedJob]) -> Table:
+    """What jobs take, by work and together; of done ones also the hours that they took, beside their estimates."""
+    sizes = ("tokens (M)", "generated (M)", "PFLOP", "hours", "memory (GB)", "disk (GB)")
+    header = ("work", "jobs", *sizes, "done", "took (hours)")
+    works = dict.fromkeys(each.work for each in estimates)
+    rows = [_estimated(work, [each for each in estimates if each.work == work]) for work in works]
+    return header, [*rows, _estimated("all", estimates)]
+
+
+def _estimated(kind: str, part: Sequence[EstimatedJob]) -> tuple[str, ...]:
+    done = [each for each in part if each.took is not None]
+    took, said = sum(each.took or 0.0 for each in done), sum(each.seconds for each in done)
+    return (
+        kind,
+        str(len(part)),
+        f"{sum(each.tokens for each in part) / 1e6:,.2f}",
+        f"{sum(each.generated for each in part) / 1e6:,.2f}",
+        f"{sum(each.flops for each in part) / 1e15:,.1f}",
+        f"{sum(each.seconds for each in part) / 3600:,.2f}",
+        f"{max(each.memory for each in part) / 1e9:,.1f}",
+        f"{sum(each.disk for each in part) / 1e9:,.1f}",
+        str(len(done)),
+        f"{took / 3600:,.2f} of {said / 3600:,.2f} estimated" if done else "",
+    )
 
 
 def as_csv(table: Table) -> str:

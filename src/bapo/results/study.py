@@ -68,6 +68,30 @@ class FinishedJob:
 
 
 @dataclass(frozen=True, slots=True)
+class EstimatedJob:
+    """What a job of a study will take.
+
+    Attributes:
+        key, work: of the job.
+        tokens: that are scored or trained on, and ``generated`` ones.
+        flops: floating-point operations.
+        seconds: on a machine.
+        memory, disk: bytes.
+        took: seconds that it took, where it is done.
+    """
+
+    key: str
+    work: Literal["anchor", "train", "evaluate"]
+    tokens: float
+    generated: float
+    flops: float
+    seconds: float
+    memory: float
+    disk: float
+    took: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FailedJob:
     """A job of a study that failed.
 

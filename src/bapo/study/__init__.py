@@ -1,19 +1,25 @@
 """Studies: a file that names a grid, the jobs that it needs, and what became of each."""
 
+from bapo.study.estimate import estimate
 from bapo.study.executors import run_here, run_in_processes, run_on_ray
 from bapo.study.file import StudyFile, read_study
 from bapo.study.grid import Cell, Study, StudyJob, open_study
 from bapo.study.ledger import Ledger, State
+from bapo.study.rates import Rates, datasheet_rates, measured_rates
 from bapo.study.report import logs, report
 
 __all__ = [
     "Cell",
     "Ledger",
+    "Rates",
     "State",
     "Study",
     "StudyFile",
     "StudyJob",
+    "datasheet_rates",
+    "estimate",
     "logs",
+    "measured_rates",
     "open_study",
     "read_study",
     "report",

@@ -11,6 +11,7 @@ from bapo.errors import BapoError
 from bapo.files import read_text
 from bapo.jobs.recipe import Section, known_keys, read_yaml, sentence_of
 from bapo.registry import names
+from bapo.study.sizes import SizesSection
 
 Overrides = dict[str, Any]
 """Dotted keys of a recipe to values."""
@@ -65,6 +66,7 @@ class StudyFile(Section):
     methods: dict[str, Overrides] = Field(default_factory=dict, description="by label, recipe keys of a method")
     grids: dict[str, GridSection] = Field(min_length=1, description="by name")
     evaluation: EvaluationSection = EvaluationSection()
+    sizes: SizesSection = SizesSection()
 
     @field_validator("models", "methods")
     @classmethod

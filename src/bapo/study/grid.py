@@ -18,6 +18,7 @@ from bapo.registry import names, nearest
 from bapo.results import BASE, PROMPT_ONLY, identity_of
 from bapo.settings import SCORING_VERSION
 from bapo.study.file import EvaluationSection, GridSection, StudyFile, read_study
+from bapo.study.sizes import SizesSection
 
 Work = Literal["anchor", "train", "evaluate"]
 
@@ -84,6 +85,7 @@ class Study:
         jobs: by key; what a job needs stands before it.
         evaluation: what every model is asked.
         data_folder: of raw data and questions; None for `BAPO_DATA`, or the hub.
+        sizes: of models and data, for a plan.
     """
 
     folder: Path
@@ -92,6 +94,7 @@ class Study:
     evaluation: EvaluationSection
     data_folder: Path | None = None
     path: Path = field(default=Path())
+    sizes: SizesSection = field(default_factory=SizesSection)
 
 
 def open_study(path: Path, folder: Path | None = None, data_folder: Path | None = None) -> Study:
@@ -118,7 +121,7 @@ def open_study(path: Path, folder: Path | None = None, data_folder: Path | None 
     jobs: dict[str, StudyJob] = {}
     for job in _jobs(cells, content.evaluation):
         jobs.setdefault(job.key, job)
-    return Study(folder or path.with_suffix(""), cells, jobs, content.evaluation, data_folder, path)
+    return Study(folder or path.with_suffix(""), cells, jobs, content.evaluation, data_folder, path, content.sizes)
 
 
 def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:

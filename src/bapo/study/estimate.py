@@ -1,0 +1,166 @@
+"""What the jobs of a study will take: tokens, floating-point operations, hours, memory and disk.
+
+A token costs 2 operations a parameter forward, and as many again backward where only an adapter is trained, whose own
+gradients are small beside that (Kaplan et al. 2020, "Scaling laws for neural language models", section 2.1); attention
+adds 4 * layers * hidden operations for each token that it sees. Generated tokens are counted apart: they are bound by
+how fast weights are read and not by operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bapo.errors import BapoError
+from bapo.jobs import Recipe
+from bapo.results import BASE, EstimatedJob
+from bapo.study.grid import Study, StudyJob
+from bapo.study.rates import Rates
+from bapo.study.sizes import ModelSize, PreferenceSize, size_of
+
+_ADAPTER_BYTES = 4
+_TRAINED_BYTES = 16
+"""Of each parameter that is trained: float32 weight, gradient and two moments."""
+
+_DIVERGENCE_PASSES = 2 * 2 * 2
+"""Of two topics, two models, and two precisions where the first does not suffice."""
+
+_ACTIVATIONS = 20
+"""Numbers of the hidden state's width that a layer keeps of a token for the backward pass, in the model's precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a job computes.
+
+    Attributes:
+        forward: tokens that are only scored, ``trained`` tokens with a backward pass, ``generated`` tokens.
+        context: tokens that one of them sees in the mean.
+        memory, disk: bytes.
+    """
+
+    forward: float = 0.0
+    trained: float = 0.0
+    generated: float = 0.0
+    context: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+
+    def flops(self, model: ModelSize) -> float:
+        """Floating-point operations."""
+        tokens = self.forward + 2 * self.trained + self.generated
+        return tokens * (2 * model.parameters + 4 * model.layers * model.hidden * self.context)
+
+
+def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[EstimatedJob]:
+    """What each job of a study will take.
+
+    Args:
+        study: whose file states sizes.
+        rates: of a machine.
+        took: seconds that jobs took that are done.
+
+    Raises:
+        BapoError: the file does not state a size; says which.
+    """
+    labels = {cell.recipe.model.name: cell.model for cell in study.cells.values()}
+    found = []
+    for job in study.jobs.values():
+        label = labels[job.recipe.model.name]
+        model = study.sizes.models.get(label)
+        if model is None:
+            raise BapoError(f"{study.path} does not state how large {label} is: add it to sizes.models.")
+        work = _work(study, job, model)
+        seconds = rates.seconds(model, work.forward, work.trained, work.generated, work.context)
+        found.append(
+            EstimatedJob(
+                job.key,
+                job.work,
+                tokens=work.forward + work.trained,
+                generated=work.generated,
+                flops=work.flops(model),
+                seconds=seconds,
+                memory=work.memory,
+                disk=work.disk,
+                took=took.get(job.key),
+            )
+        )
+    return found
+
+
+def _work(study: Study, job: StudyJob, model: ModelSize) -> Work:
+    recipe, source = job.recipe, job.recipe.preferences.source
+    data = size_of(study.sizes.preferences, source)
+    if data is None:
+        raise BapoError(f"{study.path} does not state how large {source} is: add it to sizes.preferences.")
+    if job.work == "anchor":
+        return _anchoring(recipe, data, model)
+    if job.work == "train":
+        return _training(recipe, data, model)
+    return _evaluation(study, job, data, model)
+
+
+def _prompts(recipe: Recipe, data: PreferenceSize) -> tuple[float, float]:
+    """Training and held-out prompts."""
+    asked = recipe.preferences
+    held_out = float(min(100, data.prompts // 5) if asked.held_out is None else asked.held_out)
+    train = data.prompts - held_out
+    return (train if asked.max_train_prompts is None else min(train, asked.max_train_prompts)), held_out
+
+
+def _group_tokens(data: PreferenceSize, pairs: float) -> float:
+    """Tokens of a prompt with its base response and the responses of so many of its pairs, which share a chosen one."""
+    return data.prompt_tokens + (pairs + 1) * data.response_tokens + data.base_tokens
+
+
+def _anchoring(recipe: Recipe, data: PreferenceSize, model: ModelSize) -> Work:
+    prompts = sum(_prompts(recipe, data))
+    per_prompt = _group_tokens(data, data.pairs / data.prompts)
+    generated = prompts * data.base_tokens * recipe.anchoring.base_responses
+    context = data.prompt_tokens + data.base_tokens / 2
+    return Work(prompts * per_prompt, generated=generated, context=context, memory=_weights(model), disk=prompts * 2000)
+
+
+def _training(recipe: Recipe, data: PreferenceSize, model: ModelSize) -> Work:
+    asked = recipe.training
+    train, _ = _prompts(recipe, data)
+    pairs_a_prompt = data.pairs / data.prompts
+    batch = asked.per_device_train_batch_size * asked.gradient_accumulation_steps
+    steps = asked.max_steps or max(1.0, (asked.num_train_epochs or 1.0) * train * pairs_a_prompt / batch)
+    together = min(pairs_a_prompt, batch) if asked.sampler == "by-prompt" else 1.0
+    tokens = steps * batch / together * _group_tokens(data, together)
+    trained = _trained_parameters(recipe, model)
+    kept = (asked.max_batch_tokens or 2048) * model.layers * model.hidden * _ACTIVATIONS * 2
+    memory = _weights(model) + trained * _TRAINED_BYTES + kept
+    disk = trained * (_ADAPTER_BYTES + 2 * _TRAINED_BYTES)
+    context = data.prompt_tokens + data.response_tokens / 2
+    return Work(trained=tokens, context=context, memory=memory, disk=disk)
+
+
+def _trained_parameters(recipe: Recipe, model: ModelSize) -> float:
+    """Of LoRA on all linear layers, whose inputs and outputs are about 20 widths a layer; without LoRA all."""
+    return 20.0 * recipe.lora.rank * model.hidden * model.layers if recipe.lora.enabled else model.parameters
+
+
+def _evaluation(study: Study, job: StudyJob, data: PreferenceSize, model: ModelSize) -> Work:
+    asked = study.evaluation
+    forward = 0.0
+    for name in asked.benchmarks:
+        size = study.sizes.benchmarks.get(name)
+        if size is None:
+            raise BapoError(f"{study.path} does not state how large {name} is: add it to sizes.benchmarks.")
+        forward += min(asked.limit or size.questions, size.questions) * size.tokens
+    generated = len(asked.questions) * data.base_tokens
+    if job.of != BASE:
+        _, held_out = _prompts(job.recipe, data)
+        forward += 2 * held_out * _group_tokens(data, data.pairs / data.prompts)
+        generated += asked.answers * data.base_tokens
+    if job.of in study.cells:
+        sampled = data.prompt_tokens + min(64.0, data.base_tokens)
+        forward += _DIVERGENCE_PASSES * asked.divergence * sampled
+    context = data.prompt_tokens + data.response_tokens / 2
+    return Work(forward, generated=generated, context=context, memory=_weights(model))
+
+
+def _weights(model: ModelSize) -> float:
+    return model.parameters * model.bytes_per_parameter
