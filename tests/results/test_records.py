@@ -80,7 +80,7 @@ def test_what_is_not_what_was_written_is_one_sentence(record: Record[Comparison]
     content = json.loads(text)
     del content["checksum"]
     write_record(path, {**content, "version": 0})
-    with pytest.raises(BapoError, match="in version 0, and this bapo reads version 1: delete it"):
+    with pytest.raises(BapoError, match="in version 0, and this bapo reads version 2: delete it"):
         COMPARISON.find(path, "i")
     with pytest.raises(BapoError, match="not numbers"):
         Kind("numbers", 1, Sample).read(path)

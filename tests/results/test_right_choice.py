@@ -30,10 +30,11 @@ def drawn(number: int, *, seed: int = 0, knows: float = 1.0) -> tuple[np.ndarray
 
 
 def test_it_is_the_log_of_the_share_among_the_choices() -> None:
-    assert right_choice_logp(([0.2, 0.3, 0.5], 1)) == pytest.approx(math.log(0.3))
+    logps = [math.log(p) - 7 for p in (0.2, 0.3, 0.5)]
+    assert right_choice_logp((logps, 1)) == pytest.approx(math.log(0.3))
     odds = np.array([0.2, 0.3, 0.5]) ** 0.5
-    assert right_choice_logp(([0.2, 0.3, 0.5], 1), 2.0) == pytest.approx(math.log(odds[1] / odds.sum()))
-    assert right_choice_logp(([1.0, 0.0], 1)) < -600, "and no infinity"
+    assert right_choice_logp((logps, 1), 2.0) == pytest.approx(math.log(odds[1] / odds.sum()))
+    assert right_choice_logp(([0.0, -2000.0], 1)) == -2000
 
 
 def test_the_fitted_temperature_is_the_one_by_which_scores_were_sharpened() -> None:
@@ -41,25 +42,23 @@ def test_the_fitted_temperature_is_the_one_by_which_scores_were_sharpened() -> N
     scores = generator.normal(size=(20_000, 4))
     odds = np.exp(scores)
     right = [int(generator.choice(4, p=row / row.sum())) for row in odds]
-    for sharper in (1.0, 3.0, 0.4):
-        powers = np.exp(scores * sharper)
-        questions = [(row / row.sum(), index) for row, index in zip(powers, right, strict=True)]
+    for sharper in (1.0, 30.0, 0.4):
+        questions = [(row * sharper, index) for row, index in zip(scores, right, strict=True)]
         assert fit_temperature(questions) == pytest.approx(sharper, rel=0.05)
 
 
 def test_each_half_of_the_questions_is_tempered_by_the_other() -> None:
-    sure, unsure = ([0.98, 0.01, 0.01], 0), ([0.98, 0.01, 0.01], 1)
-    even_are_right = [sure, unsure] * 50
-    tempered = tempered_logps({"a": even_are_right})["a"]
+    sure, unsure = ([-1.0, -5.0, -5.0], 0), ([-1.0, -5.0, -5.0], 1)
+    tempered = tempered_logps([sure, unsure] * 50)
     assert tempered[0] == pytest.approx(right_choice_logp(sure, fit_temperature([unsure] * 50)))
     assert tempered[1] == pytest.approx(right_choice_logp(unsure, fit_temperature([sure] * 50)))
 
 
 def test_a_model_that_only_got_sharper_has_changed_but_not_tempered() -> None:
     scores, right = drawn(2000)
-    (plain, tempered) = logp_changes({"piqa": benchmark(scores, right)}, {"piqa": benchmark(3 * scores, right)})["piqa"]
+    plain, tempered = logp_changes(benchmark(scores, right), benchmark(3 * scores, right))
     assert plain.high < -0.1
-    assert abs(tempered.value) < 0.01
+    assert abs(tempered.value) < 0.001
 
 
 def test_it_sees_a_small_loss_more_often_than_accuracy_does() -> None:
@@ -70,7 +69,7 @@ def test_it_sees_a_small_loss_more_often_than_accuracy_does() -> None:
         worse = scores + 0.2 * np.random.default_rng(1000 + seed).normal(size=scores.shape)
         worse[np.arange(300), right] -= 0.1
         before, after = benchmark(scores, right), benchmark(worse, right)
-        plain, tempered = logp_changes({"piqa": before}, {"piqa": after})["piqa"]
+        plain, tempered = logp_changes(before, after)
         seen["accuracy"] += compare(before, after).change.high < 0
         seen["plain"] += plain.high < 0
         seen["tempered"] += tempered.high < 0
@@ -80,5 +79,5 @@ def test_it_sees_a_small_loss_more_often_than_accuracy_does() -> None:
 
 def test_the_same_answers_have_changed_by_exactly_nothing() -> None:
     scores, right = drawn(50)
-    for change in logp_changes({"piqa": benchmark(scores, right)}, {"piqa": benchmark(scores, right)})["piqa"]:
+    for change in logp_changes(benchmark(scores, right), benchmark(scores, right)):
         assert (change.value, change.low, change.high) == (0.0, 0.0, 0.0)

@@ -118,7 +118,7 @@ def study_of(generator: np.random.Generator, gain: float, drift: float = -0.5) -
 def test_verdicts_say_what_is_so_and_that_they_cannot_tell() -> None:
     generator = np.random.default_rng(1)
     claims = {claim.name: claim for claim in study_report({}, study_of(generator, 0.1, 0.0), jobs=1, done=1).claims}
-    assert list(claims) == ["C1", "C2", "C3", "C3 by accuracy", "C3 matched", "C4"]
+    assert list(claims) == ["C1", "C2", "C3", "C3 tempered", "C3 by accuracy", "C3 matched", "C4"]
     assert (claims["C1"].verdict, claims["C1"].estimate.value) == ("holds", 0.0)
     assert claims["C3"].verdict == "holds"
     assert claims["C3"].estimate.value == pytest.approx(0.1, abs=0.05)

@@ -37,9 +37,10 @@ STUDY: dict[str, Any] = {
         "other_topics": "other.jsonl",
         "answers": 3,
         "questions": ["Are you well?"],
+        "few_shot": [1],
     },
 }
-JOBS = 6  # one anchors, one asks the base, two train, two evaluate
+JOBS = 7  # one anchors, one asks the base, one shows it an example, two train, two evaluate
 
 
 def write_study(folder: Path, content: dict[str, Any], name: str = "study.yaml") -> Path:
@@ -103,7 +104,7 @@ def test_a_study_is_laid_out_with_what_is_shared_once(place: Path) -> None:
     study = open_study(write_study(place, content))
     assert len(study.cells) == 2 * 2 * 2 + 2
     works = [job.work for job in study.jobs.values()]
-    assert (works.count("anchor"), works.count("train"), works.count("evaluate")) == (2, 10, 11)
+    assert (works.count("anchor"), works.count("train"), works.count("evaluate")) == (2, 10, 13)
     cell = study.cells["tiny_mine.jsonl_bapo_seed0_rank8"]
     assert (cell.recipe.lora.rank, cell.recipe.training.objective, cell.recipe.training.max_steps) == (8, "bapo", 3)
     for key, job in study.jobs.items():
@@ -125,11 +126,12 @@ def test_a_job_is_known_by_what_changes_its_outcome_and_not_by_where_it_runs(pla
         return {job.key: job.identity for job in study.jobs.values()}
 
     before = identities()
+    untrained = {"evaluate_tiny_base", "evaluate_tiny_mine.jsonl_few-shot-1"}
     assert identities(anchoring={"anchored_store": "elsewhere"}, preferences={"data_folder": "there"}) == before
     assert identities(training={"save_steps": 7}) == before
     for change, same in (
-        ({"training": {"learning_rate": 1e-3}}, {"evaluate_tiny_base"}),
-        ({"lora": {"rank": 3}}, {"evaluate_tiny_base"}),
+        ({"training": {"learning_rate": 1e-3}}, untrained),
+        ({"lora": {"rank": 3}}, untrained),
         ({"preferences": {"split_seed": 3}}, {"evaluate_tiny_base"}),
         ({"model": {"precision": "bf16"}}, set()),
     ):
@@ -183,9 +185,16 @@ def test_here_and_in_processes_the_same_is_found_nothing_is_done_twice_and_a_lar
     said = bapo("study", "report", "study.yaml", cwd=place).stdout
     page = (place / "study/report.md").read_text()
     assert "| C1 | tiny | BAPO holds base responses" in page
-    assert "report in study/report.md" in said
+    assert "page in study/report.html" in said
     assert {path.name for path in (place / "study/tables").iterdir()} >= {"claims.csv", "claims.tex", "accuracy.csv"}
-    assert len(list((place / "study/figures").glob("*.svg"))) == 2
+    names = {"forgetting", "drift-and-forgetting", "log-ratios", "log-probs"}
+    assert {path.stem for path in (place / "study/figures").glob("*.svg")} == names
+    assert {path.stem for path in (place / "study/figures").glob("*.png")} == names
+    html = (place / "study/report.html").read_text()
+    assert "BAPO holds base responses" in html
+    assert "Are you well? (tiny, mine.jsonl)" in html
+    bapo("study", "report", "study.yaml", "--without-texts", cwd=place)
+    assert "plus" not in (place / "study/report.html").read_text()
     records = {path.stem: FINISHED_JOB.read(path) for path in (place / "study/jobs").glob("*.json")}
     evaluated = records["evaluate_tiny_mine.jsonl_dpo_seed0"]
     assert evaluated.content.movement is not None
@@ -199,7 +208,7 @@ def test_here_and_in_processes_the_same_is_found_nothing_is_done_twice_and_a_lar
     assert (kinds.count("prompt"), kinds.count("question"), kinds.count("moved"), kinds.count("answer")) == (4, 5, 6, 3)
     assert evaluated.made_from.weights
     first = json.loads(bapo("study", "report", "study.yaml", "--json", cwd=place).stdout)
-    assert [row["method"] for row in first["rows"]] == ["base", "dpo", "bapo"]
+    assert [row["method"] for row in first["rows"]] == ["base", "few-shot 1", "dpo", "bapo"]
     assert (first["jobs"], first["done"]) == (JOBS, JOBS)
     write_study(place, with_methods("dpo", "bapo", "ipo"))
     assert json.loads(bapo("study", "status", "study.yaml", "--json", cwd=place).stdout) == {
@@ -211,7 +220,7 @@ def test_here_and_in_processes_the_same_is_found_nothing_is_done_twice_and_a_lar
     after = {path: path.stat().st_mtime_ns for path in (place / "study/jobs").iterdir()}
     assert {path: after[path] for path in before} == before
     assert len(after) == len(before) + 3  # two records, and the items of one
-    assert "8 jobs" in bapo("study", "plan", "study.yaml", cwd=place).stdout
+    assert "9 jobs" in bapo("study", "plan", "study.yaml", cwd=place).stdout
 
 
 @pytest.mark.slow

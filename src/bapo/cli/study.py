@@ -155,30 +155,40 @@ def status(file: File, output: Folder = None, as_json: options.AsJson = False) -
 
 
 @app.command()
-def report(file: File, output: Folder = None, as_json: options.AsJson = False) -> None:
-    """Draw tables, verdicts and curves from what is done: report.md, CSV, LaTeX and SVG in the study's folder."""
+def report(
+    file: File,
+    output: Folder = None,
+    without_texts: Annotated[
+        bool, typer.Option("--without-texts", help="No text of the data on the page: questions by their numbers.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw what is done: a page (report.html), tables (Markdown, CSV, LaTeX) and figures in the study's folder."""
     from bapo.cli.console import out, print_json, print_table
     from bapo.files import make_folder, write_text
-    from bapo.reporting import draw_logratios
     from bapo.reporting import study as drawn
-    from bapo.study import logs
+    from bapo.reporting.page import render
+    from bapo.reporting.pictures import pictures, save
+    from bapo.study import logs_by_method, study_page
     from bapo.study import report as made
 
     study = _opened(file, output, None)
     record = made(study)
     tables, folder = drawn.tables(record.content), make_folder(study.folder / "tables")
-    write_text(study.folder / "report.md", drawn.as_markdown(record.content, f"Study {file.stem}"))
+    page = study_page(study, record, texts=not without_texts)
+    write_text(study.folder / "report.html", render(page))
+    write_text(study.folder / "report.md", drawn.as_markdown(record.content, page.title))
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", drawn.as_csv(table))
         write_text(folder / f"{name}.tex", drawn.as_latex(table))
-    for key, log in logs(study).items():
-        draw_logratios({key: log}, study.folder / "figures" / f"{key}.svg")
+    for name, picture in pictures(record.content, logs_by_method(study)).items():
+        save(picture, study.folder / "figures" / name)
     if as_json:
         print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on)})
         return
     for header, rows in tables.values():
         print_table(header, rows)
-    out.print(f"report in {study.folder / 'report.md'}", soft_wrap=True)
+    out.print(f"page in {study.folder / 'report.html'}", soft_wrap=True)
 
 
 def _opened(file: Path, output: Path | None, data_folder: str | None) -> Study:

@@ -31,7 +31,7 @@ def draw_logratios(logs: Mapping[str, Log], path: Path, *, quantity: str = "logr
                 continue
             steps, values = zip(*points, strict=True)
             axis.plot(steps, values, color=colour, alpha=0.2, linewidth=1)
-            axis.plot(steps, _running_mean(values, smooth), color=colour, linewidth=2, label=response)
+            axis.plot(steps, running_mean(values, smooth), color=colour, linewidth=2, label=response)
         axis.axhline(0, color="black", linewidth=0.6, linestyle=":") if quantity == "logratios" else None
         axis.set_title(name.upper())
         axis.set_xlabel("step")
@@ -42,7 +42,8 @@ def draw_logratios(logs: Mapping[str, Log], path: Path, *, quantity: str = "logr
     figure.savefig(path, dpi=150)
 
 
-def _running_mean(values: Sequence[float], width: int) -> list[float]:
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """Of each value the mean of it and those before it, so many in all."""
     return [
         sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
         for i in range(len(values))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bapo.reporting.tables import interval, markdown_table
-from bapo.results.study_cells import ACCURACY, PROMPT_MEASURES, QUESTION_MEASURES, TEMPERED
+from bapo.results.study_cells import ACCURACY, FORGETTING, PROMPT_MEASURES, QUESTION_MEASURES
 
 if TYPE_CHECKING:
     from bapo.results import EstimatedJob, StudyReport, TableCell, TableRow
@@ -48,13 +48,13 @@ def preference_table(report: StudyReport) -> Table:
 
 
 def logp_table(report: StudyReport) -> Table:
-    """How the right choice's log-probability changed, by benchmark, tempered; and the mean of each measure."""
+    """How the right choice's log-probability changed, by benchmark; and the mean of each measure."""
     means = [f"mean, {name}" for name in QUESTION_MEASURES]
     header = ("model", "method", "preferences", "runs", *report.columns, *means)
     return header, [
         (
             *_row(row),
-            *(_nats(row.logps.get(TEMPERED, {}).get(name)) for name in report.columns),
+            *(_nats(row.logps.get(FORGETTING, {}).get(name)) for name in report.columns),
             *(_overall(row, name) for name in QUESTION_MEASURES),
         )
         for row in report.rows
@@ -90,21 +90,23 @@ def tables(report: StudyReport) -> dict[str, Table]:
     return {name: table for name, table in named.items() if table[1] and len(table[0]) > 4}
 
 
+TITLES = {
+    "claims": "The paper's claims",
+    "preferences": "Held-out preferences",
+    "accuracy": "Knowledge and alignment, percent right",
+    "changes": "Change against the base, points",
+    "logps": "Change of the right choice's log-probability, nats; and the means of all measures",
+}
+
+
 def as_markdown(report: StudyReport, title: str) -> str:
     """The whole report as a page."""
-    titles = {
-        "claims": "The paper's claims",
-        "preferences": "Held-out preferences",
-        "accuracy": "Knowledge and alignment, percent right",
-        "changes": "Change against the base, points",
-        "logps": "Change of the right choice's log-probability, tempered, nats; and the means of all measures",
-    }
-    parts = [f"# {title}", f"{report.done} of {report.jobs} jobs are done.", _HOW]
-    parts += [f"## {titles[name]}\n\n{markdown_table(*table)}" for name, table in tables(report).items()]
+    parts = [f"# {title}", f"{report.done} of {report.jobs} jobs are done.", HOW]
+    parts += [f"## {TITLES[name]}\n\n{markdown_table(*table)}" for name, table in tables(report).items()]
     return "\n\n".join(parts) + "\n"
 
 
-_HOW = (
+HOW = (
     "Means over preferences, of the mean over seeds; in brackets the standard deviation over preferences; 95 % "
     "intervals over resampled preferences, seeds, and questions or prompts. Verdicts are corrected for the number of "
     "claims (Holm)."

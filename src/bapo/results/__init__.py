@@ -52,7 +52,7 @@ from bapo.results.study import (
     FinishedJob,
     question_rows,
 )
-from bapo.results.study_cells import EvaluatedCell, evaluated_cell
+from bapo.results.study_cells import EvaluatedCell, evaluated_cell, flipped_questions
 from bapo.results.study_claims import Claim
 from bapo.results.study_report import STUDY_REPORT, StudyReport, TableCell, TableRow, study_report
 from bapo.results.work import (
@@ -141,6 +141,7 @@ __all__ = [
     "day_of",
     "divergence_report",
     "evaluated_cell",
+    "flipped_questions",
     "forgetting",
     "from_rows",
     "gate",

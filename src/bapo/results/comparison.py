@@ -27,8 +27,8 @@ class Findings:
         adapter: the adapter that it wears, and ``system`` the system prompt that it is told, if there are such.
         benchmarks: its answers by benchmark.
         prompts: its scores of held-out prompts; none of the base, whose log-ratios are all zero.
-        movement: how far its distributions have moved, where that was measured.
         seconds: how long each benchmark took; next to nothing where answers were kept from before.
+        movement: how far its distributions have moved, where that was measured.
     """
 
     name: str
@@ -37,8 +37,8 @@ class Findings:
     benchmarks: Mapping[str, BenchmarkAnswers] = field(default_factory=dict)
     preferences: PreferenceReport | None = None
     prompts: tuple[PromptScores, ...] = ()
-    movement: Movement | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    movement: Movement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +177,13 @@ def _worst(gates: set[Gate]) -> Gate | None:
 
 def _changes(before: Findings, after: Findings, budget: float, least_accuracy: float | None) -> ModelChanges:
     judged = after.preferences if after.adapter and least_accuracy is not None else None
-    asked = {name: before.benchmarks[name] for name in after.benchmarks}
-    logps = logp_changes(asked, after.benchmarks)
-    benchmarks = {name: compare(asked[name], answers, budget=budget) for name, answers in after.benchmarks.items()}
+    benchmarks = {}
+    for name, answers in after.benchmarks.items():
+        plain, tempered = logp_changes(before.benchmarks[name], answers)
+        change = compare(before.benchmarks[name], answers, budget=budget)
+        benchmarks[name] = replace(change, right_choice=plain, tempered=tempered)
     return ModelChanges(
-        benchmarks={
-            name: replace(change, right_choice=logps[name][0], tempered=logps[name][1])
-            for name, change in benchmarks.items()
-        },
+        benchmarks=benchmarks,
         preferences=compare_preferences(before.prompts, after.prompts) if before.prompts and after.prompts else None,
         forgetting=forgetting(before.benchmarks, after.benchmarks, budget=budget),
         learned=gate(judged.reward_accuracy, least_accuracy or 0) if judged else None,

@@ -30,6 +30,9 @@ ACCURACY, RIGHT_CHOICE, TEMPERED = "accuracy", "right choice", "right choice, te
 QUESTION_MEASURES = {ACCURACY: "points", RIGHT_CHOICE: "nats", TEMPERED: "nats"}
 """What is known of each question, and the unit of its changes."""
 
+FORGETTING = RIGHT_CHOICE
+"""The measure by which forgetting is judged, fixed from controls (docs/measures.md); the others stand beside it."""
+
 REWARD_ACCURACY, DRIFT = "reward accuracy", "drift"
 PROMPT_MEASURES = {
     REWARD_ACCURACY: "%",
@@ -116,18 +119,53 @@ def evaluated_cell(
     )
 
 
+def flipped_questions(
+    cell: EvaluatedCell, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Questions that only one of a model and its base has right, by number, with the probabilities of both.
+
+    Args:
+        cell: of the model, which says where it is in the grid.
+        before, after: items of the records of the base and of the model.
+    """
+    was, now = (
+        {(row["benchmark"], row["task"], row["document"]): row for row in map(_question, rows) if row is not None}
+        for rows in (before, after)
+    )
+    where = {name: getattr(cell, name) for name in ("model", "preference", "method", "varied", "seed")}
+    return [
+        {
+            **where,
+            "benchmark": key[0],
+            "task": key[1],
+            "document": key[2],
+            "outcome": "gained" if row["score"] > was[key]["score"] else "lost",
+            "right": row["right"],
+            "before": list(was[key]["probabilities"]),
+            "after": list(row["probabilities"]),
+        }
+        for key, row in now.items()
+        if key in was and row["score"] != was[key]["score"]
+    ]
+
+
+def _question(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    question: Mapping[str, Any] | None = row.get("question")
+    return question
+
+
 def _questions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[Question, float]]]:
     asked: dict[str, dict[Question, Mapping[str, Any]]] = {}
-    for row in (row["question"] for row in rows if row.get("question") is not None):
+    for row in (row for row in map(_question, rows) if row is not None):
         column = row["benchmark"] if row["benchmark"] != "mmlu" else f"mmlu: {row['category']}"
         asked.setdefault(column, {})[row["task"], row["document"]] = row
     choices: dict[str, list[Choices]] = {
-        column: [(row["probabilities"], row["right"]) for row in part.values()] for column, part in asked.items()
+        column: [(row["logps"], row["right"]) for row in part.values()] for column, part in asked.items()
     }
     values: dict[str, dict[str, list[float]]] = {
         ACCURACY: {column: [float(row["score"]) for row in part.values()] for column, part in asked.items()},
         RIGHT_CHOICE: {column: [right_choice_logp(each) for each in part] for column, part in choices.items()},
-        TEMPERED: tempered_logps(choices),
+        TEMPERED: {column: tempered_logps(part) for column, part in choices.items()},
     }
     return {
         measure: {column: dict(zip(asked[column], part, strict=True)) for column, part in by_column.items()}

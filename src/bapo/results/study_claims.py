@@ -13,6 +13,7 @@ from bapo.results.estimates import Estimate
 from bapo.results.study_cells import (
     ACCURACY,
     DRIFT,
+    FORGETTING,
     LEVEL,
     RESAMPLES,
     REWARD_ACCURACY,
@@ -28,9 +29,6 @@ from bapo.results.study_cells import (
 
 DRIFT_HELD = -0.01
 """Nats a token that base responses may lose and still count as held: 1 % of their probability."""
-
-FORGETTING = TEMPERED
-"""The measure by which forgetting is judged (docs/measures.md); accuracy stands beside it."""
 
 MATCHED = 5.0
 """Points by which reward accuracies may differ and still count as matched."""
@@ -110,6 +108,7 @@ def _against_dpo(
         return
     says = "BAPO keeps knowledge and alignment better than DPO: mean over benchmarks"
     yield _Open("C3", f"{says}, nats ({FORGETTING})", *change_between(pairs, FORGETTING))
+    yield _Open("C3 tempered", f"{says}, nats ({TEMPERED})", *change_between(pairs, TEMPERED))
     yield _Open("C3 by accuracy", f"{says}, points", *change_between(pairs, ACCURACY))
     matched = _matched([a for a, _ in pairs], [cell for cell in cells if cell.method == "dpo"])
     if matched:

@@ -5,8 +5,9 @@ from bapo.study.executors import run_here, run_in_processes, run_on_ray
 from bapo.study.file import StudyFile, read_study
 from bapo.study.grid import Cell, Study, StudyJob, open_study
 from bapo.study.ledger import Ledger, State
+from bapo.study.page import study_page
 from bapo.study.rates import Rates, datasheet_rates, measured_rates
-from bapo.study.report import logs, report
+from bapo.study.report import logs_by_method, report
 
 __all__ = [
     "Cell",
@@ -18,7 +19,7 @@ __all__ = [
     "StudyJob",
     "datasheet_rates",
     "estimate",
-    "logs",
+    "logs_by_method",
     "measured_rates",
     "open_study",
     "read_study",
@@ -26,4 +27,5 @@ __all__ = [
     "run_here",
     "run_in_processes",
     "run_on_ray",
+    "study_page",
 ]

@@ -42,10 +42,20 @@ class EvaluationSection(Section):
     limit: int | None = Field(None, description="questions of each benchmark, the same for all models; None is all")
     question_seed: int = Field(0, description="seed of the sample that limit draws")
     prompt_only: bool = Field(False, description="also the untrained model that is told the preference")
+    few_shot: list[int] = Field(
+        default_factory=list, description="also the untrained model that is shown so many training examples"
+    )
     divergence: int = Field(0, description="held-out prompts, and prompts of other topics, for the divergence")
     other_topics: str = Field("starter:concise", description="preferences whose prompts are the other topics")
     answers: int = Field(0, description="held-out prompts that models answer for the judge; no text is kept")
     questions: list[str] = Field(default_factory=list, description="prompts of one's own; answers are kept in words")
+
+    @field_validator("few_shot")
+    @classmethod
+    def _some_examples(cls, value: list[int]) -> list[int]:
+        if any(examples < 1 for examples in value):
+            raise ValueError("numbers of examples, 1 or more each")
+        return value
 
     @field_validator("benchmarks")
     @classmethod

@@ -64,6 +64,7 @@ class StudyJob:
         needs: keys of jobs that must be done before.
         of: key of the cell, or what is evaluated instead: the base, or the base that is told a preference.
         system: the system prompt of such a rival.
+        examples: how many training examples a rival is shown.
     """
 
     key: str
@@ -73,6 +74,7 @@ class StudyJob:
     needs: tuple[str, ...] = ()
     of: str = BASE
     system: str | None = None
+    examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,10 @@ class Study:
     data_folder: Path | None = None
     path: Path = field(default=Path())
     sizes: SizesSection = field(default_factory=SizesSection)
+
+    def cell_of(self, job: StudyJob) -> Cell:
+        """The cell of a job, or one that shares its model and preference."""
+        return self.cells.get(job.of) or next(cell for cell in self.cells.values() if cell.recipe is job.recipe)
 
 
 def open_study(path: Path, folder: Path | None = None, data_folder: Path | None = None) -> Study:
@@ -154,7 +160,8 @@ def slug(*parts: object) -> str:
 
 def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[StudyJob]:
     """What a cell needs, then the cell; jobs that several cells need come once for each, with one key."""
-    asked = evaluation.model_dump(exclude={"prompt_only"})
+    # What is off is left out, so that a new kind of question changes no job that is not asked it.
+    asked = evaluation.model_dump(exclude={"prompt_only", "few_shot"}, exclude_defaults=True)
     for cell in cells.values():
         recipe = cell.recipe
         settings = recipe.model_dump(mode="json", exclude=_NO_OUTCOME)  # type: ignore[arg-type]
@@ -171,6 +178,11 @@ def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[
                 rival = slug("evaluate", cell.model, cell.preference, PROMPT_ONLY)
                 identity = _identity("evaluate", {**reading, **asked, "system": words})
                 yield StudyJob(rival, "evaluate", recipe, identity, (anchor,), of=PROMPT_ONLY, system=words)
+        for examples in evaluation.few_shot:
+            rival = f"few-shot {examples}"
+            identity = _identity("evaluate", {**reading, **asked, "examples": examples})
+            key = slug("evaluate", cell.model, cell.preference, rival)
+            yield StudyJob(key, "evaluate", recipe, identity, (anchor,), of=rival, examples=examples)
         train = f"train_{cell.key}"
         yield StudyJob(train, "train", recipe, _identity("train", settings), (anchor,), of=cell.key)
         identity = _identity("evaluate", {**settings, **asked})

@@ -15,6 +15,7 @@ from bapo.results import (
     Record,
     StudyReport,
     evaluated_cell,
+    flipped_questions,
     identity_of,
     study_report,
 )
@@ -38,6 +39,8 @@ def report(study: Study) -> Record[StudyReport]:
         return known
     bases: dict[str, EvaluatedCell] = {}
     cells: list[EvaluatedCell] = []
+    before: dict[str, list[dict[str, Any]]] = {}
+    after: list[tuple[EvaluatedCell, list[dict[str, Any]]]] = []
     for key, record in done.items():
         job = study.jobs[key]
         if job.work != "evaluate":
@@ -45,13 +48,26 @@ def report(study: Study) -> Record[StudyReport]:
         cell = evaluated_cell(record, **_place(study, job))
         if job.of == BASE:
             bases[cell.model] = cell
+            before[cell.model] = record.items()
         else:
             cells.append(cell)
+            after.append((cell, record.items()))
     if not bases and not cells:
         raise BapoError(f"No evaluation of {study.path} is done: start it with bapo study run {study.path}.")
     content = study_report(bases, cells, jobs=len(study.jobs), done=len(done))
     made_from = Provenance(model="", weights="", settings={"study": str(study.path.name), "jobs": sorted(done)})
-    return STUDY_REPORT.write(path, content, identity=identity, made_from=made_from)
+    flips = [flip for cell, rows in after for flip in flipped_questions(cell, before.get(cell.model, []), rows)]
+    return STUDY_REPORT.write(path, content, identity=identity, made_from=made_from, items=flips)
+
+
+def logs_by_method(study: Study) -> dict[str, dict[str, tuple[Mapping[str, float], ...]]]:
+    """What the trainer logged, by model and preference and by method; of runs that are not varied, the first seed."""
+    found: dict[str, dict[str, tuple[Mapping[str, float], ...]]] = {}
+    for key, log in logs(study).items():
+        cell = study.cells[key]
+        if not cell.varied:
+            found.setdefault(f"{cell.model}, {cell.preference}", {}).setdefault(cell.method, log)
+    return found
 
 
 def logs(study: Study) -> dict[str, tuple[Mapping[str, float], ...]]:
@@ -69,9 +85,9 @@ def _place(study: Study, job: StudyJob) -> dict[str, Any]:
         settings = {key: _value(cell.recipe, key) for key in keys}
         where = {"model": cell.model, "preference": cell.preference, "method": cell.method, "seed": cell.seed}
         return {**where, "varied": cell.varied, "settings": settings}
-    of_recipe = next(cell for cell in study.cells.values() if cell.recipe is job.recipe)
-    preference = "" if job.of == BASE else of_recipe.preference
-    where = {"model": of_recipe.model, "preference": preference, "method": job.of, "seed": 0}
+    shared = study.cell_of(job)
+    preference = "" if job.of == BASE else shared.preference
+    where = {"model": shared.model, "preference": preference, "method": job.of, "seed": 0}
     return {**where, "varied": {}, "settings": {}}
 
 

@@ -7,13 +7,23 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from bapo.jobs import Recipe, Variant, stages
-from bapo.preferences import Message, Preferences, Prompt
+from bapo.preferences import Message, Preferences, Prompt, prompt_text
 from bapo.progress import OnProgress
 from bapo.results import BASE, behaviour, numbers_of
 from bapo.study.grid import Study
 
 if TYPE_CHECKING:
     from bapo.models import LoadedModel, SharedModel
+
+
+def in_words(train: Preferences, examples: int) -> str:
+    """A system prompt that shows the chosen responses to the first training prompts."""
+    shown = []
+    for group in train.groups[:examples]:
+        chosen = group.responses[group.pairs[0][0]]
+        text = chosen if isinstance(chosen, str) else chosen.content
+        shown.append(f"Prompt: {prompt_text(group.prompt)}\nResponse: {text}")
+    return "\n\n".join(["Respond as in these examples.", *shown])
 
 
 def speak(

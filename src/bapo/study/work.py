@@ -30,7 +30,7 @@ from bapo.results import (
 )
 from bapo.study.grid import Study, StudyJob, open_study
 from bapo.study.ledger import Ledger
-from bapo.study.speech import speak
+from bapo.study.speech import in_words, speak
 
 if TYPE_CHECKING:
     from bapo.evaluation import BenchmarkPlan
@@ -118,7 +118,8 @@ def _evaluate(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgre
 
     recipe, records = _placed(study, job), study.folder / "records"
     adapter = str(study.folder / "runs" / job.of) if job.of in study.cells else None
-    variant, shared = Variant(job.of, adapter=adapter, system=job.system), stages.shared_model(recipe)
+    system = in_words(stages.read(recipe).train, job.examples) if job.examples else job.system
+    variant, shared = Variant(job.of, adapter=adapter, system=system), stages.shared_model(recipe)
     plan, preferences = _questions(study, recipe), job.of != BASE
     ((findings, made_from),) = find_out(
         recipe, [variant], benchmarks=plan, preferences=preferences, records=records, shared=shared,

@@ -1,0 +1,128 @@
+"""One self-contained HTML page of results: verdicts, tables, figures, what was forgotten, answers side by side.
+
+It opens from the disk, loads nothing from anywhere, and shows every text of models and data as text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bapo.results import SideBySide
+
+MOST_FLIPS = 6000
+"""Questions whose answer changed that a page holds; of more, those whose probability changed most."""
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table.
+
+    Attributes:
+        title: above it, and in the list of the page's parts.
+        header, rows: its cells.
+        note: what a reader has to know of it.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure as SVG."""
+
+    title: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class PageVerdict:
+    """A claim, whether it holds, and the numbers that decide it."""
+
+    name: str
+    verdict: str
+    says: str
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that a page shows.
+
+    Attributes:
+        title: of the page.
+        summary: its first sentences.
+        verdicts, tables, figures: in order.
+        flips: questions whose answer changed: ``task``, ``document``, ``outcome`` (lost or gained), ``right``,
+            ``before`` and ``after`` (probabilities), ``run``, and what they are filtered by, such as ``benchmark``.
+        filters: keys of flips to filter by.
+        questions: by task and number of a question its text and choices; none of data that may not be copied.
+        answers: of models to the same prompts, the first of them the one that others are compared with.
+        how: how the numbers were made, in sentences.
+        made: name and value of what it was made from.
+    """
+
+    title: str
+    summary: Sequence[str] = ()
+    verdicts: Sequence[PageVerdict] = ()
+    tables: Sequence[PageTable] = ()
+    figures: Sequence[PageFigure] = ()
+    flips: Sequence[Mapping[str, Any]] = ()
+    filters: Sequence[str] = ("outcome", "benchmark", "method", "preference")
+    questions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    answers: Sequence[SideBySide] = ()
+    how: Sequence[str] = ()
+    made: Sequence[tuple[str, str]] = ()
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("bapo.reporting") / "page.html").read_text("utf-8"))
+    answers = [(side.prompt, list(_marked(side.answers).items())) for side in page.answers]
+    shown = {**{name: getattr(page, name) for name in Page.__dataclass_fields__}, "answers": answers}
+    return template.render(page=shown, flips=_flips(page))
+
+
+def _flips(page: Page) -> dict[str, Any]:
+    """What the explorer shows: the largest changes, if they are too many."""
+
+    def moved(flip: Mapping[str, Any]) -> float:
+        return abs(flip["after"][flip["right"]] - flip["before"][flip["right"]])
+
+    kept = sorted(page.flips, key=moved, reverse=True)[:MOST_FLIPS]
+    names = [name for name in page.filters if any(name in flip for flip in kept)]
+    filters = {name: sorted({str(flip[name]) for flip in kept}) for name in names}
+    rounded = [
+        {**flip, "before": [round(p, 4) for p in flip["before"]], "after": [round(p, 4) for p in flip["after"]]}
+        for flip in kept
+    ]
+    asked = {f"{flip['task']} {flip['document']}" for flip in kept}
+    texts = {key: text for key, text in page.questions.items() if key in asked}
+    those = "" if len(kept) == len(page.flips) else f"the {len(kept):,} whose probability changed most of "
+    said = f"Questions whose answer became wrong or right: {those}{len(page.flips):,}."
+    return {"shown": bool(kept), "said": said, "data": {"flips": rounded, "questions": texts, "filters": filters}}
+
+
+def _marked(answers: Mapping[str, str]) -> dict[str, list[tuple[str, bool]]]:
+    """Each answer in parts, and whether a part differs from the first answer; word by word."""
+    first = next(iter(answers.values()), "")
+    return {name: _parts(first, text) if at else [(text, False)] for at, (name, text) in enumerate(answers.items())}
+
+
+def _parts(before: str, after: str) -> list[tuple[str, bool]]:
+    old, new = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (before, after))
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    changes = [(tag, "".join(new[start:end])) for tag, _, _, start, end in matcher.get_opcodes()]
+    return [(text, tag != "equal" and bool(text.strip())) for tag, text in changes if text]

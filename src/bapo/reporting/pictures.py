@@ -1,0 +1,245 @@
+"""Figures of a study, for files and for pages, in which they follow the colours of light and dark."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bapo.reporting.curves import COLOURS, Log, running_mean
+from bapo.reporting.outcome import COLOURS as METHOD_COLOURS
+from bapo.results.study_cells import DRIFT, FORGETTING, QUESTION_MEASURES, REWARD_ACCURACY
+
+if TYPE_CHECKING:
+    from bapo.results import Estimate, StudyReport, TableRow
+
+_INK = "#010203"
+"""Of text and axes; a page replaces it by the colour of its own text."""
+
+Draw = Callable[[Any], None]
+"""Draws on a matplotlib figure."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that is not drawn yet.
+
+    Attributes:
+        title, caption: in words.
+        draw: draws it.
+        size: inches.
+    """
+
+    title: str
+    caption: str
+    draw: Draw
+    size: tuple[float, float]
+
+
+def save(picture: Picture, path: Path) -> None:
+    """A figure as SVG and, beside it, as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _drawn(picture, path.stem) as figure:
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"), dpi=150)
+
+
+def inline(picture: Picture, name: str) -> str:
+    """A figure as SVG for a page: transparent, and with text and axes in the colour of the page's text."""
+    text = io.StringIO()
+    with _drawn(picture, name) as figure:
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace("<text ", f'<text fill="{_INK}" ').replace(_INK, "currentColor")
+
+
+@contextmanager
+def _drawn(picture: Picture, name: str) -> Iterator[Any]:
+    """The figure, and matplotlib as it has to be while it is written; ``name`` keeps its ids apart from others'."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, **dict.fromkeys(ink, _INK)}
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=picture.size, layout="constrained")
+        picture.draw(figure)
+        yield figure
+
+
+def pictures(report: StudyReport, logs: Mapping[str, Mapping[str, Log]]) -> dict[str, Picture]:
+    """All figures that a study has something for, by the names of their files.
+
+    Args:
+        report: the study's report.
+        logs: of trainings, by model and preference, and by method.
+    """
+    rows = [row for row in report.rows if row.overall]
+    drawn: dict[str, Picture] = {}
+    if rows:
+        caption = (
+            f"Mean change against the base over benchmarks: {FORGETTING} (nats), and accuracy (points); 95 % intervals."
+        )
+        drawn["forgetting"] = Picture(
+            "What was lost.", caption, partial(_forest, rows=rows), (8.4, 1.2 + 0.26 * len(rows))
+        )
+    moved = [row for row in rows if DRIFT in row.prompts]
+    if moved:
+        caption = "A mark a row of the tables: how much base responses drifted, and what was lost; 95 % intervals."
+        drawn["drift-and-forgetting"] = Picture(
+            "Drift against forgetting.", caption, partial(_scatter, rows=moved), (5.6, 4.2)
+        )
+    spread = [row for row in rows if not row.varied and row.logps and row.preferences > 1]
+    if spread:
+        caption = f"Mean over benchmarks of the change of the {FORGETTING}, nats; the line is the base."
+        bars = sum(row.preferences for row in spread)
+        title = "Change by preference (figures 2 and 3)."
+        drawn["by-preference"] = Picture(title, caption, partial(_by_preference, rows=spread), (6.4, 1.0 + 0.24 * bars))
+    for key, name, title in (
+        ("training.anchor_strength", "strengths", "Anchor strength (figure 7)."),
+        ("lora.rank", "ranks", "LoRA rank (figure 8)."),
+    ):
+        varied = [row for row in moved if isinstance(row.settings.get(key), int | float) and _only(row, key)]
+        if len({row.settings[key] for row in varied}) > 2:
+            caption = f"{FORGETTING} (nats) and reward accuracy (%) against the base; 95 % intervals."
+            drawn[name] = Picture(title, caption, partial(_along, rows=varied, key=key), (7.6, 3.2))
+    for quantity, name, title in (
+        ("logratios", "log-ratios", "Log-ratios over training (figures 5 and 9)."),
+        ("logps", "log-probs", "Log-probs over training (figures 6, 10 to 12)."),
+    ):
+        if logs:
+            caption = "Of chosen, base and rejected responses, mean of a step, nats; running mean of five steps."
+            draw = partial(_training, logs=logs, quantity=quantity)
+            drawn[name] = Picture(title, caption, draw, (8.4, 2.4 * len(logs)))
+    return drawn
+
+
+def _only(row: TableRow, key: str) -> bool:
+    return row.varied in ("", f"{key.rpartition('.')[2]} {row.settings[key]}")
+
+
+def _name(row: TableRow) -> str:
+    return " ".join(
+        part for part in (row.model, row.method.upper() if row.method.isalpha() else row.method, row.varied) if part
+    )
+
+
+def _colour(name: str, names: Sequence[str]) -> str:
+    return METHOD_COLOURS[list(names).index(name) % len(METHOD_COLOURS)]
+
+
+def _bar(axis: Any, estimate: Estimate, at: float, colour: str, *, upright: bool = False) -> None:
+    ends, places = [estimate.low, estimate.high], [at, at]
+    axis.plot(*((places, ends) if upright else (ends, places)), color=colour, linewidth=2, alpha=0.45)
+    axis.plot(*(([at], [estimate.value]) if upright else ([estimate.value], [at])), "o", color=colour, markersize=4)
+
+
+def _zero(axis: Any, *, upright: bool = True) -> None:
+    (axis.axvline if upright else axis.axhline)(0, color=_INK, linewidth=0.7, linestyle=":")
+
+
+def _bare(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _forest(figure: Any, rows: Sequence[TableRow]) -> None:
+    methods = list(dict.fromkeys(row.method for row in rows))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for at, row in enumerate(reversed(rows)):
+        for axis, measure in ((left, FORGETTING), (right, "accuracy")):
+            _bar(axis, row.overall[measure], at, _colour(row.method, methods))
+    left.set_yticks(range(len(rows)), [_name(row) for row in reversed(rows)])
+    for axis, measure in ((left, FORGETTING), (right, "accuracy")):
+        _zero(axis)
+        _bare(axis)
+        axis.set_xlabel(f"{measure} ({QUESTION_MEASURES[measure]})")
+
+
+def _scatter(figure: Any, rows: Sequence[TableRow]) -> None:
+    axis = figure.subplots()
+    methods = list(dict.fromkeys(row.method for row in rows))
+    labelled: set[str] = set()
+    for row in rows:
+        drift, lost, colour = row.prompts[DRIFT].mean, row.overall[FORGETTING], _colour(row.method, methods)
+        axis.plot([drift.low, drift.high], [lost.value] * 2, color=colour, alpha=0.3)
+        axis.plot([drift.value] * 2, [lost.low, lost.high], color=colour, alpha=0.3)
+        label = None if row.method in labelled else row.method.upper()
+        axis.plot([drift.value], [lost.value], "o", color=colour, label=label)
+        labelled.add(row.method)
+    _zero(axis)
+    _zero(axis, upright=False)
+    _bare(axis)
+    axis.set_xlabel("drift of base responses (nats a token)")
+    axis.set_ylabel(f"{FORGETTING} (nats)")
+    axis.legend(frameon=False)
+
+
+def _by_preference(figure: Any, rows: Sequence[TableRow]) -> None:
+    axis = figure.subplots()
+    methods = list(dict.fromkeys(row.method for row in rows))
+    marks = []
+    for row in rows:
+        columns = list(row.logps[FORGETTING].values())
+        for preference in columns[0].by_preference or {}:
+            mean = sum((cell.by_preference or {})[preference] for cell in columns) / len(columns)
+            marks.append((f"{_name(row)}, {preference}", mean, _colour(row.method, methods)))
+    for at, (_, mean, colour) in enumerate(reversed(marks)):
+        axis.barh(at, mean, color=colour, height=0.7)
+    axis.set_yticks(range(len(marks)), [name for name, *_ in reversed(marks)])
+    _zero(axis)
+    _bare(axis)
+    axis.set_xlabel(f"{FORGETTING} (nats)")
+
+
+def _along(figure: Any, rows: Sequence[TableRow], key: str) -> None:
+    left, right = figure.subplots(1, 2)
+    methods = list(dict.fromkeys(row.method for row in rows))
+    values = sorted({float(row.settings[key]) for row in rows})
+    for method in methods:
+        ordered = sorted((row for row in rows if row.method == method), key=lambda row: float(row.settings[key]))
+        places = [values.index(float(row.settings[key])) for row in ordered]
+        lost = [row.overall[FORGETTING] for row in ordered]
+        learned = [row.prompts[REWARD_ACCURACY].mean for row in ordered]
+        for axis, of in ((left, lost), (right, learned)):
+            axis.plot(places, [each.value for each in of], color=_colour(method, methods), label=method.upper())
+            for place, each in zip(places, of, strict=True):
+                _bar(axis, each, place, _colour(method, methods), upright=True)
+    _zero(left, upright=False)
+    left.set_ylabel(f"{FORGETTING} (nats)")
+    right.set_ylabel(f"{REWARD_ACCURACY} (%)")
+    for axis in (left, right):
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.set_xlabel(key.rpartition(".")[2].replace("_", " "))
+        _bare(axis)
+    left.legend(frameon=False)
+
+
+def _training(figure: Any, logs: Mapping[str, Mapping[str, Log]], quantity: str) -> None:
+    methods = list(dict.fromkeys(method for of in logs.values() for method in of))
+    grid = figure.subplots(len(logs), len(methods), sharex=True, sharey="row", squeeze=False)
+    for axes, (where, of_methods) in zip(grid, logs.items(), strict=True):
+        axes[0].set_ylabel(f"{where}\n{'log π/π_ref' if quantity == 'logratios' else 'log π'}")
+        for axis, method in zip(axes, methods, strict=True):
+            _bare(axis)
+            _curves(axis, of_methods.get(method, ()), quantity)
+            if axes is grid[0]:
+                axis.set_title(method.upper(), color=_INK, fontsize=9)
+            if axes is grid[-1]:
+                axis.set_xlabel("step")
+    grid[0][-1].legend(frameon=False)
+
+
+def _curves(axis: Any, log: Log, quantity: str) -> None:
+    for response, colour in COLOURS.items():
+        points = [
+            (entry["step"], entry[f"{quantity}/{response}"]) for entry in log if f"{quantity}/{response}" in entry
+        ]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, running_mean(values, 5), color=colour, linewidth=1.6, label=response)
+    if quantity == "logratios":
+        _zero(axis, upright=False)
