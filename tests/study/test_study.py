@@ -138,7 +138,7 @@ def test_a_job_is_known_by_what_changes_its_outcome_and_not_by_where_it_runs(pla
         other = identities(**change)  # type: ignore[arg-type]
         unchanged = {key for key in before if other.get(key) == before[key] and not key.startswith("anchor")}
         assert unchanged == same, change
-    asked = open_study(write_study(place, {**STUDY, "evaluation": {"benchmarks": ["arc_challenge"], "limit": 6}}))
+    asked = open_study(write_study(place, {**STUDY, "evaluation": {**STUDY["evaluation"], "limit": 6}}))
     changed = {key for key, job in asked.jobs.items() if job.identity != before[key]}
     assert changed == {key for key in before if key.startswith("evaluate")}
 
