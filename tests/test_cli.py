@@ -68,6 +68,9 @@ def test_help_is_quick_and_import_brings_no_torch(tmp_path: Path) -> None:
         "generate",
         "benchmark-files",
         "lm-eval",
+        "recipe",
+        "study",
+        "theory",
     ],
 )
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
@@ -96,6 +99,9 @@ def test_twenty_lines_of_ones_own_become_a_personalized_model(tmp_path: Path) ->
     report = json.loads((tmp_path / "out/report.json").read_text())["content"]
     assert report["held_out"].keys() == {"bapo", "dpo"}
     assert [set(side["answers"]) for side in report["answers"]] == [{"base", "bapo", "dpo"}] * 3
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("<h4>bapo</h4>") == 3
+    assert "<svg" in page
     adapter = tmp_path / "out/bapo/adapter_model.safetensors"
     before = adapter.stat().st_mtime_ns
 

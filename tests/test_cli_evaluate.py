@@ -89,6 +89,10 @@ def test_the_questions_behind_a_change_can_be_read(place: Path) -> None:
     assert "right" in text
     assert "How do I boil" in text
     assert " %" in text
+    page = place / " ".join(text.split()).partition("page in ")[2].split()[0]
+    html = page.read_text()
+    assert "How do I boil" in html
+    assert "broken: forgetting score" in html
 
 
 def test_the_rival_that_is_told_stands_in_the_same_tables(place: Path) -> None:
@@ -104,6 +108,25 @@ def test_the_rival_that_is_told_stands_in_the_same_tables(place: Path) -> None:
     assert rival["preferences"]["drift"]["value"] != 0
     assert told["models"]["zero"]["preferences"]["drift"]["value"] == 0
     assert rival["benchmarks"]["piqa"]["items"] == 24
+
+
+def test_divergence_and_cross_entropy_are_zero_of_a_zero_adapter_and_large_of_a_broken_one(place: Path) -> None:
+    (place / "text.txt").write_text("The cat sat on the mat. " * 40)
+    asked = ["evaluate", "zero", "broken", "-p", "mine.jsonl", "--held-out", "4", "--text", "text.txt"]
+    few = ["--set", "anchoring.base_max_new_tokens=12", "--divergence", "2", "--other-topics", "starter:expert"]
+    models = json.loads(bapo(place, *asked, *few, "--json").stdout)["models"]
+    zero, broken = (models[name]["movement"] for name in ("zero", "broken"))
+    assert models["base"]["movement"] is None
+    for topic in ("held-out", "other"):
+        assert zero["divergence"][topic]["per_token"] == {"value": 0, "low": 0, "high": 0}
+        assert broken["divergence"][topic]["per_token"]["value"] > 0.5
+        assert broken["divergence"][topic]["prompts"] == 2
+    assert zero["text"]["change"] == {"value": 0, "low": 0, "high": 0}
+    assert broken["text"]["change"]["low"] > 0.5
+    again = bapo(place, *asked, *few)
+    assert "loading the model" not in again.stderr
+    assert "broken: divergence from base on other prompts" in " ".join(again.stdout.split())
+    assert "divergence" in bapo(place, *asked, "--divergence", "-1", code=2).stderr
 
 
 def test_two_adapters_are_compared_with_each_other(place: Path) -> None:

@@ -224,8 +224,11 @@ def _evaluate(
     """Evaluate the base or ``first``, the prompt-only rival and the adapters; print; end as the gate says."""
     from dataclasses import asdict
 
-    from bapo.cli.console import live_progress, print_json
+    from bapo.cli.console import live_progress, out, print_json
+    from bapo.files import write_text
     from bapo.jobs import stages
+    from bapo.reporting.page import render
+    from bapo.reporting.pages import comparison_page
 
     named = list(dict.fromkeys([*([first] if first else []), *adapters]))
     stages.check(recipe, named)
@@ -253,10 +256,13 @@ def _evaluate(
             records=shown.records,
             on_progress=on_progress,
         )
+    page = record.path.with_suffix(".html")
+    write_text(page, render(comparison_page(record)))
     if shown.as_json:
         print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on), "record": str(record.path)})
     else:
         print_comparison(record, shown.items)
+        out.print(f"page in {page}", soft_wrap=True)
     if shown.gate:
         raise typer.Exit({"yes": FAILED, "unclear": UNCLEAR}.get(record.content.gate or "no", 0))
 

@@ -57,10 +57,25 @@ def personalize(
         from bapo.jobs import personalize as run
 
         record = run(wanted, output, on_progress)
-    print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on)}) if as_json else _show(record)
+    page = _write_page(record)
+    print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on)}) if as_json else _show(
+        record, page
+    )
 
 
-def _show(record: Record[Personalization]) -> None:
+def _write_page(record: Record[Personalization]) -> Path:
+    from bapo.files import write_text
+    from bapo.reporting.page import render
+    from bapo.reporting.pages import personalization_page
+    from bapo.results import read_run
+
+    logs = {name: read_run(Path(folder)).log for name, folder in record.content.adapters.items()}
+    path = record.path.with_suffix(".html")
+    write_text(path, render(personalization_page(record, logs)))
+    return path
+
+
+def _show(record: Record[Personalization], page: Path) -> None:
     from bapo.cli.console import out, print_answers, print_counts, print_table
     from bapo.reporting import WORDED_HEADER, worded_rows
 
@@ -83,3 +98,4 @@ def _show(record: Record[Personalization]) -> None:
     for name, folder in result.adapters.items():
         out.print(f"{name:<6} adapter   {folder}", soft_wrap=True)
     out.print(f"report           {record.path}", soft_wrap=True)
+    out.print(f"page             {page}", soft_wrap=True)

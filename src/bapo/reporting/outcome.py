@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from bapo.results import Personalization
 
 # Okabe and Ito's colours: the recipe's own objective, and those trained beside it.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#A05A2C")
 
 
 def draw_outcome(results: Sequence[Personalization], path: Path, *, preferred: str = "preferred") -> None:

@@ -107,15 +107,27 @@ def pictures(report: StudyReport, logs: Mapping[str, Mapping[str, Log]]) -> dict
         if len({row.settings[key] for row in varied}) > 2:
             caption = f"{FORGETTING} (nats) and reward accuracy (%) against the base; 95 % intervals."
             drawn[name] = Picture(title, caption, partial(_along, rows=varied, key=key), (7.6, 3.2))
-    for quantity, name, title in (
-        ("logratios", "log-ratios", "Log-ratios over training (figures 5 and 9)."),
-        ("logps", "log-probs", "Log-probs over training (figures 6, 10 to 12)."),
-    ):
-        if logs:
-            caption = "Of chosen, base and rejected responses, mean of a step, nats; running mean of five steps."
-            draw = partial(_training, logs=logs, quantity=quantity)
-            drawn[name] = Picture(title, caption, draw, (8.4, 2.4 * len(logs)))
-    return drawn
+    return {**drawn, **training_pictures(logs)}
+
+
+def training_pictures(logs: Mapping[str, Mapping[str, Log]]) -> dict[str, Picture]:
+    """Log-ratios and log-probs over training, by the names of their files.
+
+    Args:
+        logs: of trainings, by the row of the figure and by method.
+    """
+    if not logs:
+        return {}
+    caption = "Of chosen, base and rejected responses, mean of a step, nats; running mean of five steps."
+    size = (8.4, 2.4 * len(logs))
+    titles = {
+        "log-ratios": ("logratios", "Log-ratios over training (figures 5 and 9)."),
+        "log-probs": ("logps", "Log-probs over training (figures 6, 10 to 12)."),
+    }
+    return {
+        name: Picture(title, caption, partial(_training, logs=logs, quantity=quantity), size)
+        for name, (quantity, title) in titles.items()
+    }
 
 
 def _only(row: TableRow, key: str) -> bool:
@@ -123,9 +135,8 @@ def _only(row: TableRow, key: str) -> bool:
 
 
 def _name(row: TableRow) -> str:
-    return " ".join(
-        part for part in (row.model, row.method.upper() if row.method.isalpha() else row.method, row.varied) if part
-    )
+    method = row.method.upper() if row.method.isalpha() else row.method
+    return " ".join(part for part in (row.model, method, row.varied) if part)
 
 
 def _colour(name: str, names: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ def measured_rates(on_progress: OnProgress = silent) -> Rates:
 
 def _calibrate(on_progress: OnProgress) -> Rates:
     """The embedded model scores, answers and trains for a few seconds each."""
-    from bapo.anchoring import GenerationSettings, LengthPolicy, generate_batch
+    from bapo.anchoring import GenerationSettings, LengthPolicy, Response, generate_batch
     from bapo.anchoring.tokens import tokenize
     from bapo.likelihood import ResponseScorer
     from bapo.models import add_lora, load_model, machine
@@ -111,7 +111,13 @@ def _calibrate(on_progress: OnProgress) -> Rates:
     forward = _seconds(lambda: ResponseScorer(loaded.model).score(groups))
     on_progress("calibrating", 2, 4, "generating")
     settings, asked = GenerationSettings(max_new_tokens=32), [group.prompt for group in groups] * 4
-    generated = _seconds(lambda: generate_batch(loaded.model, asked, settings, (), loaded.kernels))
+    answered: list[list[tuple[Response, ...]]] = []
+
+    def answer() -> None:
+        answered.append(generate_batch(loaded.model, asked, settings, loaded.chat.end_ids, loaded.kernels))
+
+    generated = _seconds(answer)
+    said = sum(len(response.ids) for responses in answered[-1] for response in responses)
     on_progress("calibrating", 3, 4, "training")
     per_token = 2.0 * sum(parameter.numel() for parameter in loaded.model.parameters())
     policy = add_lora(loaded.model).train()
@@ -128,7 +134,7 @@ def _calibrate(on_progress: OnProgress) -> Rates:
     return Rates(
         forward=tokens * per_token / forward,
         trained=2 * tokens * per_token / trained,
-        generated=len(asked) * settings.max_new_tokens * per_token / generated,
+        generated=said * per_token / generated,
         start=load + _PROCESS_S,
         called=f"this machine ({about['processor']}, {about['instruction_set']}, {about['threads']} threads)",
     )
