@@ -110,7 +110,7 @@ def test_a_config_says_which_setting_is_absurd(settings: dict[str, Any], sentenc
 def test_an_objective_has_one_default_anchor_strength_and_beta() -> None:
     objective, recipe = make_objective("bapo"), Recipe()
     config = BAPOConfig("here").make_objective()
-    of_recipe = training_arguments(recipe, recipe.training, 1000, Path("here")).make_objective()
+    of_recipe = training_arguments(recipe, recipe.training, 1000, Path("here"), use_cpu=True).make_objective()
     assert objective.anchor is config.anchor is of_recipe.anchor is ANCHORS[ANCHOR]
     assert objective.anchor_strength == config.anchor_strength == of_recipe.anchor_strength == ANCHOR_STRENGTH == 5
     assert objective.beta == config.beta == of_recipe.beta == 0.1
@@ -127,12 +127,13 @@ OWN_TO_RECIPES = {
     "disable_tqdm": "the command shows progress itself",
     "logging_dir": "lies in the output folder",
     "max_steps": "-1 for none",
+    "use_cpu": "where the model is on a CPU, so that several processes find each other",
 }
 
 
 def test_a_recipe_and_a_config_have_the_same_defaults(tmp_path: Path) -> None:
     """What `bapo train` hands on where nothing is said is what `BAPOConfig` has where nothing is said."""
-    of_recipe = training_arguments(Recipe(), Recipe().training, 1000, tmp_path)
+    of_recipe = training_arguments(Recipe(), Recipe().training, 1000, tmp_path, use_cpu=True)
     ours = BAPOConfig(str(tmp_path))
     different = {own.name for own in fields(ours) if getattr(ours, own.name) != getattr(of_recipe, own.name)}
     assert different <= OWN_TO_RECIPES.keys()

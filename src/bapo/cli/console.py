@@ -19,8 +19,17 @@ if TYPE_CHECKING:
 
 WIDTH_IN_FILES = 160
 
+IS_FIRST = os.environ.get("RANK", "0") == "0"
+"""Whether this process speaks: of several that share one job, the first."""
+
 # What is printed holds users' names and texts, in which brackets are brackets.
-out = Console(width=None if sys.stdout.isatty() else WIDTH_IN_FILES, markup=False, emoji=False, highlight=False)
+out = Console(
+    width=None if sys.stdout.isatty() else WIDTH_IN_FILES,
+    markup=False,
+    emoji=False,
+    highlight=False,
+    quiet=not IS_FIRST,
+)
 err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
@@ -28,7 +37,7 @@ err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 def live_progress(*, quiet: bool = False) -> Iterator[OnProgress]:
     """Bars for the stages of a command, each with its rate and the time left; plain lines where nobody can see bars."""
     quieten_libraries()
-    if quiet:
+    if quiet or not IS_FIRST:
         yield silent
     elif err.is_terminal:
         with _bars() as report:
@@ -96,6 +105,8 @@ def print_json(content: Any) -> None:
     """One JSON object on standard output, ASCII where it cannot print a letter; what is not a number becomes null."""
     import json
 
+    if not IS_FIRST:
+        return
     text = json.dumps(_plain(content), ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding)

@@ -165,7 +165,9 @@ def _trainer(
 
     trainer = BAPOTrainer(
         policy.model,
-        args=training_arguments(recipe, settings, anchored.pair_count, folder),
+        args=training_arguments(
+            recipe, settings, anchored.pair_count, folder, use_cpu=policy.model.device.type == "cpu"
+        ),
         train_dataset=anchored,
         processing_class=policy.tokenizer,
         callbacks=[_progress_callback(settings.objective, on_progress)],
@@ -174,7 +176,9 @@ def _trainer(
     return trainer
 
 
-def training_arguments(recipe: Recipe, settings: TrainingSection, pairs: int, folder: Path) -> BAPOConfig:
+def training_arguments(
+    recipe: Recipe, settings: TrainingSection, pairs: int, folder: Path, *, use_cpu: bool
+) -> BAPOConfig:
     """The section of a recipe as the trainer's settings, which have the same names; None is left to their defaults."""
     from bapo.training import BAPOConfig
 
@@ -187,6 +191,7 @@ def training_arguments(recipe: Recipe, settings: TrainingSection, pairs: int, fo
         "per_device_train_batch_size": min(settings.per_device_train_batch_size, pairs),
         "kernels": kernels if isinstance(kernels, str) else ",".join(kernels) or "off",
         "save_strategy": "steps",
+        "use_cpu": use_cpu,  # else several processes on CPUs would each train alone
         "save_total_limit": 2,
         "disable_tqdm": True,
         "log_level": "error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -39,6 +40,11 @@ def check_arguments(args: Any, others: Mapping[str, Any]) -> None:
     """Refuse what the trainer has no use for, by name."""
     if not isinstance(args, BAPOConfig):
         raise BapoError(f"args must be a BAPOConfig, and it is a {type(args).__name__}: it takes the same settings.")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and args.world_size == 1:
+        raise BapoError(
+            f"{started} processes were started, and each would train alone: set use_cpu=True where there is no GPU."
+        )
     for name, value in others.items():
         if name not in TRAINER_ARGUMENTS:
             raise BapoError(f"BAPOTrainer has no argument {shortened(name)}: see its documentation for those it has.")
