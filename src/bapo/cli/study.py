@@ -33,6 +33,12 @@ Processes = Annotated[int, typer.Option(help="Jobs at once, each in a process wi
 Ray = Annotated[
     str | None, typer.Option(help="Run on a Ray cluster: its address, or local for one on this machine (bapo[ray]).")
 ]
+SharedStorage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage", help="Where workers that share no disk share records and artifacts, such as s3://b/study."
+    ),
+]
 Cpus = Annotated[float, typer.Option(help="With --ray: processors for each job.")]
 Gpus = Annotated[float, typer.Option(help="With --ray: GPUs for each job.")]
 MemoryGib = Annotated[float, typer.Option(help="With --ray: memory for each job, GiB; 0 asks for none.")]
@@ -104,6 +110,7 @@ def run(
     cpus: Cpus = 1,
     gpus: Gpus = 0,
     memory_gib: MemoryGib = 0,
+    storage: SharedStorage = None,
     data_folder: options.DataFolder = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -111,7 +118,7 @@ def run(
     from bapo.cli.console import live_progress, out, print_json
     from bapo.study import Ledger, run_here, run_in_processes, run_on_ray
 
-    study = _opened(file, output, data_folder)
+    study = _opened(file, output, data_folder, storage)
     with live_progress(quiet=as_json) as on_progress:
         if ray is not None:
             address = None if ray == "local" else ray
@@ -135,12 +142,12 @@ def run(
 
 
 @app.command()
-def status(file: File, output: Folder = None, as_json: options.AsJson = False) -> None:
-    """Show what became of each job, from any machine that reads the study's folder."""
+def status(file: File, output: Folder = None, storage: SharedStorage = None, as_json: options.AsJson = False) -> None:
+    """Show what became of each job, from any machine that reads the study's folder or its storage."""
     from bapo.cli.console import out, print_json
     from bapo.study import Ledger
 
-    study = _opened(file, output, None)
+    study = _fetched(file, output, storage)
     states, ledger = _states(study), Ledger(study)
     if as_json:
         print_json(states)
@@ -158,6 +165,7 @@ def status(file: File, output: Folder = None, as_json: options.AsJson = False) -
 def report(
     file: File,
     output: Folder = None,
+    storage: SharedStorage = None,
     without_texts: Annotated[
         bool, typer.Option("--without-texts", help="No text of the data on the page: questions by their numbers.")
     ] = False,
@@ -172,7 +180,7 @@ def report(
     from bapo.study import logs_by_method, study_page
     from bapo.study import report as made
 
-    study = _opened(file, output, None)
+    study = _fetched(file, output, storage)
     record = made(study)
     tables, folder = drawn.tables(record.content), make_folder(study.folder / "tables")
     page = study_page(study, record, texts=not without_texts)
@@ -191,10 +199,20 @@ def report(
     out.print(f"page in {study.folder / 'report.html'}", soft_wrap=True)
 
 
-def _opened(file: Path, output: Path | None, data_folder: str | None) -> Study:
+def _opened(file: Path, output: Path | None, data_folder: str | None, storage: str | None = None) -> Study:
     from bapo.study import open_study
 
-    return open_study(file, output, Path(data_folder) if data_folder else None)
+    return open_study(file, output, Path(data_folder) if data_folder else None, storage)
+
+
+def _fetched(file: Path, output: Path | None, storage: str | None) -> Study:
+    """The study, with the records that lie on shared storage."""
+    study = _opened(file, output, None, storage)
+    if storage is not None:
+        from bapo.study import Storage
+
+        Storage(storage).fetch_all(study)
+    return study
 
 
 def _states(study: Study) -> dict[str, str]:

@@ -8,12 +8,14 @@ from bapo.study.ledger import Ledger, State
 from bapo.study.page import study_page
 from bapo.study.rates import Rates, datasheet_rates, measured_rates
 from bapo.study.report import logs_by_method, report
+from bapo.study.storage import Storage
 
 __all__ = [
     "Cell",
     "Ledger",
     "Rates",
     "State",
+    "Storage",
     "Study",
     "StudyFile",
     "StudyJob",

@@ -16,6 +16,7 @@ from bapo.files import make_folder
 from bapo.progress import OnProgress, silent
 from bapo.study.grid import Study, StudyJob
 from bapo.study.ledger import Ledger
+from bapo.study.storage import Storage
 from bapo.study.work import do
 
 _TRIES = 3
@@ -91,6 +92,10 @@ def run_on_ray(
 def _begun(study: Study) -> Ledger:
     ledger = Ledger(study)
     ledger.prepare()
+    if study.storage is not None:
+        storage = Storage(study.storage)
+        storage.push_study(study)
+        storage.fetch_all(study)
     ledger.forget_failures()
     return ledger
 
@@ -126,6 +131,8 @@ def _run(study: Study, place: _Place, on_progress: OnProgress) -> list[StudyJob]
                 if died is None:
                     continue
                 del running[key]
+                if study.storage is not None:
+                    Storage(study.storage).fetch(study, job)
                 if died and tries[key] < _TRIES:
                     left.insert(0, job)
                 elif died:
@@ -150,8 +157,9 @@ def _run(study: Study, place: _Place, on_progress: OnProgress) -> list[StudyJob]
 
 def _told(study: Study, job: StudyJob) -> list[str]:
     """What `bapo.study.work` is told of a job."""
-    data_folder = [str(study.data_folder.resolve())] if study.data_folder else []
-    return [str(study.path.resolve()), str(study.folder.resolve()), job.key, *data_folder]
+    data_folder = ["--data-folder", str(study.data_folder.resolve())] if study.data_folder else []
+    storage = ["--storage", study.storage] if study.storage else []
+    return [str(study.path.resolve()), str(study.folder.resolve()), job.key, *data_folder, *storage]
 
 
 class _Processes(_Place):

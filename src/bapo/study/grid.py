@@ -88,6 +88,7 @@ class Study:
         evaluation: what every model is asked.
         data_folder: of raw data and questions; None for `BAPO_DATA`, or the hub.
         sizes: of models and data, for a plan.
+        storage: where records and artifacts are shared by workers that share no disk (`bapo.study.storage`).
     """
 
     folder: Path
@@ -97,19 +98,28 @@ class Study:
     data_folder: Path | None = None
     path: Path = field(default=Path())
     sizes: SizesSection = field(default_factory=SizesSection)
+    storage: str | None = None
+
+    def store_of(self, job: StudyJob) -> Path:
+        """The anchored store of a job's model."""
+        of_model = identity_of(**job.recipe.model.model_dump(mode="json"))[:6]
+        return self.folder / "anchored" / f"{Path(job.recipe.model.name).name}-{of_model}"
 
     def cell_of(self, job: StudyJob) -> Cell:
         """The cell of a job, or one that shares its model and preference."""
         return self.cells.get(job.of) or next(cell for cell in self.cells.values() if cell.recipe is job.recipe)
 
 
-def open_study(path: Path, folder: Path | None = None, data_folder: Path | None = None) -> Study:
+def open_study(
+    path: Path, folder: Path | None = None, data_folder: Path | None = None, storage: str | None = None
+) -> Study:
     """Read a study file and lay out its jobs; nothing else is read.
 
     Args:
         path: the file.
         folder: of the study; beside the file, with its name, by default.
         data_folder: of raw data and questions; `BAPO_DATA` by default.
+        storage: see `Study`.
 
     Raises:
         BapoError: the file cannot be used, or two different runs would have one key.
@@ -127,7 +137,8 @@ def open_study(path: Path, folder: Path | None = None, data_folder: Path | None 
     jobs: dict[str, StudyJob] = {}
     for job in _jobs(cells, content.evaluation):
         jobs.setdefault(job.key, job)
-    return Study(folder or path.with_suffix(""), cells, jobs, content.evaluation, data_folder, path, content.sizes)
+    folder = folder or path.with_suffix("")
+    return Study(folder, cells, jobs, content.evaluation, data_folder, path, content.sizes, storage)
 
 
 def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:

@@ -66,14 +66,15 @@ class Ledger:
     ) -> None:
         """Write the record by which a job is done."""
         FINISHED_JOB.write(self.path(job), content, identity=job.identity, made_from=made_from, items=items)
-        self._failure(job).unlink(missing_ok=True)
+        self.failure(job).unlink(missing_ok=True)
 
-    def _failure(self, job: StudyJob) -> Path:
+    def failure(self, job: StudyJob) -> Path:
+        """Where the record of a failed job lies."""
         return self.study.folder / "failures" / f"{job.key}.json"
 
     def why_failed(self, job: StudyJob) -> str | None:
         """Why a job failed with these settings, if it did."""
-        record = FAILED_JOB.find(self._failure(job), job.identity)
+        record = FAILED_JOB.find(self.failure(job), job.identity)
         return None if record is None else record.content.why
 
     def fail(self, job: StudyJob, why: str) -> None:
@@ -82,12 +83,12 @@ class Ledger:
 
         content = FailedJob(job.key, why, datetime.now(UTC).isoformat(timespec="seconds"))
         made_from = Provenance(model=job.recipe.model.name, weights="")
-        FAILED_JOB.write(self._failure(job), content, identity=job.identity, made_from=made_from)
+        FAILED_JOB.write(self.failure(job), content, identity=job.identity, made_from=made_from)
 
     def forget_failures(self) -> None:
         """Let what failed be tried again."""
         for job in self.study.jobs.values():
-            self._failure(job).unlink(missing_ok=True)
+            self.failure(job).unlink(missing_ok=True)
 
     def _sign(self, job: StudyJob) -> Path:
         return self.study.folder / "running" / f"{job.key}.json"

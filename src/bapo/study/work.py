@@ -1,12 +1,13 @@
 """Doing one job of a study, wherever it runs.
 
-    python -m bapo.study.work FILE FOLDER KEY [DATA_FOLDER]
+    python -m bapo.study.work FILE FOLDER KEY [--data-folder FOLDER] [--storage URL]
 
 does one in a process of its own; what it found is in the record, and why it failed in the record of that.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 import time
@@ -23,7 +24,6 @@ from bapo.results import (
     AskedQuestions,
     FinishedJob,
     Provenance,
-    identity_of,
     question_rows,
     record_of,
     to_rows,
@@ -31,6 +31,7 @@ from bapo.results import (
 from bapo.study.grid import Study, StudyJob, open_study
 from bapo.study.ledger import Ledger
 from bapo.study.speech import in_words, speak
+from bapo.study.storage import Storage
 
 if TYPE_CHECKING:
     from bapo.evaluation import BenchmarkPlan
@@ -42,6 +43,16 @@ def do(study: Study, job: StudyJob, on_progress: OnProgress = silent) -> bool:
     Returns:
         Whether it is done. Why not is in the ledger: a failure of one job stops no other.
     """
+    if study.storage is None:
+        return _do(study, job, on_progress)
+    storage = Storage(study.storage)
+    storage.fetch_needed(study, job)
+    done = _do(study, job, on_progress)
+    storage.push(study, job)
+    return done
+
+
+def _do(study: Study, job: StudyJob, on_progress: OnProgress) -> bool:
     ledger = Ledger(study)
     ledger.prepare()
     lock = make_folder(study.folder / "running") / f"{job.key}.lock"
@@ -70,9 +81,7 @@ Found = tuple[dict[str, Any], list[dict[str, Any]], Provenance]
 def _placed(study: Study, job: StudyJob) -> Recipe:
     """The job's recipe with the places of this study."""
     recipe = job.recipe
-    of_model = identity_of(**recipe.model.model_dump(mode="json"))[:6]
-    store = study.folder / "anchored" / f"{Path(recipe.model.name).name}-{of_model}"
-    anchoring = recipe.anchoring.model_copy(update={"anchored_store": str(store)})
+    anchoring = recipe.anchoring.model_copy(update={"anchored_store": str(study.store_of(job))})
     data_folder = str(study.data_folder) if study.data_folder else recipe.preferences.data_folder
     preferences = recipe.preferences.model_copy(update={"data_folder": data_folder})
     return recipe.model_copy(update={"anchoring": anchoring, "preferences": preferences})
@@ -176,9 +185,16 @@ _WORK = {"anchor": _anchor, "train": _train, "evaluate": _evaluate}
 
 def main(arguments: list[str]) -> int:
     """Do the job that is named, quietly; 0 if it is done."""
-    path, folder, key, *more = arguments
-    study = open_study(Path(path), Path(folder), Path(more[0]) if more else None)
-    return 0 if do(study, study.jobs[key]) else 1
+    parser = argparse.ArgumentParser(prog="python -m bapo.study.work")
+    for name in ("file", "folder"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("key")
+    parser.add_argument("--data-folder", type=Path)
+    parser.add_argument("--storage")
+    told = parser.parse_args(arguments)
+    file = told.file if told.file.is_file() or told.storage is None else Storage(told.storage).fetch_study(told.folder)
+    study = open_study(file, told.folder, told.data_folder, told.storage)
+    return 0 if do(study, study.jobs[told.key]) else 1
 
 
 if __name__ == "__main__":

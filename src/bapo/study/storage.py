@@ -1,0 +1,175 @@
+"""A study's records and artifacts on shared storage, for workers that share no disk: anything that fsspec reads.
+
+A worker computes in a folder of its own. What it has finished is copied as whole objects, a job's record last, so that
+a record that is there speaks of artifacts that are there. Two workers that do the same job write the same objects.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from bapo.errors import foreign
+from bapo.files import Journal, locked, make_folder, write_bytes
+from bapo.results.runs import DONE
+from bapo.study.grid import Study, StudyJob
+from bapo.study.ledger import Ledger
+
+_TODO = "check the address and your access to it, and start the command again"
+
+
+class Storage:
+    """Where the objects of a study lie.
+
+    Args:
+        url: a folder by any name that fsspec knows, such as ``s3://bucket/study`` or a path.
+
+    Raises:
+        BapoError: nothing reads such an address, or it cannot be reached.
+    """
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self.url = url
+        with self._reached():
+            self.fs, self.root = url_to_fs(url)
+            self.fs.makedirs(self.root, exist_ok=True)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        with foreign(f"The storage {self.url} cannot be used", _TODO):
+            yield
+
+    def push_study(self, study: Study) -> None:
+        """Copy the study file, for workers that do not see it."""
+        self._put(study.path.read_bytes(), "study.yaml")
+
+    def fetch_study(self, folder: Path) -> Path:
+        """The study file, copied into a folder."""
+        path = make_folder(folder) / "study.yaml"
+        with self._reached():
+            write_bytes(path, self.fs.cat_file(f"{self.root}/study.yaml"))
+        return path
+
+    def push(self, study: Study, job: StudyJob) -> None:
+        """Copy what a job left, if it is finished: artifacts, items, record; else why it failed."""
+        ledger = Ledger(study)
+        if ledger.finished(job) is None:
+            failure = ledger.failure(job)
+            if failure.is_file():
+                self._put(failure.read_bytes(), f"failures/{failure.name}")
+            return
+        artifacts = _archive(study, job)
+        if artifacts:
+            self._put(artifacts, _archive_name(job))
+        record = ledger.path(job)
+        items = record.with_suffix(".parquet")
+        for path in (items, record) if items.is_file() else (record,):
+            self._put(path.read_bytes(), f"jobs/{path.name}")
+
+    def fetch(self, study: Study, job: StudyJob, *, artifacts: bool = False) -> None:
+        """Copy a job's record here, if it is finished there and not here; and what others need of it.
+
+        Args:
+            study, job: whose.
+            artifacts: whether what others need is copied too, where it is not here.
+        """
+        ledger = Ledger(study)
+        record = ledger.path(job)
+        if ledger.finished(job) is None:
+            for name in (record.with_suffix(".parquet").name, record.name):
+                self._get(f"jobs/{name}", record.parent / name)
+            failure = ledger.failure(job)
+            if not record.is_file():
+                self._get(f"failures/{failure.name}", failure)
+        if artifacts and ledger.finished(job) is not None and not _is_there(study, job):
+            with self._reached():
+                if self.fs.exists(f"{self.root}/{_archive_name(job)}"):
+                    _unpack(study, job, self.fs.cat_file(f"{self.root}/{_archive_name(job)}"))
+
+    def fetch_all(self, study: Study) -> None:
+        """Copy all records here that are there and not here."""
+        for job in study.jobs.values():
+            self.fetch(study, job)
+
+    def fetch_needed(self, study: Study, job: StudyJob) -> None:
+        """Copy here what a job needs, and its own record."""
+        for key in job.needs:
+            self.fetch_needed(study, study.jobs[key])
+        self.fetch(study, job, artifacts=True)
+
+    def _put(self, content: bytes, name: str) -> None:
+        """One whole object: first under a name of its own, then under its name."""
+        final = PurePosixPath(self.root) / name
+        part = f"{final}.{uuid.uuid4().hex}.part"
+        with self._reached():
+            self.fs.makedirs(str(final.parent), exist_ok=True)
+            self.fs.pipe_file(part, content)
+            self.fs.mv(part, str(final))
+
+    def _get(self, name: str, path: Path) -> None:
+        with self._reached():
+            if self.fs.exists(f"{self.root}/{name}"):
+                content = self.fs.cat_file(f"{self.root}/{name}")
+                write_bytes(make_folder(path.parent) / path.name, content)
+
+
+def _archive_name(job: StudyJob) -> str:
+    return f"artifacts/{job.key}-{job.identity[:16]}.tar"
+
+
+def _folder(study: Study, job: StudyJob) -> Path | None:
+    """Where what others need of a job lies."""
+    if job.work == "train":
+        return study.folder / "runs" / job.of
+    return study.store_of(job) if job.work == "anchor" else None
+
+
+def _is_there(study: Study, job: StudyJob) -> bool:
+    return job.work == "train" and Ledger(study).has_artifact(job)
+
+
+def _archive(study: Study, job: StudyJob) -> bytes:
+    """The finished files of a job, that by which it is done last; checkpoints and locks are none."""
+    folder = _folder(study, job)
+    if folder is None or not folder.is_dir():
+        return b""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as archive:
+        for path in sorted(folder.iterdir(), key=lambda path: (path.name == DONE, path.name)):
+            if path.is_file() and not path.name.startswith("."):
+                archive.add(path, path.name)
+    return written.getvalue()
+
+
+def _unpack(study: Study, job: StudyJob, content: bytes) -> None:
+    folder = _folder(study, job)
+    assert folder is not None
+    make_folder(folder)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive, locked(folder / ".lock"):
+        for member in archive.getmembers():
+            file = archive.extractfile(member)
+            if file is None or "/" in member.name or member.name.startswith("."):
+                continue
+            path = folder / member.name
+            if path.suffix == ".jsonl" and path.is_file():
+                _merge(path, file.read())
+            elif job.work == "train" or not path.is_file():
+                write_bytes(path, file.read())
+
+
+def _merge(path: Path, content: bytes) -> None:
+    """Add to a journal the batches of another one of the same name that it lacks; its lock is held."""
+    other = path.with_name(f".{uuid.uuid4().hex}")
+    write_bytes(other, content)
+    journal = Journal(path)
+    known = list(journal.read())
+    for batch in Journal(other).read():
+        if batch not in known:
+            journal.append(batch)
+    other.unlink()

@@ -1,0 +1,90 @@
+"""Workers that share no disk: what one has finished another finds, whole, and does not do again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from bapo.errors import BapoError
+from bapo.files import Journal
+from bapo.study import Ledger, Storage, open_study, run_here
+from bapo.study.storage import _merge
+from tests.study.test_study import JOBS, STUDY, found, place, write_study
+
+__all__ = ["place"]
+
+
+def test_a_worker_goes_on_with_what_another_one_finished(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(place / "shared")
+    first = open_study(place / "study.yaml", place / "first", storage=url)
+    assert run_here(first) == []
+    assert len(list((place / "shared/jobs").glob("*.json"))) == JOBS
+    assert not list((place / "shared").rglob("*.part"))
+
+    second = open_study(place / "study.yaml", place / "second", storage=url)
+    assert run_here(second) == []
+    assert found(place / "second") == found(place / "first")
+    assert not (place / "second/runs").exists(), "records are enough where nothing is left to do"
+
+    def must_not_run(*_: Any, **__: Any) -> None:
+        raise AssertionError("done again")
+
+    monkeypatch.setattr("bapo.anchoring.anchored.generate_batch", must_not_run)
+    monkeypatch.setattr("bapo.training.BAPOTrainer.train", must_not_run)
+    asked = {**STUDY["evaluation"], "limit": 7, "answers": 0, "questions": [], "divergence": 0, "few_shot": []}
+    larger = write_study(place, {**STUDY, "evaluation": asked}, "larger.yaml")
+    third = open_study(larger, place / "third", storage=url)
+    assert [job.work for job in Ledger(third).missing()].count("train") == 2, "so far it knows of nothing"
+    assert run_here(third) == []
+    assert (place / "third/runs/tiny_mine.jsonl_dpo_seed0/adapter_model.safetensors").is_file()
+    assert not (place / "third/runs/tiny_mine.jsonl_dpo_seed0/checkpoints").exists()
+
+
+def test_an_archive_is_there_before_the_record_that_speaks_of_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = open_study(place / "study.yaml", place / "here", storage=str(place / "shared"))
+    pushed: list[str] = []
+    put = Storage._put
+    monkeypatch.setattr(Storage, "_put", lambda self, content, name: (pushed.append(name), put(self, content, name)))
+    assert run_here(study) == []
+    for work, before in (("anchor", "artifacts/anchor"), ("train", "artifacts/train")):
+        names = [name for name in pushed if name.partition("/")[2].startswith(work)]
+        records = [at for at, name in enumerate(names) if name.endswith(".json")]
+        assert records
+        assert all(names[at - 1].startswith(before) for at in records)
+    evaluated = [name for name in pushed if name.startswith("jobs/evaluate")]
+    assert [name.rpartition(".")[2] for name in evaluated] == ["parquet", "json"] * (len(evaluated) // 2)
+
+
+def test_a_failure_is_told_where_others_read_it(place: Path) -> None:
+    (place / "mine.jsonl").unlink()
+    url = str(place / "shared")
+    assert run_here(open_study(place / "study.yaml", place / "here", storage=url))
+    elsewhere = open_study(place / "study.yaml", place / "elsewhere", storage=url)
+    Storage(url).fetch_all(elsewhere)
+    states = {job.work: Ledger(elsewhere).state(job) for job in elsewhere.jobs.values() if job.work == "anchor"}
+    assert states == {"anchor": "failed"}
+
+
+def test_journals_of_two_workers_become_one(tmp_path: Path) -> None:
+    ours, theirs = Journal(tmp_path / "a.jsonl"), Journal(tmp_path / "b.jsonl")
+    for journal, batches in ((ours, [[{"n": 1}], [{"n": 2}]]), (theirs, [[{"n": 2}], [{"n": 3}]])):
+        list(journal.read())
+        for batch in batches:
+            journal.append(batch)
+    _merge(tmp_path / "a.jsonl", (tmp_path / "b.jsonl").read_bytes() + b'{"torn')
+    assert list(Journal(tmp_path / "a.jsonl").read()) == [[{"n": 1}], [{"n": 2}], [{"n": 3}]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+
+
+def test_it_may_be_anything_that_fsspec_reads(place: Path) -> None:
+    study = open_study(place / "study.yaml", place / "here", storage="memory://studies/one")
+    storage = Storage("memory://studies/one")
+    storage.push_study(study)
+    copied = storage.fetch_study(place / "copied")
+    assert copied.read_text() == (place / "study.yaml").read_text()
+    assert fsspec.filesystem("memory").exists("/studies/one/study.yaml")
+    with pytest.raises(BapoError, match="nowhere://x cannot be used"):
+        Storage("nowhere://x")
