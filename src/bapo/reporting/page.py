@@ -12,11 +12,17 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from bapo.reporting.pictures import Picture, inline
+
 if TYPE_CHECKING:
     from bapo.results import SideBySide
 
 MOST_FLIPS = 6000
 """Questions whose answer changed that a page holds; of more, those whose probability changed most."""
+
+
+_HALF_INCHES = 6.5
+"""A wider picture takes the whole width of a page."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,20 @@ class PageTable:
 
 @dataclass(frozen=True)
 class PageFigure:
-    """A figure as SVG."""
+    """A figure as SVG, over the whole width of the page or half of it."""
 
     title: str
     caption: str
     svg: str
+    wide: bool = False
+
+
+def page_figures(pictures: Mapping[str, Picture]) -> list[PageFigure]:
+    """Pictures as figures of a page, by the names that keep their ids apart."""
+    return [
+        PageFigure(each.title, each.caption, inline(each, name), wide=each.size[0] > _HALF_INCHES)
+        for name, each in pictures.items()
+    ]
 
 
 @dataclass(frozen=True)

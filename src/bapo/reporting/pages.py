@@ -18,8 +18,8 @@ from bapo.reporting.changes import (
     movement_in_words,
 )
 from bapo.reporting.curves import Log
-from bapo.reporting.page import Page, PageFigure, PageTable
-from bapo.reporting.pictures import inline, training_pictures
+from bapo.reporting.page import Page, PageTable, page_figures
+from bapo.reporting.pictures import training_pictures
 from bapo.reporting.tables import HEADER, WORDED_HEADER, held_out_rows, worded_rows
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def personalization_page(record: Record[Personalization], logs: Mapping[str, Log
     return Page(
         title=f"Personalized to {result.source}",
         tables=[PageTable("What it learned, and what it kept", WORDED_HEADER, rows, note)],
-        figures=[PageFigure(each.title, each.caption, inline(each, name)) for name, each in drawn.items()],
+        figures=page_figures(drawn),
         answers=result.answers,
         how=[_HOW],
         made=made(record.made_from),

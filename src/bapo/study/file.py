@@ -71,6 +71,7 @@ class EvaluationSection(Section):
 class StudyFile(Section):
     """The whole study."""
 
+    about: str = Field("", description="what it is about, in words, for its page")
     recipe: dict[str, Any] = Field(default_factory=dict, description="sections of a recipe, for all runs")
     models: dict[str, Overrides] = Field(default_factory=dict, description="by label, recipe keys of a model")
     methods: dict[str, Overrides] = Field(default_factory=dict, description="by label, recipe keys of a method")

@@ -89,6 +89,7 @@ class Study:
         data_folder: of raw data and questions; None for `BAPO_DATA`, or the hub.
         sizes: of models and data, for a plan.
         storage: where records and artifacts are shared by workers that share no disk (`bapo.study.storage`).
+        about: what it is about, in words.
     """
 
     folder: Path
@@ -99,6 +100,7 @@ class Study:
     path: Path = field(default=Path())
     sizes: SizesSection = field(default_factory=SizesSection)
     storage: str | None = None
+    about: str = ""
 
     def store_of(self, job: StudyJob) -> Path:
         """The anchored store of a job's model."""
@@ -138,7 +140,7 @@ def open_study(
     for job in _jobs(cells, content.evaluation):
         jobs.setdefault(job.key, job)
     folder = folder or path.with_suffix("")
-    return Study(folder, cells, jobs, content.evaluation, data_folder, path, content.sizes, storage)
+    return Study(folder, cells, jobs, content.evaluation, data_folder, path, content.sizes, storage, content.about)
 
 
 def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:

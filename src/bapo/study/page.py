@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bapo.reporting import study as drawn
-from bapo.reporting.page import Page, PageFigure, PageTable, PageVerdict
-from bapo.reporting.pictures import inline, pictures
+from bapo.reporting.page import Page, PageTable, PageVerdict, page_figures
+from bapo.reporting.pictures import pictures
 from bapo.reporting.tables import interval
 from bapo.results import BASE, AnswerStore, Record, SideBySide, StudyReport
 from bapo.study.grid import Study
@@ -44,16 +44,14 @@ def study_page(study: Study, record: Record[StudyReport], *, texts: bool = True)
     ]
     return Page(
         title=f"Study {study.path.stem}" if study.path.stem != "study" else f"Study {study.path.parent.name}",
-        summary=[f"{report.done} of {report.jobs} jobs are done."],
+        summary=[*([study.about] if study.about else []), f"{report.done} of {report.jobs} jobs are done."],
         verdicts=verdicts,
         tables=[
             PageTable(drawn.TITLES[name], *table, note=_NOTES.get(name, ""))
             for name, table in tables.items()
             if name != "claims"
         ],
-        figures=[
-            PageFigure(picture.title, picture.caption, inline(picture, name)) for name, picture in figures.items()
-        ],
+        figures=page_figures(figures),
         flips=[{**flip, "run": _run(flip)} for flip in record.items()],
         questions=_questions(study) if texts else {},
         answers=_answers(study),
