@@ -81,7 +81,7 @@ REFUSED = [
     (["train", "--objective", "dpop"], "'dpop' is taken: bapo and bapo-example bring one each"),
     (["train", "--objective", "squared", "--anchor-strength", "1"], "squared has no anchor, and so no anchor_strength"),
     (["data", "sums:rigt"], "did you mean 'sums:right'?): use one of right, wrong"),
-    (["data", "sum"], "starter:concise, sums:NAME"),
+    (["data", "sum"], "sums:NAME"),
     (["evaluate", "-b", "arc_eazy"], "did you mean 'arc_easy'?"),
 ]
 

@@ -14,6 +14,7 @@ from bapo import __version__
 from bapo.errors import BapoError
 from bapo.jobs import Recipe, read_recipe
 from bapo.preferences import preference_in_words
+from bapo.preferences.sources.user import EVERY, users_of
 from bapo.registry import names, nearest
 from bapo.results import BASE, PROMPT_ONLY, identity_of
 from bapo.settings import SCORING_VERSION
@@ -146,7 +147,8 @@ def open_study(
 def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:
     common = read_recipe(None, {}, deepcopy(content.recipe))
     models, seeds = grid.models or [common.model.name], grid.seeds or [common.training.seed]
-    axes: tuple[list[Any], ...] = (models, grid.preferences, grid.methods, seeds, *grid.vary.values())
+    preferences = [each for named in grid.preferences for each in _of_all_users(named)]
+    axes: tuple[list[Any], ...] = (models, preferences, grid.methods, seeds, *grid.vary.values())
     for model, preference, method, seed, *values in itertools.product(*axes):
         varied = dict(zip(grid.vary, values, strict=True))
         overrides = {
@@ -164,6 +166,15 @@ def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:
         yield Cell(
             slug(model, preference, method, f"seed{seed}", *parts), model, preference, method, seed, varied, recipe
         )
+
+
+def _of_all_users(preference: str) -> list[str]:
+    """``user:FILE#*`` is a preference for each user of the file."""
+    name, _, part = preference.partition(":")
+    file, _, user = part.rpartition("#")
+    if name != "user" or user != EVERY:
+        return [preference]
+    return [f"user:{file}#{each}" for each in users_of(file)]
 
 
 def slug(*parts: object) -> str:
