@@ -318,6 +318,21 @@ def test_a_clone_of_what_may_be_shared_knows_what_is_done_and_makes_what_is_miss
     assert run_here(larger) == []
 
 
+def test_data_that_changed_under_a_study_are_refused(place: Path) -> None:
+    write_study(place, with_methods("bapo"))
+    assert run_here(open_study(place / "study.yaml")) == []
+    rows = Path("mine.jsonl").read_text()
+    Path("mine.jsonl").write_text(rows.replace("good 3", "better 3"))
+    larger = open_study(write_study(place, with_methods("bapo", "dpo")))
+    left = {job.key for job in run_here(larger)}
+    assert left == {"train_tiny_mine.jsonl_dpo_seed0", "evaluate_tiny_mine.jsonl_dpo_seed0"}
+    why = Ledger(larger).why_failed(larger.jobs["train_tiny_mine.jsonl_dpo_seed0"])
+    assert why is not None
+    assert "mine.jsonl is not as it was when anchor_tiny_mine.jsonl" in why
+    Path("mine.jsonl").write_text(rows)
+    assert run_here(larger) == []
+
+
 def test_a_damaged_record_is_a_sentence(place: Path) -> None:
     write_study(place, {**with_methods("bapo"), "evaluation": {}})
     study = open_study(place / "study.yaml")

@@ -109,10 +109,30 @@ def _anchor(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress
     )
 
 
+def _check_data(study: Study, ledger: Ledger, job: StudyJob, recipe: Recipe) -> None:
+    """Refuse data that are not those of the jobs that this one needs: jobs are known by the names of data.
+
+    Raises:
+        BapoError: the data have changed since.
+    """
+    from bapo.jobs import stages
+
+    for key in job.needs:
+        needed = study.jobs[key]
+        record = ledger.finished(needed)
+        known = None if record is None else record.made_from.data.get("preferences")
+        if known is not None and known != stages.data_fingerprint(stages.read(recipe)):
+            raise BapoError(
+                f"{recipe.preferences.source} is not as it was when {key} was done: put it back, or name another "
+                "folder with --output."
+            )
+
+
 def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress) -> Found:
     from bapo.jobs.job import provenance, train
 
     recipe = _placed(study, job)
+    _check_data(study, ledger, job, recipe)
     run, _, _ = train(recipe, make_folder(ledger.run_folder(job)), on_progress)
     record = record_of(run.folder) or {}
     counts = {"pairs": float(record.get("pairs", 0)), "steps": float(record.get("steps", 0))}
@@ -126,6 +146,7 @@ def _evaluate(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgre
     from bapo.jobs.job import provenance
 
     recipe, records = _placed(study, job), study.folder / "records"
+    _check_data(study, ledger, job, recipe)
     adapter = str(study.folder / "runs" / job.of) if job.of in study.cells else None
     system = in_words(stages.read(recipe).train, job.examples) if job.examples else job.system
     variant, shared = Variant(job.of, adapter=adapter, system=system), stages.shared_model(recipe)
