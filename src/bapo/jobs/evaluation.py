@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError
 from bapo.jobs import stages
+from bapo.jobs.cell import Cell
 from bapo.jobs.job import Job, anchoring_settings, provenance, reference_name
 from bapo.jobs.marks import adapter_mark
 from bapo.jobs.movement import MovementPlan, measure_movement
@@ -25,6 +26,7 @@ from bapo.results import (
     BUDGET,
     COMPARISON,
     HELD_OUT,
+    REFERENCE_LOGPS,
     AskedBenchmark,
     BenchmarkAnswers,
     Comparison,
@@ -32,11 +34,11 @@ from bapo.results import (
     HeldOutScores,
     Provenance,
     Record,
+    ReferenceLogps,
     Sample,
     changed_rows,
     compare_models,
     day_of,
-    from_rows,
     identity_of,
     to_rows,
 )
@@ -146,43 +148,6 @@ def _in_cache() -> Path:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What is known of one variant: a record for each benchmark, and one of its held-out scores.
-
-    Attributes:
-        asked: by benchmark, the record and the answers that it speaks of.
-        held_out: its held-out scores; None of the reference, and where none are evaluated.
-    """
-
-    asked: Mapping[str, tuple[Record[AskedBenchmark], BenchmarkAnswers]]
-    held_out: Record[HeldOutScores] | None
-
-    @property
-    def identities(self) -> list[str]:
-        """Of its records."""
-        records = [record.identity for record, _ in self.asked.values()]
-        return [*records, *([self.held_out.identity] if self.held_out else [])]
-
-    @property
-    def made_from(self) -> Provenance | None:
-        """Of its first record."""
-        records = [record.made_from for record, _ in self.asked.values()]
-        return next(iter([*records, *([self.held_out.made_from] if self.held_out else [])]), None)
-
-    def findings(self, variant: Variant) -> Findings:
-        """For a comparison, item by item."""
-        return Findings(
-            variant.name,
-            variant.adapter,
-            variant.system,
-            benchmarks={name: answers for name, (_, answers) in self.asked.items()},
-            preferences=self.held_out.content.report if self.held_out else None,
-            prompts=from_rows(self.held_out.items()) if self.held_out else (),
-            seconds={name: record.content.seconds for name, (record, _) in self.asked.items()},
-        )
-
-
-@dataclass(frozen=True)
 class Grid:
     """The jobs of an evaluation."""
 
@@ -289,7 +254,6 @@ class Grid:
 
     def _known(self, base: LoadedModel, on_progress: OnProgress) -> _Known:
         """What all variants share: the held-out prompts, what the reference says to them, and the day."""
-        from bapo.evaluation import held_out_logps
         from bapo.likelihood import ResponseScorer
         from bapo.models import model_fingerprint, tokenizer_fingerprint
 
@@ -301,16 +265,29 @@ class Grid:
             anchored = stages.anchor_split(self.recipe, self._split, base, on_progress, today=today)
             held_out = anchored.held_out
             if any(self._scored(variant) for variant in self.variants):
-                stage = f"{reference_name(self.recipe)}: held-out prompts"
-                reference = held_out_logps(
-                    base.model, held_out, kernels=base.kernels, stage=stage, on_progress=on_progress
-                )
+                reference = self._reference_logps(base, held_out, on_progress)
         on_progress("measuring what rounding does", 0, 1)
         made_on = ResponseScorer(base.model, base.kernels).made_on()
         on_progress("measuring what rounding does", 1, 1)
         return _Known(
             held_out, reference, today, made_on, model_fingerprint(base.model), tokenizer_fingerprint(base.tokenizer)
         )
+
+    def _reference_logps(self, base: LoadedModel, held_out: AnchoredPreferences, on_progress: OnProgress) -> Logps:
+        """Of held-out prompts, in rows that depend on them alone; kept for all policies that are scored here."""
+        from bapo.evaluation import held_out_logps
+        from bapo.models import machine, model_fingerprint
+
+        made_on, weights = machine(base.model.device), model_fingerprint(base.model)
+        who = Variant(reference_name(self.recipe))
+        job: Job[ReferenceLogps] = self._job(REFERENCE_LOGPS, who, data=self._data, machine=made_on, weights=weights)
+        done = job.find()
+        if done is not None:
+            return done.content.logps
+        stage = f"{reference_name(self.recipe)}: held-out prompts"
+        logps = held_out_logps(base.model, held_out, kernels=base.kernels, stage=stage, on_progress=on_progress)
+        made_from = provenance(self.recipe, weights, made_on, data=self._data)
+        return job.finish(ReferenceLogps(tuple(logps)), made_from).content.logps
 
     def _evaluate(self, variant: Variant, model: LoadedModel, known: _Known, on_progress: OnProgress) -> Cell:
         from bapo.models import tokenizer_fingerprint

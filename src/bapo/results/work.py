@@ -62,6 +62,17 @@ class HeldOutScores:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceLogps:
+    """What the reference says to held-out prompts, in the rows in which any policy of it is scored.
+
+    Attributes:
+        logps: of each prompt those of its responses and, behind them, of its base responses, nats.
+    """
+
+    logps: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AskedBenchmark:
     """A benchmark that a model was asked; the answers lie in their stores.
 
@@ -170,6 +181,7 @@ class Personalization:
 
 ANCHORED = Kind("anchored preferences", 1, AnchoredSummary)
 HELD_OUT = Kind("held-out scores", 1, HeldOutScores)
+REFERENCE_LOGPS = Kind("log-probs of the reference", 1, ReferenceLogps)
 ASKED = Kind("answers to a benchmark", 1, AskedBenchmark)
 SAMPLED = Kind("sampled preferences", 1, SampledPreferences, "delete it and the file beside it")
 GENERATIONS = Kind("generations", 1, Generations)
