@@ -31,8 +31,9 @@ BENCHMARKS = ("piqa", "arc_challenge", "scienceqa")
 
 def recipe_of(arguments: argparse.Namespace, **more: Any) -> Recipe:
     overrides = {
+        "model.name": arguments.model,
         "preferences.source": arguments.source,
-        "preferences.held_out": 50,
+        "preferences.held_out": arguments.held_out,
         "preferences.max_train_prompts": 3 * arguments.steps,
         "preferences.data_folder": arguments.data_folder,
         "anchoring.base_max_new_tokens": 128,
@@ -48,7 +49,7 @@ def recipe_of(arguments: argparse.Namespace, **more: Any) -> Recipe:
 def adapters(arguments: argparse.Namespace) -> dict[str, str]:
     """The controls by name: folders of trained adapters, and one that is zero."""
     zero = arguments.folder / "zero"
-    add_lora(load_model("smollm2").model).save_pretrained(zero)
+    add_lora(load_model(arguments.model).model).save_pretrained(zero)
     controls = {
         "one setting, seed 0": {},
         "one setting, seed 1": {"training.seed": 1},
@@ -87,8 +88,10 @@ def measured(changes: ModelChanges, comparison: Comparison, name: str) -> Mappin
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--source", default="dsp:academy")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--held-out", type=int, default=50)
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--text", type=Path, default=Path(__file__).parents[1] / "docs" / "architecture.md")
     parser.add_argument("--data-folder")
@@ -112,7 +115,7 @@ def main() -> None:
         return record.content
 
     timed("questions, of the base and four adapters", benchmarks=plan)
-    movement = MovementPlan(50, text=arguments.text)
+    movement = MovementPlan(arguments.held_out, text=arguments.text)
     timed("divergence and text, of four adapters", movement=movement)
     comparison = timed("reading all of it", benchmarks=plan, movement=movement)
     rows = []

@@ -223,3 +223,21 @@ def test_training_is_timed_beside_trl_which_computes_the_same_loss(model: Path, 
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-3)
     assert losses[0] != pytest.approx(0.6931, abs=1e-3), "the adapter is zero"
     assert all(number(row["pairs/s"]) > 0 for row in rows)
+
+
+def test_controls_of_the_measures_are_zero_of_a_zero_adapter_and_larger_of_a_larger_rate(
+    model: Path, place: Path
+) -> None:
+    asked = ["controls", "--model", model, "--source", "starter:concise", "--steps", 2, "--held-out", 3, "--limit", 6]
+    said = ran("measures", *asked, cwd=place, BAPO_DATA=write_questions(place / "data"))
+    changes, seconds = tables(said)
+    by_adapter: dict[str, dict[str, float]] = {}
+    for row in changes:
+        by_adapter.setdefault(row["adapter"], {})[row["measure"].partition(" (")[0]] = number(row["change [95 %]"])
+    assert len(by_adapter) == 4
+    assert set(by_adapter["zero adapter"].values()) == {0.0}
+    small, large = (by_adapter[name] for name in ("one setting, seed 0", "20 times the learning rate"))
+    divergences = [measure for measure in small if measure.startswith("divergence")]
+    assert len(divergences) == 2
+    assert all(0 < small[measure] < large[measure] for measure in divergences)
+    assert len(seconds) == 3
