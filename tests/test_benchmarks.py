@@ -241,3 +241,15 @@ def test_controls_of_the_measures_are_zero_of_a_zero_adapter_and_larger_of_a_lar
     assert len(divergences) == 2
     assert all(0 < small[measure] < large[measure] for measure in divergences)
     assert len(seconds) == 3
+
+
+@pytest.mark.slow
+def test_end_to_end_both_sides_do_the_grid(model: Path, place: Path) -> None:
+    asked = ["--model", model, "--preferences", "starter:concise", "--benchmarks", "piqa"]
+    few = ["--steps", 2, "--batch", 2, "--prompts", 3, "--held-out", 2, "--limit", 4, "--without", "TRL"]
+    data = write_questions(place / "data")
+    (rows,) = tables(ran("end_to_end", *asked, *few, cwd=place, BAPO_DATA=data))
+    assert [row["side"] for row in rows] == ["bapo study", "TRL, precomputed"]
+    assert number(rows[0]["times ours"]) == 1.0
+    assert all(number(row["seconds"]) > 0 for row in rows)
+    assert number(rows[1]["lines"]) > 2 * number(rows[0]["lines"])
