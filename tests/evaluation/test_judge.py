@@ -47,5 +47,6 @@ def test_answers_as_numbers() -> None:
     assert (once.words, once.repeated) == (5, 0.0)
     assert (again.words, again.repeated) == (8, 0.2)
     assert numbers_of("", 0.0).repeated == 0.0
+    assert numbers_of("Go Now And Then go now and then", 0.0).repeated == 0.2, "in capitals or not"
     found = behaviour([once, again])
-    assert (found.chosen_like.value, found.words.value, found.answers) == (0.5, 6.5, 2)
+    assert (found.chosen_like.value, found.words.value, found.repeated.value, found.answers) == (0.5, 6.5, 0.1, 2)

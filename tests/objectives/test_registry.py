@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from unittest.mock import patch
+
 import pytest
+import torch
 
 from bapo.errors import BapoError
-from bapo.objectives import ANCHORS, PAIR_LOSSES, make_objective
+from bapo.objectives import ANCHORS, PAIR_LOSSES, PairLogps, make_objective, objective_of, pair_loss
 from bapo.objectives.losses.dpop import dpop
 from tests.objectives.logps import bases, pair
 
@@ -64,6 +68,8 @@ REFUSED = [
     ("dpo", {"beta": -0.1}, "beta must be"),
     ("dpo", {"beta": float("nan")}, "beta must be"),
     ("dpo", {"pairs": 1}, "dpo has no setting 'pairs'"),
+    ("dpo", {"strength": 1.0}, "dpo has no setting 'strength'"),
+    ("bapo", {"anchor_control": "adaptive", "strength": 1.0}, "bapo has no setting 'strength'"),
 ]
 
 
@@ -116,3 +122,44 @@ def test_a_constant_strength_stays() -> None:
     control = make_objective("bapo").control
     control.update(1, -3.0)
     assert control.strength == 5.0
+
+
+def test_the_adaptive_control_holds_a_hundredth_of_a_nat_and_moves_by_a_fiftieth_at_most() -> None:
+    control = make_objective("bapo", anchor_control="adaptive").control
+    control.update(1, -0.01)
+    assert control.strength == 5.0
+    control.update(2, -9.0)
+    assert control.strength == pytest.approx(5.0 * 1.02)
+
+
+def test_an_objective_of_settings_has_all_that_is_set() -> None:
+    settings = SimpleNamespace(
+        objective="dpop",
+        beta=0.3,
+        anchor="token",
+        anchor_strength=7.0,
+        anchor_control="adaptive",
+        objective_settings={"penalty": 2.0, "gain": 0.5},
+    )
+    objective = objective_of(settings)
+    assert (objective.name, objective.beta, objective.anchor_strength) == ("dpop", 0.3, 7.0)
+    assert objective.anchor is ANCHORS.find("token")
+    assert vars(objective.control)["gain"] == 0.5
+    assert objective.pair_loss(pair()).item() == pytest.approx(dpop(pair(), 0.3, penalty=2.0).item())
+    settings.objective_settings = {"anchor": "sequence"}
+    with pytest.raises(BapoError, match="anchor is a setting of its own"):
+        objective_of(settings)
+
+
+def test_a_setting_without_a_range_is_any_number_but_not_infinite() -> None:
+    def shifted(pairs: PairLogps, beta: float, shift: float = 0.0) -> torch.Tensor:
+        """The margin, shifted."""
+        return beta * pairs.margin + shift
+
+    with patch.dict(PAIR_LOSSES._found):
+        pair_loss("shifted")(shifted)
+        assert PAIR_LOSSES["shifted"].description == "The margin, shifted."
+        assert make_objective("shifted", shift=-(10.0**12)).pair_loss(pair()).item() < -(10.0**11)
+        for number in (float("inf"), float("nan"), "3"):
+            with pytest.raises(BapoError, match="shift must be"):
+                make_objective("shifted", shift=number)
