@@ -253,3 +253,15 @@ def test_end_to_end_both_sides_do_the_grid(model: Path, place: Path) -> None:
     assert number(rows[0]["times ours"]) == 1.0
     assert all(number(row["seconds"]) > 0 for row in rows)
     assert number(rows[1]["lines"]) > 2 * number(rows[0]["lines"])
+
+
+@pytest.mark.slow
+def test_a_later_user_costs_less_where_prompts_are_shared(model: Path, place: Path) -> None:
+    asked = ["people", "--model", model, "--users", 6, "--steps", 1, "--pool", 4, "--prompts", 4, "--held-out", 2]
+    seconds, measured = tables(ran("many_users", *asked, "--new-tokens", 8, cwd=place))
+    assert [row["users"] for row in seconds] == ["1", "2 to 5", "6"]
+    assert number(measured[0][""]) == 6
+    stores = list((place / "people/study/anchored").glob("*/base-*.jsonl"))
+    assert len(stores) == 1
+    batches = [json.loads(line)["records"] for line in stores[0].read_text().splitlines()]
+    assert sum(map(len, batches)) == 4, "a base response for each prompt of the pool, and none for each user"
