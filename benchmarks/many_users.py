@@ -1,11 +1,11 @@
-"""What a user costs where many share prompts: anchoring, training and evaluation of each, in the order in which they come.
+"""What a user costs where many share prompts: anchoring, training and evaluation, in the order in which users come.
 
 Users are made up: each has a taste, which is one style of the starter preferences (or one domain of DSP with
 --source dsp), and likes, by a seeded choice, its response best on nine of ten prompts and another one on the rest.
 All draw their prompts from one pool, so base responses and reference log-probs of a prompt are made once. They are a
-study: a file with a column `user`, and a run for each. Printed are seconds of each kind of job for the first user, for
-later ones by how many came before, and what a share of new prompts explains of it; and of all users together the
-reward accuracy on their own held-out prompts.
+study: a file with a column `user`, and a run for each. Printed are seconds of each kind of job for the first user and
+for later ones by how many came before; and of all users together the reward accuracy on their own held-out prompts,
+and what an adapter and the store of all of them take on the disk.
 
     python benchmarks/many_users.py FOLDER [--users 50] [--steps 20] [--pool 40] [--prompts 24]
 """
