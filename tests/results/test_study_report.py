@@ -69,6 +69,7 @@ def test_a_tables_numbers_are_means_over_preferences_of_means_over_seeds() -> No
     assert row.prompts["drift"].mean.value == pytest.approx((0 - 0.2) / 2)
     assert row.logps["right choice"]["arc"].mean.value == pytest.approx(0.5 - 0.75)
     assert row.overall["accuracy"].value == pytest.approx(50 - 75)
+    assert row.by_preference == {"a": pytest.approx(0.75 - 0.75), "b": pytest.approx(0.25 - 0.75)}
     assert row.overall["right choice, tempered"].value == pytest.approx(0.5 - 0.75)
     assert (row.preferences, row.runs) == (2, 3)
     assert (of_base.method, of_base.accuracy["arc"].mean.value, of_base.prompts) == ("base", 75, {})

@@ -93,7 +93,7 @@ def pictures(report: StudyReport, logs: Mapping[str, Mapping[str, Log]]) -> dict
         drawn["drift-and-forgetting"] = Picture(
             "Drift against forgetting.", caption, partial(_scatter, rows=moved), (5.6, 4.2)
         )
-    spread = [row for row in rows if not row.varied and row.logps and row.preferences > 1]
+    spread = [row for row in rows if not row.varied and len(row.by_preference) > 1]
     if spread:
         caption = f"Mean over benchmarks of the change of the {FORGETTING}, nats; the line is the base."
         bars = sum(row.preferences for row in spread)
@@ -194,9 +194,7 @@ def _by_preference(figure: Any, rows: Sequence[TableRow]) -> None:
     methods = list(dict.fromkeys(row.method for row in rows))
     marks = []
     for row in rows:
-        columns = list(row.logps[FORGETTING].values())
-        for preference in columns[0].by_preference or {}:
-            mean = sum((cell.by_preference or {})[preference] for cell in columns) / len(columns)
+        for preference, mean in row.by_preference.items():
             marks.append((f"{_name(row)}, {preference}", mean, _colour(row.method, methods)))
     for at, (_, mean, colour) in enumerate(reversed(marks)):
         axis.barh(at, mean, color=colour, height=0.7)

@@ -12,6 +12,7 @@ from bapo.results.estimates import Estimate
 from bapo.results.records import Kind
 from bapo.results.study_cells import (
     ACCURACY,
+    FORGETTING,
     PROMPT_MEASURES,
     QUESTION_MEASURES,
     RIGHT_CHOICE,
@@ -56,6 +57,7 @@ class TableRow:
         logps: by measure of the right choice's log-probability, and benchmark: the change against the base, nats.
         overall: by measure of questions, the mean change against the base over all benchmarks.
         prompts: by measure of prompts; none of the base.
+        by_preference: of each preference the mean change over all benchmarks by which forgetting is judged.
     """
 
     model: str
@@ -68,6 +70,7 @@ class TableRow:
     logps: Mapping[str, Mapping[str, TableCell]]
     overall: Mapping[str, Estimate]
     prompts: Mapping[str, TableCell]
+    by_preference: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,8 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
             logps[measure] = {column: _change(cells, base, measure, column) for column in asked}
         pairs = [(cell, base) for cell in cells]
         overall = {measure: estimate_of(*change_between(pairs, measure)) for measure in QUESTION_MEASURES}
+    judged = [cell.by_preference or {} for cell in logps.get(FORGETTING, {}).values()]
+    names = judged[0] if judged else ()
     model, method, varied = cells[0].row
     return TableRow(
         model,
@@ -143,6 +148,7 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
             for measure in PROMPT_MEASURES
             if all(measure in cell.prompts for cell in cells)
         },
+        by_preference={name: float(np.mean([of_column[name] for of_column in judged])) for name in names},
     )
 
 
