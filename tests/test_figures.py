@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from bapo.reporting import draw_logratios
+from bapo.reporting.pictures import inline, training_pictures
 from bapo.results import PERSONALIZATION, Estimate, Personalization, PromptScores, Provenance, report
 
 RESPONSES = ("chosen", "base", "rejected")
@@ -179,3 +181,15 @@ def test_what_was_learned_and_what_it_cost_is_drawn_from_the_records_of_each_see
     assert marks(kept) == [-10.0, -9.0, 3.0, 2.0], "from below: DPO, then BAPO, the first seed on top"
     ends = [list(map(float, line.get_xdata())) for line in kept.get_lines() if len(line.get_xdata()) == 2][:4]
     assert ends == [[-12.0, -7.0]] * 2 + [[1.0, 4.0]] * 2
+
+
+def test_curves_of_training_name_methods_preferences_and_steps() -> None:
+    log = tuple(
+        {"step": step, "logratios/base": -step, "logratios/chosen": step, "logps/base": -9.0} for step in range(3)
+    )
+    drawn = training_pictures({"m, a": {"dpo": log, "bapo": log}, "m, b": {"dpo": log}})
+    svg = inline(drawn["log-ratios"], "log-ratios")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert [texts.count(name) for name in ("DPO", "BAPO", "step", "base", "chosen")] == [1, 1, 2, 1, 1]
+    assert {"m, a", "m, b"} <= set(texts)
+    assert training_pictures({}) == {}

@@ -230,16 +230,16 @@ def _along(figure: Any, rows: Sequence[TableRow], key: str) -> None:
 def _training(figure: Any, logs: Mapping[str, Mapping[str, Log]], quantity: str) -> None:
     methods = list(dict.fromkeys(method for of in logs.values() for method in of))
     grid = figure.subplots(len(logs), len(methods), sharex=True, sharey="row", squeeze=False)
-    for axes, (where, of_methods) in zip(grid, logs.items(), strict=True):
+    for at, (axes, (where, of_methods)) in enumerate(zip(grid, logs.items(), strict=True)):
         axes[0].set_ylabel(f"{where}\n{'log π/π_ref' if quantity == 'logratios' else 'log π'}")
         for axis, method in zip(axes, methods, strict=True):
             _bare(axis)
             _curves(axis, of_methods.get(method, ()), quantity)
-            if axes is grid[0]:
+            if at == 0:
                 axis.set_title(method.upper(), color=_INK, fontsize=9)
-            if axes is grid[-1]:
+            if at == len(logs) - 1:
                 axis.set_xlabel("step")
-    grid[0][-1].legend(frameon=False)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
 
 
 def _curves(axis: Any, log: Log, quantity: str) -> None:
