@@ -44,6 +44,26 @@ def test_a_change_is_worked_by_hand() -> None:
     assert [new.document for _, new in changed_items(before, after, "gained")] == [3]
 
 
+def test_a_change_says_of_what_it_is_and_is_the_same_each_time() -> None:
+    before, after = answers([1, 1, 0, 1, 0, 1, 0] * 29, "hhh"), answers([1, 0, 0, 1, 1, 1, 0] * 29, "hhh")
+    named = [replace(answer, category="ab"[at % 2]) for at, answer in enumerate(after.answers)]
+    before, after = (
+        replace(
+            of,
+            answers=tuple(replace(a, category=b.category) for a, b in zip(of.answers, named, strict=True)),
+            questions=500,
+        )
+        for of in (before, after)
+    )
+    change = compare(before, after, seed=3)
+    assert (change.kind, change.title, change.items, change.questions) == ("alignment", "HHH", 203, 500)
+    part = change.categories["b"]
+    assert (part.kind, part.title, part.items, part.questions) == ("alignment", "HHH", 101, None)
+    assert compare(before, after, seed=3) == change
+    other = compare(before, after, seed=4)
+    assert (other.before, other.after) != (change.before, change.after), "the seed draws the intervals"
+
+
 def test_a_zero_adapter_has_changed_exactly_nothing() -> None:
     same, aligned = answers([1, 0, 1, 1]), answers([1, 0, 1, 1], "hhh")
     change = compare(same, same)
