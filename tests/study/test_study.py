@@ -311,6 +311,7 @@ def test_a_clone_of_what_may_be_shared_knows_what_is_done_and_makes_what_is_miss
     texts = [json.loads(line) for line in Path("mine.jsonl").read_text().splitlines()]
     kept = repr([found(clone), [path.read_text() for path in (clone / "jobs").glob("*.json")]])
     assert not any(text in kept for row in texts for text in row.values())
+    assert str(place) not in kept, "nor where anything lies"
     assert "plus" not in kept, "of the questions"
     more = {**with_methods("bapo"), "evaluation": {"benchmarks": ["arc_challenge", "piqa"], "limit": 5}}
     larger = open_study(write_study(place, more), clone)

@@ -23,9 +23,11 @@ from bapo.study.sizes import SizesSection
 
 Work = Literal["anchor", "train", "evaluate"]
 
-_NO_OUTCOME = {
-    "preferences": {"data_folder"},
-    "anchoring": {"anchored_store"},
+PLACES: dict[str, Any] = {"preferences": {"data_folder"}, "anchoring": {"anchored_store"}}
+"""Keys of a recipe that name folders."""
+
+_NO_OUTCOME: dict[str, Any] = {
+    **PLACES,
     "training": {"save_steps", "report_to"},
     "generations": True,
     "also_train": True,
@@ -188,7 +190,7 @@ def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[
     asked = evaluation.model_dump(exclude={"prompt_only", "few_shot"}, exclude_defaults=True)
     for cell in cells.values():
         recipe = cell.recipe
-        settings = recipe.model_dump(mode="json", exclude=_NO_OUTCOME)  # type: ignore[arg-type]
+        settings = recipe.model_dump(mode="json", exclude=_NO_OUTCOME)
         model = {"model": settings["model"]}
         reading = {**model, "preferences": settings["preferences"], "anchoring": settings["anchoring"]}
         anchor = slug("anchor", cell.model, cell.preference, _short(reading))

@@ -46,7 +46,7 @@ def speak(
     split = stages.read(recipe)
     held_out = replace(split.held_out, groups=split.held_out.groups[: asked.answers])
     prompts: list[Prompt] = [group.prompt for group in held_out.groups] if variant.name != BASE else []
-    with shared.wearing(variant.adapter) as model:
+    with shared.wearing(variant.adapter or recipe.model.reference_adapter) as model:
         is_chat = model.chat.has_template and not recipe.preferences.plain
         questions = [(Message("user", text),) if is_chat else text for text in asked.questions]
         ours = _answers(model, recipe, prompts, variant, on_progress)

@@ -11,6 +11,7 @@ import argparse
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from bapo.results import (
     record_of,
     to_rows,
 )
-from bapo.study.grid import Study, StudyJob, open_study
+from bapo.study.grid import PLACES, Study, StudyJob, open_study
 from bapo.study.ledger import Ledger
 from bapo.study.speech import in_words, speak
 from bapo.study.storage import Storage
@@ -71,8 +72,16 @@ def _do(study: Study, job: StudyJob, on_progress: OnProgress) -> bool:
             return False
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         seconds = time.perf_counter() - start
-        ledger.finish(job, FinishedJob(job.key, job.of, job.work, seconds, peak, **found), made_from, items)
+        content = FinishedJob(job.key, job.of, job.work, seconds, peak, **found)
+        ledger.finish(job, content, _without_places(study, job, made_from), items)
         return True
+
+
+def _without_places(study: Study, job: StudyJob, made_from: Provenance) -> Provenance:
+    """What is kept to be shared names no folder of this machine."""
+    adapter = None if made_from.adapter is None else str(Path(made_from.adapter).relative_to(study.folder))
+    settings = {**made_from.settings, "recipe": job.recipe.model_dump(mode="json", exclude=PLACES)}
+    return replace(made_from, adapter=adapter, settings=settings)
 
 
 Found = tuple[dict[str, Any], list[dict[str, Any]], Provenance]
