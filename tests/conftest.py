@@ -16,7 +16,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests come first, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: item.path.name != "test_kills.py")
+    longest = ("test_demo.py", "test_study.py", "test_kills.py", "test_estimate.py", "test_instruction_sets.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="session")

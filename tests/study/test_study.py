@@ -53,14 +53,31 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a tiny model, preferences, questions, and a study."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("BAPO_DATA", str(write_questions(tmp_path / "data")))
-    tiny_model("llama").save_pretrained("model")
-    tiny_tokenizer().save_pretrained("model")
+    monkeypatch.setenv("BAPO_DATA", str(tmp_path / "data"))
+    return made(tmp_path, STUDY)
+
+
+def made(place: Path, study: dict[str, Any]) -> Path:
+    write_questions(place / "data")
+    tiny_model("llama").save_pretrained(place / "model")
+    tiny_tokenizer().save_pretrained(place / "model")
     for name in ("mine", "other"):
         rows = [{"prompt": f"{name} {i}", "chosen": f"good {i}", "rejected": f"bad {i * i}"} for i in range(14)]
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_study(tmp_path, STUDY)
-    return tmp_path
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_study(place, study)
+    return place
+
+
+LONGER: dict[str, Any] = {**STUDY, "recipe": {**SHORT, "training": {**SHORT["training"], "max_steps": 30}}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a study that nobody disturbs finds out."""
+    place = made(tmp_path_factory.mktemp("undisturbed"), LONGER)
+    folders = {"BAPO_CACHE": str(place / "cache"), "BAPO_DATA": str(place / "data")}
+    bapo("study", "run", "study.yaml", cwd=place, environment=folders)
+    return found(place / "study")
 
 
 def with_methods(*methods: str, **more: Any) -> dict[str, Any]:
@@ -232,6 +249,7 @@ def test_a_failed_job_says_why_stops_no_other_and_is_tried_again(place: Path) ->
     states = json.loads(bapo("study", "status", "study.yaml", "--json", cwd=place).stdout)
     assert {key: state for key, state in states.items() if "gone" in key} == {
         next(key for key in states if key.startswith("anchor_tiny_gone")): "failed",
+        "evaluate_tiny_gone.jsonl_few-shot-1": "blocked",
         "train_tiny_gone.jsonl_bapo_seed0": "blocked",
         "evaluate_tiny_gone.jsonl_bapo_seed0": "blocked",
     }
@@ -243,10 +261,9 @@ def test_a_failed_job_says_why_stops_no_other_and_is_tried_again(place: Path) ->
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_started_again_and_a_killed_study_goes_on(place: Path) -> None:
+def test_a_killed_worker_is_started_again_and_a_killed_study_goes_on(place: Path, undisturbed: dict[str, Any]) -> None:
     """With the numbers of a study that nobody disturbed."""
-    write_study(place, {**STUDY, "recipe": {**SHORT, "training": {**SHORT["training"], "max_steps": 30}}})
-    bapo("study", "run", "study.yaml", "-o", "undisturbed", cwd=place)
+    write_study(place, LONGER)
     training = place / "study/running/train_tiny_mine.jsonl_dpo_seed0.json"
     with Command(["study", "run", "study.yaml", "--processes", "2"], place) as command:
         worker = _worker_of(training, place / "study/runs/tiny_mine.jsonl_dpo_seed0/checkpoints")
@@ -256,14 +273,15 @@ def test_a_killed_worker_is_started_again_and_a_killed_study_goes_on(place: Path
         command.kill()
     assert not (place / "study/jobs/evaluate_tiny_mine.jsonl_dpo_seed0.json").exists()
     bapo("study", "run", "study.yaml", "--processes", "2", cwd=place)
-    assert found(place / "study") == found(place / "undisturbed")
+    assert found(place / "study") == undisturbed
 
 
 @pytest.mark.slow
-def test_on_a_cluster_of_two_workers_of_which_one_is_killed_the_same_is_found(place: Path) -> None:
+def test_on_a_cluster_of_two_workers_of_which_one_is_killed_the_same_is_found(
+    place: Path, undisturbed: dict[str, Any]
+) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'bapo[ray]'")
-    write_study(place, {**STUDY, "recipe": {**SHORT, "training": {**SHORT["training"], "max_steps": 30}}})
-    bapo("study", "run", "study.yaml", "-o", "undisturbed", cwd=place)
+    write_study(place, LONGER)
     training = place / "study/running/train_tiny_mine.jsonl_dpo_seed0.json"
     with Command(["study", "run", "study.yaml", "--ray", "local"], place) as command:
         worker = _worker_of(training, place / "study/runs/tiny_mine.jsonl_dpo_seed0/checkpoints")
@@ -272,7 +290,7 @@ def test_on_a_cluster_of_two_workers_of_which_one_is_killed_the_same_is_found(pl
         done = command.done()
     assert done.returncode == 0, done.stderr
     assert f"{JOBS} of {JOBS} jobs are done" in done.stdout
-    assert found(place / "study") == found(place / "undisturbed")
+    assert found(place / "study") == undisturbed
 
 
 def _process(sign: Path) -> int | None:

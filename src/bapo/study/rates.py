@@ -104,7 +104,7 @@ def _calibrate(on_progress: OnProgress) -> Rates:
     start = time.perf_counter()
     loaded = load_model("smollm2")
     read = tokenize(read_preferences("starter:concise"), loaded.chat, LengthPolicy())
-    groups = [group.tokens for group in read.groups[:8]]
+    groups = [group.tokens for group in read.groups[:4]]
     ResponseScorer(loaded.model).score(groups[:2])  # its probe is part of starting
     load = time.perf_counter() - start
     on_progress("calibrating", 1, 4, "scoring")
