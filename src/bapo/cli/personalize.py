@@ -58,9 +58,10 @@ def personalize(
 
         record = run(wanted, output, on_progress)
     page = _write_page(record)
-    print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on)}) if as_json else _show(
-        record, page
-    )
+    if as_json:
+        print_json({**asdict(record.content), "made_on": dict(record.made_from.made_on)})
+    else:
+        _show(record, page)
 
 
 def _write_page(record: Record[Personalization]) -> Path:

@@ -94,6 +94,8 @@ def measure_movement(
 
 
 class _Work:
+    """The measuring of several adapters; what the reference says is made once, when the first is not done."""
+
     def __init__(
         self, recipe: Recipe, plan: MovementPlan, records: Path, shared: SharedModel, on_progress: OnProgress
     ) -> None:
