@@ -39,17 +39,18 @@ def train_judge(train: Preferences, held_out: Preferences) -> Judge:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    texts, labels = zip(*(row for rows in _labelled(train) for row in rows), strict=True)
-    if len(set(labels)) < 2:
+    rows = [row for rows in _labelled(train) for row in rows]
+    if len({label for _, label in rows}) < 2:
         raise BapoError(f"{train.name} has no chosen and rejected responses that differ: no judge can learn from it.")
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=1, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
     classifier = make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=1000, class_weight="balanced"))
-    classifier.fit(texts, labels)
-    asked = [rows for rows in _labelled(held_out) if rows]
+    classifier.fit([text for text, _ in rows], [label for _, label in rows])
+    asked = [of_prompt for of_prompt in _labelled(held_out) if of_prompt]
     right = [
-        float(sum(classifier.predict([text for text, _ in rows]) == [label for _, label in rows])) for rows in asked
+        float(sum(classifier.predict([text for text, _ in of_prompt]) == [label for _, label in of_prompt]))
+        for of_prompt in asked
     ]
-    return Judge(classifier, bootstrap_share(right, [float(len(rows)) for rows in asked]))
+    return Judge(classifier, bootstrap_share(right, [float(len(of_prompt)) for of_prompt in asked]))
 
 
 def _labelled(preferences: Preferences) -> list[list[tuple[str, bool]]]:
