@@ -10,7 +10,7 @@ import pytest
 
 from bapo.errors import BapoError
 from bapo.reporting import study as drawn
-from bapo.results import EvaluatedCell, PromptScores, study_report
+from bapo.results import Behaviour, Estimate, EvaluatedCell, PromptScores, study_report
 from bapo.results.study_cells import Draws, right_of
 from bapo.results.study_claims import RANK, STRENGTH, holm, judge_claims
 from bapo.results.study_report import _table_cell
@@ -240,3 +240,21 @@ def test_at_matched_reward_accuracy_the_nearest_run_of_the_other_method_is_taken
     assert claims["C3"].estimate.value == pytest.approx(1.0)
     assert claims["C3 matched"].estimate.value == pytest.approx(0.2)
     assert "the 1 of 2 runs" in claims["C3 matched"].says
+
+
+def test_the_base_speaks_too() -> None:
+    """Means over preferences; half-widths 0.1 and 0.05 add up to sqrt(0.01 + 0.0025) / 2."""
+
+    def spoken(value: float, half: float) -> Behaviour:
+        estimate = Estimate(value, value - half, value + half)
+        return Behaviour(estimate, Estimate(70.0, 60.0, 80.0), estimate, 50)
+
+    base = cell("base", "", pairs=())
+    of_preferences = {"a": spoken(0.25, 0.1), "b": spoken(0.35, 0.05)}
+    row, _ = study_report({"m": base}, [cell("dpo")], jobs=1, done=1, spoken={"m": of_preferences}).rows
+    found = row.prompts["chosen-like answers"]
+    half = 100 * math.sqrt(0.01 + 0.0025) / 2
+    assert (found.mean.value, found.mean.low, found.mean.high) == pytest.approx((30.0, 30.0 - half, 30.0 + half))
+    assert found.by_preference == {"a": pytest.approx(25.0), "b": pytest.approx(35.0)}
+    assert row.prompts["words an answer"].mean.value == 70.0
+    assert set(row.prompts) == {"chosen-like answers", "words an answer", "repeated runs of words"}

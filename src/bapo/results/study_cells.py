@@ -45,6 +45,13 @@ PROMPT_MEASURES = {
 }
 """What is known of each prompt, and its unit."""
 
+SPOKEN = {
+    "chosen-like answers": ("chosen_like", 100.0),
+    "words an answer": ("words", 1.0),
+    "repeated runs of words": ("repeated", 100.0),
+}
+"""Those of a model's own answers: which field of `Behaviour` they are, and by what it is multiplied."""
+
 SHARES = (REWARD_ACCURACY, "chosen-like answers", "repeated runs of words")
 
 Question = tuple[str, int]
@@ -180,9 +187,7 @@ def _prompts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     found: dict[str, list[tuple[float, float]]] = {
         REWARD_ACCURACY: [right_of(prompt) for prompt in scores],
         DRIFT: [(prompt.drift, float(prompt.base_tokens)) for prompt in scores],
-        "chosen-like answers": [(100 * answer["chosen_like"], 1.0) for answer in answers],
-        "words an answer": [(float(answer["words"]), 1.0) for answer in answers],
-        "repeated runs of words": [(100 * answer["repeated"], 1.0) for answer in answers],
+        **{name: [(scale * answer[field], 1.0) for answer in answers] for name, (field, scale) in SPOKEN.items()},
     }
     for topic in ("held-out", "other"):
         found[f"divergence, {topic}"] = [

@@ -8,6 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
+from bapo.results.behaviour import Behaviour
 from bapo.results.estimates import Estimate
 from bapo.results.records import Kind
 from bapo.results.study_cells import (
@@ -16,6 +17,7 @@ from bapo.results.study_cells import (
     PROMPT_MEASURES,
     QUESTION_MEASURES,
     RIGHT_CHOICE,
+    SPOKEN,
     TEMPERED,
     Array,
     Draws,
@@ -95,7 +97,12 @@ STUDY_REPORT = Kind("a study's report", 2, StudyReport)
 
 
 def study_report(
-    bases: Mapping[str, EvaluatedCell], cells: Sequence[EvaluatedCell], *, jobs: int, done: int
+    bases: Mapping[str, EvaluatedCell],
+    cells: Sequence[EvaluatedCell],
+    *,
+    jobs: int,
+    done: int,
+    spoken: Mapping[str, Mapping[str, Behaviour]] | None = None,
 ) -> StudyReport:
     """Tables and verdicts.
 
@@ -103,6 +110,7 @@ def study_report(
         bases: by model, the model without training, where benchmarks were asked.
         cells: evaluated runs, and rivals without training.
         jobs, done: of the study.
+        spoken: by model and preference, what the untrained model's own answers are like.
 
     Raises:
         BapoError: models were not asked the same questions.
@@ -111,7 +119,10 @@ def study_report(
     by_row = {
         key: list(group) for key, group in groupby(sorted(cells, key=lambda cell: cell.row), lambda cell: cell.row)
     }
-    rows = [_row([base], None, columns) for base in bases.values()]
+    rows = [
+        replace(_row([base], None, columns), prompts=_spoken((spoken or {}).get(model, {})))
+        for model, base in bases.items()
+    ]
     rows += [_row(by_row[key], bases.get(key[0]), columns) for key in dict.fromkeys(cell.row for cell in cells)]
     return StudyReport(tuple(rows), columns, judge_claims(cells), jobs, done)
 
@@ -150,6 +161,21 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
         },
         by_preference={name: float(np.mean([of_column[name] for of_column in judged])) for name in names},
     )
+
+
+def _spoken(of_preferences: Mapping[str, Behaviour]) -> dict[str, TableCell]:
+    """What the base's answers are like; the intervals of preferences, which are independent, add up in squares."""
+    if not of_preferences:
+        return {}
+    found = {}
+    for measure, (name, scale) in SPOKEN.items():
+        parts = {preference: getattr(of, name) for preference, of in of_preferences.items()}
+        values = {preference: scale * part.value for preference, part in parts.items()}
+        half = scale * float(np.sqrt(sum(((part.high - part.low) / 2) ** 2 for part in parts.values()))) / len(parts)
+        mean = float(np.mean(list(values.values())))
+        deviation = float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
+        found[measure] = TableCell(Estimate(mean, mean - half, mean + half), deviation, by_preference=values)
+    return found
 
 
 def _change(cells: Sequence[EvaluatedCell], base: EvaluatedCell, measure: str, column: str) -> TableCell:

@@ -10,6 +10,7 @@ from bapo.jobs import Recipe
 from bapo.results import (
     BASE,
     STUDY_REPORT,
+    Behaviour,
     EvaluatedCell,
     Provenance,
     Record,
@@ -41,6 +42,7 @@ def report(study: Study) -> Record[StudyReport]:
     cells: list[EvaluatedCell] = []
     before: dict[str, list[dict[str, Any]]] = {}
     after: list[tuple[EvaluatedCell, list[dict[str, Any]]]] = []
+    spoken: dict[str, dict[str, Behaviour]] = {}
     for key, record in done.items():
         job = study.jobs[key]
         if job.work != "evaluate":
@@ -52,9 +54,11 @@ def report(study: Study) -> Record[StudyReport]:
         else:
             cells.append(cell)
             after.append((cell, record.items()))
+            if record.content.base_behaviour is not None:
+                spoken.setdefault(cell.model, {}).setdefault(cell.preference, record.content.base_behaviour)
     if not bases and not cells:
         raise BapoError(f"No evaluation of {study.path} is done: start it with bapo study run {study.path}.")
-    content = study_report(bases, cells, jobs=len(study.jobs), done=len(done))
+    content = study_report(bases, cells, jobs=len(study.jobs), done=len(done), spoken=spoken)
     made_from = Provenance(model="", weights="", settings={"study": str(study.path.name), "jobs": sorted(done)})
     flips = [flip for cell, rows in after for flip in flipped_questions(cell, before.get(cell.model, []), rows)]
     return STUDY_REPORT.write(path, content, identity=identity, made_from=made_from, items=flips)
