@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.preferences import Message, Preferences
+from bapo.preferences import Message, Preferences, PromptGroup
 from bapo.results import Estimate
-from bapo.results.estimates import bootstrap_share
+from bapo.results.estimates import NOTHING, bootstrap_share
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Judge:
     """Logistic regression on words and pairs of words.
 
     Attributes:
-        accuracy: share of held-out responses that it tells right, with an interval over prompts. A judge that cannot
-            tell these cannot tell answers.
+        accuracy: share of held-out pairs whose chosen response it finds more like a chosen one, with an interval over
+            prompts; a half is guessing. A judge that cannot tell these cannot tell answers.
     """
 
     classifier: Any
@@ -45,12 +45,16 @@ def train_judge(train: Preferences, held_out: Preferences) -> Judge:
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=1, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
     classifier = make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=1000, class_weight="balanced"))
     classifier.fit([text for text, _ in rows], [label for _, label in rows])
-    asked = [of_prompt for of_prompt in _labelled(held_out) if of_prompt]
-    right = [
-        float(sum(classifier.predict([text for text, _ in of_prompt]) == [label for _, label in of_prompt]))
-        for of_prompt in asked
-    ]
-    return Judge(classifier, bootstrap_share(right, [float(len(of_prompt)) for of_prompt in asked]))
+    judge = Judge(classifier, NOTHING)
+    right = [_right(judge, group) for group in held_out.groups]
+    return replace(judge, accuracy=bootstrap_share(right, [float(len(group.pairs)) for group in held_out.groups]))
+
+
+def _right(judge: Judge, group: PromptGroup) -> float:
+    """Pairs whose chosen response the judge finds more like a chosen one; a tie counts a half."""
+    found = judge([_text(response) for response in group.responses])
+    pairs = ((found[chosen], found[rejected]) for chosen, rejected in group.pairs)
+    return sum(1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0 for chosen, rejected in pairs)
 
 
 def _labelled(preferences: Preferences) -> list[list[tuple[str, bool]]]:

@@ -46,7 +46,7 @@ class FinishedJob:
         preferences: held-out scores; None of the base, whose log-ratios are all zero.
         benchmarks: what was asked, by name.
         movement: how far its distributions have moved, where that was measured.
-        judge: share of held-out responses that the judge of answers tells right.
+        judge: share of held-out pairs that the judge of answers tells right.
         behaviour: what its own answers to held-out prompts are like; ``base_behaviour`` the reference's to the same.
         answers: to the study's own questions, in words.
     """

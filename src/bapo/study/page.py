@@ -115,6 +115,11 @@ def _made(study: Study, record: Record[StudyReport]) -> list[tuple[str, str]]:
         if "packages" in each.made_from.made_on
     }
     weights = {f"{each.made_from.model}: {each.made_from.weights[:16]}" for each in finished if each.made_from.weights}
+    judges = {
+        study.cells[each.content.of].preference: interval(each.content.judge, 100, 0, " %")
+        for each in finished
+        if each.content.judge is not None and each.content.of in study.cells
+    }
     seconds = sum(each.content.seconds for each in finished)
     return [
         ("study file", study.path.name),
@@ -123,5 +128,6 @@ def _made(study: Study, record: Record[StudyReport]) -> list[tuple[str, str]]:
         ("machines", "; ".join(sorted(machines))),
         ("packages", "; ".join(sorted(versions))),
         ("models and their weights' fingerprints", "; ".join(sorted(weights))),
+        ("judge of answers, held-out pairs right", "; ".join(f"{name} {said}" for name, said in judges.items())),
         ("report", record.identity),
     ]
