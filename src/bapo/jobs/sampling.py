@@ -99,16 +99,7 @@ def sample(
     beta = _beta_of(reward) if beta is None else float(check_number("beta", beta, shown="--beta"))
     prompts = stages.read(recipe).train
     data = prompts.fingerprint()
-    identity = identity_of(
-        preferences=data,
-        model=model_mark(recipe.model),
-        reward=adapter_mark(reward),
-        beta=beta,
-        max_prompt_tokens=recipe.preferences.max_prompt_tokens,
-        plain=recipe.preferences.plain,
-        **asdict(how),
-    )
-    job = Job(SAMPLED, path.with_name(f"{path.name}.record.json"), identity)
+    job = _job(recipe, data, reward, path, how, beta)
     done = _find(job, path)
     if done is not None:
         return done
@@ -174,6 +165,19 @@ def _judged(recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on
         for ours, theirs in zip(judged, without, strict=True)
     ]
     return _Judged(candidates, ratios, counts, str(store.identity["model"]), machine(model.model.device))
+
+
+def _job(recipe: Recipe, data: str, reward: str, path: Path, how: Sampling, beta: float) -> Job[SampledPreferences]:
+    identity = identity_of(
+        preferences=data,
+        model=model_mark(recipe.model),
+        reward=adapter_mark(reward),
+        beta=beta,
+        max_prompt_tokens=recipe.preferences.max_prompt_tokens,
+        plain=recipe.preferences.plain,
+        **asdict(how),
+    )
+    return Job(SAMPLED, path.with_name(f"{path.name}.record.json"), identity)
 
 
 def _find(job: Job[SampledPreferences], path: Path) -> Record[SampledPreferences] | None:
