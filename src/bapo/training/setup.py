@@ -51,6 +51,23 @@ def check_arguments(args: Any, others: Mapping[str, Any]) -> None:
         refuse(name, value, TRAINER_ARGUMENTS[name], "BAPOTrainer")
 
 
+def check_models(model: Any, ref_model: Any, loaded: LoadedModel, args: BAPOConfig) -> None:
+    """Refuse a reference that is none, and a precision that is not the model's.
+
+    Raises:
+        BapoError: of these one.
+    """
+    if ref_model is not None and (ref_model is model or not isinstance(ref_model, torch.nn.Module)):
+        raise BapoError(
+            "ref_model must be a model of its own: leave it out where the reference is the model as it is given."
+        )
+    if (args.bf16 or args.fp16) and loaded.model.dtype == torch.float32:
+        raise BapoError(
+            "The model is float32 and the settings ask for bf16 or fp16: load the model in that precision "
+            "(dtype=torch.bfloat16), so that reference and policy are the same numbers."
+        )
+
+
 def tokenizer_of(processing_class: Any, others: dict[str, Any]) -> Any:
     """The tokenizer, by its name of today or its old one, which is taken out of the other arguments."""
     old = others.pop("tokenizer", None)

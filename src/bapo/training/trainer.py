@@ -39,7 +39,7 @@ from bapo.training.metrics import (
 from bapo.training.pair_trainer import PairTrainer, Trained, score_through
 from bapo.training.reference import Reference
 from bapo.training.saved import check_saved
-from bapo.training.setup import check_arguments, loaded_model, made_ready, tokenizer_of
+from bapo.training.setup import check_arguments, check_models, loaded_model, made_ready, tokenizer_of
 
 _BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
@@ -96,16 +96,8 @@ class BAPOTrainer(PairTrainer):
         check_arguments(args, {**others, "data_collator": data_collator, "compute_metrics": compute_metrics})
         if train_dataset is None:
             raise BapoError("BAPOTrainer needs a train_dataset.")
-        if ref_model is not None and (ref_model is model or not isinstance(ref_model, nn.Module)):
-            raise BapoError(
-                "ref_model must be a model of its own: leave it out where the reference is the model as it is given."
-            )
         loaded = loaded_model(model, processing_class, args, quantization_config)
-        if (args.bf16 or args.fp16) and loaded.model.dtype == torch.float32:
-            raise BapoError(
-                "The model is float32 and the settings ask for bf16 or fp16: load the model in that precision "
-                "(dtype=torch.bfloat16), so that reference and policy are the same numbers."
-            )
+        check_models(model, ref_model, loaded, args)
         policy = made_ready(loaded.model, peft_config)
         self.objective = args.make_objective()
         self._reference = Reference(loaded, policy, ref_model, args, fresh=peft_config is not None)
