@@ -29,8 +29,8 @@ from bapo.results.comparison import (
     changed_rows,
     compare_models,
 )
-from bapo.results.drift import MOVEMENT, DivergenceReport, Movement, TextReport, divergence_report, text_report
 from bapo.results.estimates import Estimate, bootstrap_ratio, bootstrap_share
+from bapo.results.movement import MOVEMENT, DivergenceReport, Movement, TextReport, divergence_report, text_report
 from bapo.results.preferences import (
     PreferenceChange,
     PreferenceReport,

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from bapo.results.answers import Answer, BenchmarkAnswers, BenchmarkKind
 from bapo.results.changes import BUDGET, Change, Forgetting, Gate, changed_items, compare, forgetting, gate, spread
-from bapo.results.drift import Movement
 from bapo.results.estimates import Estimate, bootstrap_share
+from bapo.results.movement import Movement
 from bapo.results.preferences import PreferenceChange, PreferenceReport, PromptScores, compare_preferences
 from bapo.results.records import Kind
 from bapo.results.right_choice import logp_changes

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from bapo.results.answers import BenchmarkAnswers, BenchmarkKind
 from bapo.results.behaviour import Behaviour
-from bapo.results.drift import Movement
 from bapo.results.estimates import Estimate
+from bapo.results.movement import Movement
 from bapo.results.preferences import PreferenceReport
 from bapo.results.records import Kind
 

@@ -42,34 +42,27 @@ def speak(
         For the record ``answers``, and where held-out prompts are answered ``judge``, ``behaviour`` and
         ``base_behaviour``; and a row of numbers for each held-out prompt.
     """
+    asked = study.evaluation
+    split = stages.read(recipe) if asked.answers and variant.name != BASE else None
+    held_out = None if split is None else replace(split.held_out, groups=split.held_out.groups[: asked.answers])
     with shared.wearing(variant.adapter or recipe.model.reference_adapter) as model:
         is_chat = model.chat.has_template and not recipe.preferences.plain
-        questions = [(Message("user", text),) if is_chat else text for text in study.evaluation.questions]
+        questions = [(Message("user", text),) if is_chat else text for text in asked.questions]
         said = _answers(model, recipe, questions, variant, on_progress)
-    content: dict[str, Any] = {"answers": dict(zip(study.evaluation.questions, said, strict=True))}
-    if variant.name == BASE or not study.evaluation.answers:
+        prompts = [] if held_out is None else [group.prompt for group in held_out.groups]
+        ours = _answers(model, recipe, prompts, variant, on_progress)
+    content: dict[str, Any] = {"answers": dict(zip(asked.questions, said, strict=True))}
+    if split is None or held_out is None:
         return content, []
-    judged, numbers = _judged(recipe, study.evaluation.answers, variant, shared, on_progress)
-    return content | judged, numbers
-
-
-def _judged(
-    recipe: Recipe, count: int, variant: Variant, shared: SharedModel, on_progress: OnProgress
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The judge's accuracy and what it makes of a model's answers and of the reference's; the model's as numbers."""
     from bapo.evaluation.judge import train_judge
 
-    split = stages.read(recipe)
-    held_out = replace(split.held_out, groups=split.held_out.groups[:count])
-    with shared.wearing(variant.adapter or recipe.model.reference_adapter) as model:
-        ours = _answers(model, recipe, [group.prompt for group in held_out.groups], variant, on_progress)
     judge = train_judge(split.train, split.held_out)
     numbers, base = (
         [numbers_of(text, chosen_like) for text, chosen_like in zip(texts, judge(texts), strict=True)]
         for texts in (ours, _base_texts(recipe, held_out, shared, on_progress))
     )
-    found = {"judge": judge.accuracy, "behaviour": behaviour(numbers), "base_behaviour": behaviour(base)}
-    return found, [asdict(answer) for answer in numbers]
+    content |= {"judge": judge.accuracy, "behaviour": behaviour(numbers), "base_behaviour": behaviour(base)}
+    return content, [asdict(answer) for answer in numbers]
 
 
 def _base_texts(recipe: Recipe, asked: Preferences, shared: SharedModel, on_progress: OnProgress) -> list[str]:
