@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 Log = Sequence[Mapping[str, float]]
 
@@ -25,13 +26,7 @@ def draw_logratios(logs: Mapping[str, Log], path: Path, *, quantity: str = "logr
     figure = Figure(figsize=(4.2 * len(logs), 3.2), layout="constrained")
     axes = figure.subplots(1, len(logs), sharey=True, squeeze=False)[0]
     for axis, (name, log) in zip(axes, logs.items(), strict=True):
-        for response, colour in COLOURS.items():
-            points = [(e["step"], e[f"{quantity}/{response}"]) for e in log if f"{quantity}/{response}" in e]
-            if not points:
-                continue
-            steps, values = zip(*points, strict=True)
-            axis.plot(steps, values, color=colour, alpha=0.2, linewidth=1)
-            axis.plot(steps, running_mean(values, smooth), color=colour, linewidth=2, label=response)
+        draw_curves(axis, log, quantity, smooth)
         axis.axhline(0, color="black", linewidth=0.6, linestyle=":") if quantity == "logratios" else None
         axis.set_title(name.upper())
         axis.set_xlabel("step")
@@ -42,8 +37,18 @@ def draw_logratios(logs: Mapping[str, Log], path: Path, *, quantity: str = "logr
     figure.savefig(path, dpi=150)
 
 
-def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Of each value the mean of it and those before it, so many in all."""
+def draw_curves(axis: Any, log: Log, quantity: str, smooth: int = 5) -> None:
+    """Chosen, base and rejected over the steps of one run: every step's value faintly, and their running mean."""
+    for response, colour in COLOURS.items():
+        name = f"{quantity}/{response}"
+        points = [(entry["step"], entry[name]) for entry in log if name in entry]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axis.plot(steps, values, color=colour, alpha=0.2, linewidth=1)
+            axis.plot(steps, _running_mean(values, smooth), color=colour, linewidth=2, label=response)
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
     return [
         sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
         for i in range(len(values))

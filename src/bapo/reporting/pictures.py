@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bapo.reporting.curves import COLOURS, Log, running_mean
+from bapo.reporting.curves import Log, draw_curves
 from bapo.reporting.outcome import COLOURS as METHOD_COLOURS
 from bapo.results.study_cells import DRIFT, FORGETTING, QUESTION_MEASURES, REWARD_ACCURACY
 
@@ -234,21 +234,11 @@ def _training(figure: Any, logs: Mapping[str, Mapping[str, Log]], quantity: str)
         axes[0].set_ylabel(f"{where}\n{'log π/π_ref' if quantity == 'logratios' else 'log π'}")
         for axis, method in zip(axes, methods, strict=True):
             _bare(axis)
-            _curves(axis, of_methods.get(method, ()), quantity)
+            draw_curves(axis, of_methods.get(method, ()), quantity)
+            if quantity == "logratios":
+                _zero(axis, upright=False)
             if at == 0:
                 axis.set_title(method.upper(), color=_INK, fontsize=9)
             if at == len(logs) - 1:
                 axis.set_xlabel("step")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
-
-
-def _curves(axis: Any, log: Log, quantity: str) -> None:
-    for response, colour in COLOURS.items():
-        points = [
-            (entry["step"], entry[f"{quantity}/{response}"]) for entry in log if f"{quantity}/{response}" in entry
-        ]
-        if points:
-            steps, values = zip(*points, strict=True)
-            axis.plot(steps, running_mean(values, 5), color=colour, linewidth=1.6, label=response)
-    if quantity == "logratios":
-        _zero(axis, upright=False)
