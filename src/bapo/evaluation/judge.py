@@ -52,8 +52,8 @@ def train_judge(train: Preferences, held_out: Preferences) -> Judge:
 
 def _right(judge: Judge, group: PromptGroup) -> float:
     """Pairs whose chosen response the judge finds more like a chosen one; a tie counts a half."""
-    found = judge([_text(response) for response in group.responses])
-    pairs = ((found[chosen], found[rejected]) for chosen, rejected in group.pairs)
+    chosen_like = judge([_text(response) for response in group.responses])
+    pairs = ((chosen_like[chosen], chosen_like[rejected]) for chosen, rejected in group.pairs)
     return sum(1.0 if chosen > rejected else 0.5 if chosen == rejected else 0.0 for chosen, rejected in pairs)
 
 

@@ -120,7 +120,7 @@ def find_out(
 ) -> list[tuple[Findings, Provenance | None]]:
     """What each variant made of the questions and prompts, item by item: `evaluate` without a comparison."""
     findings, cells = _found_out(recipe, variants, benchmarks, preferences, records, on_progress, shared)
-    return [(found, cell.made_from) for found, cell in zip(findings, cells, strict=True)]
+    return [(finding, cell.made_from) for finding, cell in zip(findings, cells, strict=True)]
 
 
 def _found_out(

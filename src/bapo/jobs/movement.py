@@ -133,18 +133,18 @@ class _Work:
         self._know_reference()
         reference = None if self._switches_off(variant) else stages.load(self.recipe)
         with self.shared.wearing(variant.adapter) as model:
-            found = {
+            divergences = {
                 topic: self._divergence(f"{variant.name}: divergence, {topic} prompts", groups, model, reference)
                 for topic, groups in (self._sampled or {}).items()
             }
             text = self._text_report(variant, model)
         reports = {
             topic: divergence_report(each.summed(), each.lengths, floor=each.floor, precision=each.precision)
-            for topic, each in found.items()
+            for topic, each in divergences.items()
         }
         rows = [
             {"topic": topic, "divergence": total, "tokens": tokens}
-            for topic, each in found.items()
+            for topic, each in divergences.items()
             for total, tokens in zip(each.summed(), each.lengths, strict=True)
         ]
         content = Movement(variant.name, reference_name(self.recipe), reports, text)

@@ -184,16 +184,16 @@ def _prompts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     scores = from_rows([row["prompt"] for row in rows if row.get("prompt") is not None])
     moved = [row["moved"] for row in rows if row.get("moved") is not None]
     answers = [row["answer"] for row in rows if row.get("answer") is not None]
-    found: dict[str, list[tuple[float, float]]] = {
+    ratios: dict[str, list[tuple[float, float]]] = {
         REWARD_ACCURACY: [right_of(prompt) for prompt in scores],
         DRIFT: [(prompt.drift, float(prompt.base_tokens)) for prompt in scores],
         **{name: [(scale * answer[field], 1.0) for answer in answers] for name, (field, scale) in SPOKEN.items()},
     }
     for topic in ("held-out", "other"):
-        found[f"divergence, {topic}"] = [
+        ratios[f"divergence, {topic}"] = [
             (row["divergence"], float(row["tokens"])) for row in moved if row["topic"] == topic
         ]
-    return {measure: np.array(found[measure]) for measure in PROMPT_MEASURES if found[measure]}
+    return {measure: np.array(ratios[measure]) for measure in PROMPT_MEASURES if ratios[measure]}
 
 
 def right_of(prompt: PromptScores) -> tuple[float, float]:

@@ -125,13 +125,13 @@ def _matched(
 ) -> list[tuple[EvaluatedCell, EvaluatedCell]]:
     """Each run with that of the other method, on the same preference with the same seed, however long or strong it was
     trained, whose reward accuracy is nearest; none where no other is near."""
-    found = []
+    pairs = []
     for cell in ours:
         others = [each for each in theirs if (each.preference, each.seed) == (cell.preference, cell.seed)]
         nearest = min(others, key=lambda each: abs(_reward_accuracy(each) - _reward_accuracy(cell)), default=None)
         if nearest is not None and abs(_reward_accuracy(nearest) - _reward_accuracy(cell)) <= MATCHED:
-            found.append((cell, nearest))
-    return found
+            pairs.append((cell, nearest))
+    return pairs
 
 
 def _reward_accuracy(cell: EvaluatedCell) -> float:

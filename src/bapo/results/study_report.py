@@ -167,15 +167,15 @@ def _spoken(of_preferences: Mapping[str, Behaviour]) -> dict[str, TableCell]:
     """What the base's answers are like; the intervals of preferences, which are independent, add up in squares."""
     if not of_preferences:
         return {}
-    found = {}
+    cells = {}
     for measure, (name, scale) in SPOKEN.items():
         parts = {preference: getattr(of, name) for preference, of in of_preferences.items()}
         values = {preference: scale * part.value for preference, part in parts.items()}
         half = scale * float(np.sqrt(sum(((part.high - part.low) / 2) ** 2 for part in parts.values()))) / len(parts)
         mean = float(np.mean(list(values.values())))
         deviation = float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
-        found[measure] = TableCell(Estimate(mean, mean - half, mean + half), deviation, by_preference=values)
-    return found
+        cells[measure] = TableCell(Estimate(mean, mean - half, mean + half), deviation, by_preference=values)
+    return cells
 
 
 def _change(cells: Sequence[EvaluatedCell], base: EvaluatedCell, measure: str, column: str) -> TableCell:

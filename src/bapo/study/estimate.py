@@ -64,7 +64,7 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
         BapoError: the file does not state a size; says which.
     """
     labels = {cell.recipe.model.name: cell.model for cell in study.cells.values()}
-    found = []
+    estimates = []
     for job in study.jobs.values():
         label = labels[job.recipe.model.name]
         model = study.sizes.models.get(label)
@@ -72,7 +72,7 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
             raise BapoError(f"{study.path} does not state how large {label} is: add it to sizes.models.")
         work = _work(study, job, model)
         seconds = rates.seconds(model, work.forward, work.trained, work.generated, work.context)
-        found.append(
+        estimates.append(
             EstimatedJob(
                 job.key,
                 job.work,
@@ -85,7 +85,7 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
                 took=took.get(job.key),
             )
         )
-    return found
+    return estimates
 
 
 def _work(study: Study, job: StudyJob, model: ModelSize) -> Work:

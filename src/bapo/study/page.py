@@ -67,12 +67,12 @@ def _run(flip: Mapping[str, Any]) -> str:
 
 def _questions(study: Study) -> dict[str, dict[str, Any]]:
     """Texts and choices by task and number, of all questions whose answers are kept here."""
-    found: dict[str, dict[str, Any]] = {}
+    texts: dict[str, dict[str, Any]] = {}
     for folder in sorted((study.folder / "answers").glob("*/*")):
         for answer in AnswerStore(folder).read().values() if folder.is_dir() else ():
             key = f"{answer.task} {answer.document}"
-            found.setdefault(key, {"question": answer.question, "choices": list(answer.choices)})
-    return found
+            texts.setdefault(key, {"question": answer.question, "choices": list(answer.choices)})
+    return texts
 
 
 def _answers(study: Study) -> list[SideBySide]:

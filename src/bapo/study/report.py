@@ -66,12 +66,12 @@ def report(study: Study) -> Record[StudyReport]:
 
 def logs_by_method(study: Study) -> dict[str, dict[str, tuple[Mapping[str, float], ...]]]:
     """What the trainer logged, by model and preference and by method; of runs that are not varied, the first seed."""
-    found: dict[str, dict[str, tuple[Mapping[str, float], ...]]] = {}
+    by_place: dict[str, dict[str, tuple[Mapping[str, float], ...]]] = {}
     for key, log in logs(study).items():
         cell = study.cells[key]
         if not cell.varied:
-            found.setdefault(f"{cell.model}, {cell.preference}", {}).setdefault(cell.method, log)
-    return found
+            by_place.setdefault(f"{cell.model}, {cell.preference}", {}).setdefault(cell.method, log)
+    return by_place
 
 
 def logs(study: Study) -> dict[str, tuple[Mapping[str, float], ...]]:

@@ -83,8 +83,8 @@ def _answers(
     from bapo.evaluation.preference import with_system
 
     settings = GenerationSettings(recipe.anchoring.base_max_new_tokens)
-    told = prompts if variant.system is None else [with_system(prompt, variant.system) for prompt in prompts]
-    ids = [model.chat.prompt_ids(prompt) for prompt in told]
+    asked = prompts if variant.system is None else [with_system(prompt, variant.system) for prompt in prompts]
+    ids = [model.chat.prompt_ids(prompt) for prompt in asked]
     texts, done = [""] * len(ids), 0
     for batch in plan_batches(ids, settings):
         on_progress(f"{variant.name}: answers", done, len(ids))

@@ -221,10 +221,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("key")
     parser.add_argument("--data-folder", type=Path)
     parser.add_argument("--storage")
-    told = parser.parse_args(arguments)
-    file = told.file if told.file.is_file() or told.storage is None else Storage(told.storage).fetch_study(told.folder)
-    study = open_study(file, told.folder, told.data_folder, told.storage)
-    return 0 if do(study, study.jobs[told.key]) else 1
+    given = parser.parse_args(arguments)
+    file = (
+        given.file
+        if given.file.is_file() or given.storage is None
+        else Storage(given.storage).fetch_study(given.folder)
+    )
+    study = open_study(file, given.folder, given.data_folder, given.storage)
+    return 0 if do(study, study.jobs[given.key]) else 1
 
 
 if __name__ == "__main__":
