@@ -15,6 +15,7 @@ import pytest
 from bapo import files
 from bapo.errors import LONGEST_SENTENCE, BapoError, foreign
 from bapo.jobs.run_folder import alone
+from bapo.journal import Journal
 
 RECORDS = [[{"key": f"k{i}", "logp": -1.5 - i}] for i in range(3)]
 
@@ -97,8 +98,8 @@ def test_a_record_is_what_was_written(tmp_path: Path) -> None:
             files.read_record(path, "delete it")
 
 
-def journal(folder: Path) -> files.Journal:
-    own = files.Journal(folder / "j.jsonl")
+def journal(folder: Path) -> Journal:
+    own = Journal(folder / "j.jsonl")
     assert list(own.read()) == []
     for batch in RECORDS:
         own.append(batch)
@@ -109,20 +110,20 @@ def test_every_changed_letter_of_a_journal_is_noticed(tmp_path: Path) -> None:
     """But for the last line feed: without it the last line is a torn one, which is made again."""
     own = journal(tmp_path)
     whole = own.path.read_bytes()
-    assert list(files.Journal(own.path).read()) == RECORDS
+    assert list(Journal(own.path).read()) == RECORDS
     for at in range(len(whole) - 1):
         changed = bytearray(whole)
         changed[at] ^= 1
         own.path.write_bytes(changed)
         with pytest.raises(BapoError, match=r"damaged at line [123]: delete that line"):
-            list(files.Journal(own.path).read())
+            list(Journal(own.path).read())
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_torn_last_line_is_passed_over_and_replaced(cut: int, tmp_path: Path) -> None:
     whole = journal(tmp_path).path.read_bytes()
     (tmp_path / "j.jsonl").write_bytes(whole[:-cut])
-    again = files.Journal(tmp_path / "j.jsonl")
+    again = Journal(tmp_path / "j.jsonl")
     assert list(again.read()) == RECORDS[:2]
     assert again.path.read_bytes() == whole[:-cut], "a reader changes nothing: somebody may be writing"
     again.append(RECORDS[2])
@@ -132,7 +133,7 @@ def test_a_torn_last_line_is_passed_over_and_replaced(cut: int, tmp_path: Path) 
 def test_a_journal_that_somebody_else_changes_or_deletes_is_noticed(tmp_path: Path) -> None:
     own = journal(tmp_path)
     own.check()
-    other = files.Journal(own.path)
+    other = Journal(own.path)
     list(other.read())
     other.append([])
     for disturbed in (own.check, lambda: own.append([])):
@@ -158,10 +159,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert json.loads(path.read_text()) == {"before": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "j.jsonl"]
-    again = files.Journal(own.path)
+    again = Journal(own.path)
     assert list(again.read()) == RECORDS
     again.append(RECORDS[0])
-    assert list(files.Journal(own.path).read()) == [*RECORDS, RECORDS[0]]
+    assert list(Journal(own.path).read()) == [*RECORDS, RECORDS[0]]
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

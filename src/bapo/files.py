@@ -23,10 +23,42 @@ _MARKS = (
 )
 """What a file of another encoding than UTF-8 begins with. UTF-32's mark begins with UTF-16's."""
 
-_DIGITS = 16  # of a checksum
+CHECKSUM_DIGITS = 16  # of a checksum
 
 UNREADABLE = "\ufffd"
 """What stands where a letter could not be read."""
+
+
+# ---- what disks say -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Reading a file, by whatever code: what the system says against it becomes a sentence.
+
+    Raises:
+        BapoError: an `OSError` came; names the path and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise BapoError(f"{path} cannot be read ({reason(error)}): see that it is a file, and that you may.") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """`reading` for writing a file, or into a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise BapoError(
+            f"{path} could not be written ({reason(error)}): see that there is room and that you may."
+        ) from error
+
+
+def reason(error: OSError) -> str:
+    """What the system says, without the path."""
+    return error.strerror or first_line(error)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -38,10 +70,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         BapoError: it cannot be read.
     """
-    try:
+    with reading(path):
         return path.read_bytes()
-    except OSError as error:
-        raise _not_read(path, error) from error
 
 
 def read_text(path: Path) -> str:
@@ -92,10 +122,10 @@ def parse_json(text: str, where: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
         if isinstance(error, json.JSONDecodeError) and "\n" not in text.strip():
-            reason = f"{error.msg}, at character {error.colno}"  # the line is named already
-        raise BapoError(f"{where} is not valid JSON ({reason}): mend or remove it.") from error
+            why = f"{error.msg}, at character {error.colno}"  # the line is named already
+        raise BapoError(f"{where} is not valid JSON ({why}): mend or remove it.") from error
     return readable(value) if _ESCAPED_SURROGATE.search(text) else value
 
 
@@ -144,8 +174,9 @@ def make_folder(path: Path, todo: str = "name another one") -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = "a file is in its way" if isinstance(error, FileExistsError | NotADirectoryError) else _reason(error)
-        raise BapoError(f"The folder {path} cannot be made ({reason}): {todo}.") from error
+        in_its_way = isinstance(error, FileExistsError | NotADirectoryError)
+        why = "a file is in its way" if in_its_way else reason(error)
+        raise BapoError(f"The folder {path} cannot be made ({why}): {todo}.") from error
     return path
 
 
@@ -156,7 +187,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         BapoError: it cannot be written.
     """
     staging = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with writing(path):
         try:
             with staging.open("wb") as file:
                 file.write(content)
@@ -165,8 +196,6 @@ def write_bytes(path: Path, content: bytes) -> None:
             staging.replace(path)
         finally:
             staging.unlink(missing_ok=True)
-    except OSError as error:
-        raise _not_written(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -207,7 +236,7 @@ def read_record(path: Path, todo: str) -> dict[str, Any]:
 
 def checksum(content: bytes) -> str:
     """By which a damaged file, or a part of one, is known: hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+    return hashlib.sha256(content).hexdigest()[:CHECKSUM_DIGITS]
 
 
 def checksum_of_file(path: Path) -> str:
@@ -216,72 +245,12 @@ def checksum_of_file(path: Path) -> str:
     Raises:
         BapoError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
-    except OSError as error:
-        raise _not_read(path, error) from error
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:CHECKSUM_DIGITS]
 
 
 def _checksum_of_record(content: Mapping[str, Any]) -> str:
     return checksum(json.dumps(content, sort_keys=True).encode())
-
-
-class Journal:
-    """An append-only file of batches of records, a batch a line of JSON with its checksum.
-
-    A line is written whole or, after a kill, not at all. Many may read; who appends holds a lock.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._size = self._whole = 0  # as it was last read or written: all of it, and without a torn last line
-
-    def read(self) -> Iterator[list[dict[str, Any]]]:
-        """All batches; a torn last line is passed over.
-
-        Raises:
-            BapoError: the file cannot be read, or a line is not what was written.
-        """
-        content = read_bytes(self.path) if self.path.exists() else b""
-        self._size, self._whole = len(content), content.rfind(b"\n") + 1
-        for number, line in enumerate(content[: self._whole].split(b"\n")[:-1], start=1):
-            parsed = _LINE.fullmatch(line)
-            if parsed is None or checksum(parsed["records"]) != parsed["checksum"].decode():
-                raise BapoError(f"{self.path} is damaged at line {number}: delete that line, and it is made again.")
-            yield json.loads(parsed["records"])
-
-    def append(self, batch: list[dict[str, Any]]) -> None:
-        """Write one batch behind all that was read, in place of a torn last line, and wait until it is on the disk.
-
-        Raises:
-            BapoError: it cannot be written, or the file is not as this process read or wrote it.
-        """
-        records = json.dumps(batch, separators=(",", ":")).encode()
-        self.check()
-        try:
-            with self.path.open("ab") as file:
-                file.truncate(self._whole)
-                file.write(b'{"checksum":"%s","records":%s}\n' % (checksum(records).encode(), records))
-                file.flush()
-                os.fsync(file.fileno())
-                self._size = self._whole = file.tell()
-        except OSError as error:
-            raise _not_written(self.path, error) from error
-
-    def check(self) -> None:
-        """Find out whether the file is still as this process read or wrote it.
-
-        Raises:
-            BapoError: it is not; somebody else changed or deleted it.
-        """
-        if (self.path.stat().st_size if self.path.is_file() else 0) != self._size:
-            raise BapoError(
-                f"{self.path} was changed or deleted by something else while it was written: start the command again."
-            )
-
-
-_LINE = re.compile(rb'\{"checksum":"(?P<checksum>[0-9a-f]{%d})","records":(?P<records>.*)\}' % _DIGITS)
 
 
 @contextmanager
@@ -309,15 +278,3 @@ def locked(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[No
         yield
     finally:
         lock.release()
-
-
-def _not_read(path: Path, error: OSError) -> BapoError:
-    return BapoError(f"{path} cannot be read ({_reason(error)}): see that it is a file, and that you may.")
-
-
-def _not_written(path: Path, error: OSError) -> BapoError:
-    return BapoError(f"{path} could not be written ({_reason(error)}): see that there is room and that you may.")
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or first_line(error)

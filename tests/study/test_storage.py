@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from bapo.errors import BapoError
-from bapo.files import Journal
+from bapo.journal import Journal
 from bapo.study import Ledger, Storage, open_study, run_here
 from bapo.study.storage import _merge
 from tests.study.test_study import JOBS, STUDY, found, place, write_study

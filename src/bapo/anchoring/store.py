@@ -22,7 +22,8 @@ from typing import Any
 from bapo.anchoring.generate import GENERATION_VERSION, GenerationSettings, Response
 from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError
-from bapo.files import Journal, locked, make_folder, read_record, write_record
+from bapo.files import locked, make_folder, read_record, write_record
+from bapo.journal import Journal
 from bapo.likelihood import TokenIds
 from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
 from bapo.settings import SCORING_VERSION

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from bapo.errors import foreign
-from bapo.files import Journal, locked, make_folder, write_bytes
+from bapo.files import locked, make_folder, write_bytes
+from bapo.journal import Journal
 from bapo.results.runs import DONE
 from bapo.study.grid import Study, StudyJob
 from bapo.study.ledger import Ledger
