@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -30,6 +30,7 @@ class Command:
         cwd: the folder it runs in.
         environment: variables beside this process's own.
         program: a Python file that runs instead of `bapo`; it may start processes of its own.
+        prepare: called in its process before it begins.
     """
 
     def __init__(
@@ -38,13 +39,14 @@ class Command:
         cwd: Path,
         environment: Mapping[str, str] | None = None,
         program: Path | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         self.arguments = [str(program or "bapo"), *arguments]
         self._folder = tempfile.TemporaryDirectory()
         self._said = [Path(self._folder.name, name) for name in ("stdout", "stderr")]
         told = {**os.environ, **(environment or {})}
         target = _run if program is None else _run_program
-        arguments_of_it = (self.arguments, str(cwd), told, self._said)
+        arguments_of_it = (self.arguments, str(cwd), told, self._said, prepare)
         self.process = _server.Process(target=target, args=arguments_of_it, daemon=program is None)
         self.process.start()
 
@@ -104,9 +106,13 @@ def program(path: Path, *arguments: str, cwd: Path, environment: Mapping[str, st
     return done.stdout
 
 
-def _run(arguments: list[str], cwd: str, environment: dict[str, str], said: list[Path]) -> None:
+def _run(
+    arguments: list[str], cwd: str, environment: dict[str, str], said: list[Path], prepare: Callable[[], None] | None
+) -> None:
     """In the fork: what a shell would set up for the command, and the command."""
     _set_up(arguments, cwd, environment, said)
+    if prepare is not None:
+        prepare()
     from bapo.cli import main
     from tests.rounding import SWITCH, rounding_by_rows
 
@@ -114,7 +120,9 @@ def _run(arguments: list[str], cwd: str, environment: dict[str, str], said: list
         main()
 
 
-def _run_program(arguments: list[str], cwd: str, environment: dict[str, str], said: list[Path]) -> None:
+def _run_program(
+    arguments: list[str], cwd: str, environment: dict[str, str], said: list[Path], prepare: Callable[[], None] | None
+) -> None:
     _set_up(arguments, cwd, environment, said)
     sys.path.insert(0, str(Path(arguments[0]).parent))
     main = ModuleType("__main__")

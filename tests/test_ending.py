@@ -122,6 +122,11 @@ ERRORS = {
     "SystemExit(1)": (2, "bapo: stopped"),
     "SystemExit('bad')": (2, "bapo: stopped (bad)"),
     "BrokenPipeError(32, 'of a socket')": (2, "of a socket"),
+    "OSError(28, 'No space left on device', 'store/logps.jsonl')": (
+        2,
+        "bapo: store/logps.jsonl cannot be used (No space left on device): see that there is room and that you may, "
+        "and start the same command again; what was finished is kept.",
+    ),
     "EOFError('nobody answers')": (2, "bapo: stopped (nobody answers)"),
     "KeyError('x')": (2, "(KeyError: 'x')"),
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import re
 import resource
+import signal
 import time
 from pathlib import Path
 
@@ -163,6 +165,57 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(again.read()) == RECORDS
     again.append(RECORDS[0])
     assert list(Journal(own.path).read()) == [*RECORDS, RECORDS[0]]
+
+
+def test_a_file_is_its_owners_and_a_link_in_its_place_is_not_gone_through(tmp_path: Path) -> None:
+    theirs, link = tmp_path / "theirs", tmp_path / "report.json"
+    theirs.write_text("as it was")
+    link.symlink_to(theirs)
+    before = os.umask(0)
+    try:
+        files.write_text(link, "a text of somebody's")
+    finally:
+        os.umask(before)
+    assert theirs.read_text() == "as it was"
+    assert (link.read_text(), link.is_symlink(), link.stat().st_mode & 0o777) == ("a text of somebody's", False, 0o600)
+
+
+def test_what_killed_processes_had_begun_to_write_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    def killed() -> None:
+        os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        files.write_text(tmp_path / "report.json", "a text of somebody's")
+
+    other = multiprocessing.get_context("fork").Process(target=killed)
+    other.start()
+    other.join()
+    (begun,) = tmp_path.iterdir()
+    assert files.is_hidden(begun)
+    (tmp_path / "kept").write_text("")
+    files.remove_staged(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_all_files_below_a_folder_are_flushed_but_no_link_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    (folder / "below").mkdir(parents=True)
+    for path in (outside, folder / "adapter", folder / "below/state"):
+        path.write_text("x")
+    (folder / "link").symlink_to(outside)
+    flushed = set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.add(os.readlink(f"/proc/self/fd/{descriptor}")))
+    files.flush_folder(folder)
+    assert flushed == {str(path) for path in (folder, folder / "adapter", folder / "below", folder / "below/state")}
+
+
+def test_a_disk_that_fails_is_one_sentence(tmp_path: Path) -> None:
+    for door, sentence in ((files.reading, "cannot be read"), (files.writing, "could not be written")):
+        with (
+            pytest.raises(BapoError, match=rf"^{re.escape(str(tmp_path))} {sentence} \(Input/output error\): see"),
+            door(tmp_path),
+        ):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "another name")
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

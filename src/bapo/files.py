@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
+import io
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,12 @@ _MARKS = (
 """What a file of another encoding than UTF-8 begins with. UTF-32's mark begins with UTF-16's."""
 
 CHECKSUM_DIGITS = 16  # of a checksum
+
+LOCK = ".lock"
+"""The lock of a folder."""
+
+_STAGED = ".part-"
+"""How the name of a file begins that is not written to its end."""
 
 UNREADABLE = "\ufffd"
 """What stands where a letter could not be read."""
@@ -181,21 +190,78 @@ def make_folder(path: Path, todo: str = "name another one") -> Path:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a reader, or a start after a kill, finds the old content or the new.
+    """Write a file whole or not at all: a reader, or a start after a kill or a power cut, finds the old or the new.
+
+    Only its owner may read it, and where a link lies in its place, the link is replaced and not what it leads to.
 
     Raises:
         BapoError: it cannot be written.
     """
-    staging = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
+        descriptor, name = tempfile.mkstemp(prefix=_STAGED, dir=path.parent)
+        staged = Path(name)
         try:
-            with staging.open("wb") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
+            staged.replace(path)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        _flush(path.parent)
+
+
+def save_figure(figure: Any, path: Path, **how: Any) -> None:
+    """`write_bytes` of a figure of matplotlib's, in the format that the file's name ends with; its folder is made.
+
+    Raises:
+        BapoError: it cannot be written.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.removeprefix("."), **how)
+    make_folder(path.parent)
+    write_bytes(path, drawn.getvalue())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until all files that others wrote below a folder are on the disk, so that a power cut takes none of them.
+
+    Raises:
+        BapoError: the disk refuses.
+    """
+    with writing(folder):
+        for path in folder.rglob("*"):
+            _flush(path)
+        _flush(folder)
+
+
+def remove_staged(folder: Path) -> None:
+    """Remove what killed processes had begun to write into a folder; who calls this holds the folder's lock."""
+    for path in folder.glob(f"{_STAGED}*"):
+        with suppress(OSError):
+            path.unlink()
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file is none of a folder's content, but a lock or something that was not written to its end."""
+    return path.name == LOCK or path.name.startswith(_STAGED)
+
+
+def _flush(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.ELOOP):  # a folder that may only be written, or a link
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EROFS, errno.ENOTSUP):  # some disks flush no folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

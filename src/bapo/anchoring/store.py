@@ -22,7 +22,7 @@ from typing import Any
 from bapo.anchoring.generate import GENERATION_VERSION, GenerationSettings, Response
 from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError
-from bapo.files import locked, make_folder, read_record, write_record
+from bapo.files import LOCK, is_hidden, locked, make_folder, read_record, remove_staged, write_record
 from bapo.journal import Journal
 from bapo.likelihood import TokenIds
 from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
@@ -94,7 +94,8 @@ class AnchorStore:
         Raises:
             BapoError: the folder cannot be locked, or was changed or deleted meanwhile.
         """
-        with locked(self.folder / ".lock", on_wait):
+        with locked(self.folder / LOCK, on_wait):
+            remove_staged(self.folder)
             self._scores, self._bases, self._journals = None, {}, {}
             yield
             self._check_written()
@@ -179,7 +180,7 @@ class AnchorStore:
     def _check_or_create(self, about: dict[str, Any]) -> None:
         path = self.folder / _MANIFEST
         if not path.is_file():
-            with locked(make_folder(self.folder) / ".lock"):  # two at once: the second takes the day of the first
+            with locked(make_folder(self.folder) / LOCK):  # two at once: the second takes the day of the first
                 if not path.is_file():
                     self._create(path, about)
         identity = read_record(path, "delete the folder, and it is made again, or name another one")
@@ -200,7 +201,7 @@ class AnchorStore:
             write_record(path, {**identity, "today": self.today.isoformat()})
 
     def _create(self, path: Path, about: dict[str, Any]) -> None:
-        if any(p.name != ".lock" and not p.name.startswith(f".{_MANIFEST}.") for p in self.folder.iterdir()):
+        if not all(is_hidden(path) for path in self.folder.iterdir()):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
         dated = {} if self.today is None else {"today": self.today.isoformat()}
         write_record(path, {**self.identity, **about, **dated})

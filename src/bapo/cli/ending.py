@@ -25,6 +25,8 @@ BY_SIGNAL = 128
 CLOSED_PIPE = BY_SIGNAL + 13
 """As if SIGPIPE had ended the command, which Python ignores."""
 
+_ROOM = "see that there is room and that you may, and start the same command again; what was finished is kept."
+
 DEBUG = "BAPO_DEBUG=1 shows where, for a report of it."
 
 
@@ -98,6 +100,9 @@ def _run() -> int:
         return BY_SIGNAL + stopped.number
     except BapoError as error:
         _say(str(error))
+    except OSError as error:
+        where = "The disk or the network" if error.filename is None else str(error.filename)
+        _say(f"{where} cannot be used ({error.strerror or first_line(error)}): {_ROOM}")
     except Exception as error:
         _say(f"stopped by an error that nobody foresaw ({type(error).__name__}: {first_line(error)}): {DEBUG}")
     return ERROR

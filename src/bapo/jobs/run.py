@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bapo.files import make_folder
+from bapo.files import LOCK, locked, make_folder, remove_staged
 from bapo.jobs import stages, training
 from bapo.jobs.generating import answer, shown
 from bapo.jobs.job import Job, anchoring_settings, made_on_by, mark_of, processes, provenance, reference_name
@@ -114,9 +114,13 @@ class Grid:
 
     def run(self, on_progress: OnProgress) -> Record[Personalization]:
         """Do what is not done yet, with one model in memory."""
+        stages.check(self.recipe)
+        with locked(make_folder(self.folder) / LOCK, lambda: on_progress(f"waiting for {self.folder}", 0, 1)):
+            remove_staged(self.folder)
+            return self.done() or self._run(on_progress)
+
+    def _run(self, on_progress: OnProgress) -> Record[Personalization]:
         recipe = self.recipe
-        stages.check(recipe)
-        make_folder(self.folder)
         for name in self.objectives:
             training.check_run(recipe, name, self.folder / name, self.data)
         _ = self.split  # what cannot be read should be known before the model is loaded

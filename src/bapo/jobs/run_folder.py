@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.files import checksum_of_file, locked, read_record, write_record, write_text
+from bapo.files import (
+    LOCK,
+    checksum_of_file,
+    flush_folder,
+    locked,
+    read_record,
+    remove_staged,
+    write_record,
+    write_text,
+)
 from bapo.results.runs import AGAIN, DONE, STARTED, write_run
 
 _PEFTS_PAGE, _OWN_PAGE = "# Model Card for Model ID", "Trained with bapo on"
@@ -40,7 +49,8 @@ def alone(folder: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
             raise BapoError(f"Another process trains into {folder}: wait for it, or name another with --output.")
         on_wait(f"waiting for another process that trains into {folder}")
 
-    with locked(folder / ".lock", wait):
+    with locked(folder / LOCK, wait):
+        remove_staged(folder)
         yield
 
 
@@ -142,6 +152,7 @@ def finish(folder: Path, record: Mapping[str, Any]) -> None:
     there = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     if not there or _PEFTS_PAGE in there or _OWN_PAGE in there:  # the user's own page stays
         write_text(page, _page(record))
+    flush_folder(folder)
     write_run(folder, record, weights)
 
 

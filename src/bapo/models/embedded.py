@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bapo.errors import BapoError, foreign
-from bapo.files import make_folder
+from bapo.files import flush_folder, make_folder
 from bapo.models.weights import whole_model
 
 EMBEDDED_MODEL = "smollm2"
@@ -61,6 +61,7 @@ def converted_gguf(gguf: Path) -> Path:
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             _convert(gguf, staging)
+            flush_folder(staging)
             try:
                 staging.rename(target)
             except OSError:  # another process finished the same conversion first

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bapo.files import save_figure
+
 Log = Sequence[Mapping[str, float]]
 
 # Okabe and Ito's colours, told apart by everyone.
@@ -33,8 +35,7 @@ def draw_logratios(logs: Mapping[str, Log], path: Path, *, quantity: str = "logr
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("log π/π_ref (nats)" if quantity == "logratios" else "log π (nats)")
     axes[-1].legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def draw_curves(axis: Any, log: Log, quantity: str, smooth: int = 5) -> None:

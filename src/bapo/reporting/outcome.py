@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bapo.files import save_figure
+
 if TYPE_CHECKING:
     from bapo.results import Personalization
 
@@ -49,5 +51,4 @@ def draw_outcome(results: Sequence[Personalization], path: Path, *, preferred: s
     kept.set_xlabel("← less likely     per word piece, %     likelier →", fontsize=9)
     for axis in (learned, kept):
         axis.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bapo.files import save_figure
 from bapo.reporting.curves import Log, draw_curves
 from bapo.reporting.outcome import COLOURS as METHOD_COLOURS
 from bapo.results.study_cells import DRIFT, FORGETTING, QUESTION_MEASURES, REWARD_ACCURACY
@@ -42,10 +43,9 @@ class Picture:
 
 def save(picture: Picture, path: Path) -> None:
     """A figure as SVG and, beside it, as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _drawn(picture, path.stem) as figure:
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"), dpi=150)
+        save_figure(figure, path.with_suffix(".svg"), metadata={"Date": None})
+        save_figure(figure, path.with_suffix(".png"), dpi=150)
 
 
 def inline(picture: Picture, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bapo.files import save_figure
 from bapo.reporting.tables import interval
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ def draw_proposition(proposition: Proposition, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("error, in the norm of its lemma")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def slope_rows(proposition: Proposition) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from bapo.errors import foreign
-from bapo.files import locked, make_folder, write_bytes
+from bapo.files import LOCK, locked, make_folder, write_bytes
 from bapo.journal import Journal
 from bapo.results.runs import DONE
 from bapo.study.grid import Study, StudyJob
@@ -152,7 +152,7 @@ def _unpack(study: Study, job: StudyJob, content: bytes) -> None:
     folder = _folder(study, job)
     assert folder is not None
     make_folder(folder)
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive, locked(folder / ".lock"):
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive, locked(folder / LOCK):
         for member in archive.getmembers():
             file = archive.extractfile(member)
             if file is None or "/" in member.name or member.name.startswith("."):

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.files import checksum_of_file, write_json
+from bapo.files import checksum_of_file, flush_folder, write_json
 
 MARK = "complete"
 
 
 def mark_complete(checkpoint: Path, reference: str) -> None:
-    """Say that everything in the checkpoint has been written, what each file holds, and which model it belongs to."""
+    """Say that everything in the checkpoint has been written, what each file holds, and which model it belongs to.
+
+    Raises:
+        BapoError: the disk refuses.
+    """
+    flush_folder(checkpoint)
     write_json(checkpoint / MARK, {"reference": reference, "files": _checksums(checkpoint)})
 
 

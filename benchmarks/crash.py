@@ -1,0 +1,252 @@
+"""What disturbs a command, one fault at one operation on a file or one moment, and whether anything is lost.
+
+Anchoring, training, evaluating and personalizing a tiny model are disturbed in real processes: errors of the disk, room
+that ends, signals, kills in the middle of a write, power that is cut (what was not flushed is gone), a folder that is
+deleted, the same command at once. Then the same command runs again, undisturbed.
+
+A disturbed command ends by itself within two minutes, with one sentence where it can say one and never a traceback.
+Lost is what makes the second run fail or end with other content, and work beyond one batch that it does again.
+
+    python benchmarks/crash.py --minutes 30 --seed 7
+
+It goes on where it was with this seed, adds up its totals, and ends with 1 where something was lost. It needs a C
+compiler and Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.command import Command
+from tests.crash.disk import FAULTS, NONE, Fault, Operation, operations, put_in_place
+from tests.crash.stages import OUT, STAGES, Stage, copy, prepare
+
+from bapo.files import write_json
+from bapo.models import cache_folder
+
+LIMIT_S = 120
+SURVIVED, LOST, TRACEBACK, UNCLEAR, HANGS = "survived", "lost", "traceback", "no clear sentence", "hangs"
+_GOES_ON = "the same command goes on"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its code, what it said, and what it did to files."""
+
+    code: int | None
+    said: str
+    did: list[Operation] = field(default_factory=list)
+
+    @property
+    def last_line(self) -> str:
+        """What a user reads last."""
+        return (self.said.strip().splitlines() or [""])[-1]
+
+    @property
+    def steps(self) -> list[int]:
+        """The training steps that it was at, as it said them."""
+        return [int(step) for step in re.findall(r"^training \w+: (\d+)/", self.said, re.MULTILINE)]
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A stage as it is when nothing happens."""
+
+    place: Path
+    content: dict[str, str]
+    did: list[Operation]
+
+
+def main() -> None:
+    """Disturb until the time is over, and print what became of it."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--minutes", type=float, default=10)
+    arguments.add_argument(
+        "--most", type=int, help="injections a stage, in all; as many as there is time for if not given"
+    )
+    arguments.add_argument("--stages", default=",".join(STAGES))
+    arguments.add_argument("--folder", type=Path, help="where totals lie; a folder in the cache by default")
+    told = arguments.parse_args()
+    until = time.monotonic() + 60 * told.minutes
+    totals = (told.folder or cache_folder() / "crash") / f"totals-{told.seed}.json"
+    totals.parent.mkdir(parents=True, exist_ok=True)
+    counts = json.loads(totals.read_text()) if totals.is_file() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        put_in_place(Path(folder))
+        undisturbed = dict(_undisturbed(Path(folder), told.stages.split(",")))
+        while stage := _next(counts, undisturbed, told.most):
+            if time.monotonic() > until:
+                break
+            number = counts.setdefault(stage, {"injections": 0, "by fault": {}, "faults": []})["injections"]
+            fault, outcome, why = _inject(undisturbed[stage], stage, told.seed, number, Path(folder, "now"))
+            kept = counts[stage]
+            kept["injections"] += 1
+            by_fault = kept["by fault"].setdefault(fault.name, {})
+            by_fault[outcome] = by_fault.get(outcome, 0) + 1
+            if outcome != SURVIVED:
+                kept["faults"].append(f"{stage} {number}: {fault.name}: {outcome}: {why}")
+                print(kept["faults"][-1], flush=True)
+            write_json(totals, counts)
+    sys.exit(_report(counts))
+
+
+def _next(counts: dict, stages: dict, most: int | None) -> str | None:
+    """The stage with the fewest injections, so that all get as many."""
+    done = {stage: counts.get(stage, {}).get("injections", 0) for stage in stages}
+    stage = min(done, key=lambda stage: done[stage])
+    return stage if most is None or done[stage] < most else None
+
+
+def _undisturbed(folder: Path, names: list[str]) -> Iterator[tuple[str, Undisturbed]]:
+    """Each stage twice, so that it is known that nothing but faults changes what comes out."""
+    place = folder / "place"
+    prepare(place, _environment(place))
+    for name in names:
+        stage, content = STAGES[name], []
+        for at in range(2):
+            target = folder / "now"
+            copy(place, target, stage)
+            trace = folder / "trace"
+            ended = _run(stage, target, replace(NONE, folder=str(target), trace=str(trace)))
+            assert ended.code == 0, ended.said
+            content.append(stage.content(target))
+            assert content[at], f"{name} left nothing"
+        assert content[0] == content[1], f"{name} does not end with the same content when nothing happens"
+        yield name, Undisturbed(place, content[0], ended.did)
+
+
+def _environment(place: Path) -> dict[str, str]:
+    return {"BAPO_CACHE": str(place / "cache"), "BAPO_DATA": str(place / "data"), "OMP_NUM_THREADS": "1"}
+
+
+def _run(stage: Stage, place: Path, fault: Fault = NONE, kind: str = "") -> Ended:
+    """Run a stage in a folder, with a fault in its process."""
+    environment = _environment(place)
+    with Command(stage.arguments, place, environment, prepare=fault if fault.folder else None) as command:
+        start, second = time.monotonic(), None
+        while not command.wait(0.05 if fault.pauses else LIMIT_S):
+            if time.monotonic() - start > LIMIT_S:
+                return Ended(None, "")
+            if fault.pauses and _is_paused(command.process.pid):
+                if "deleted" in fault.name:
+                    shutil.rmtree(place / OUT, ignore_errors=True)
+                elif second is None:
+                    second = Command(stage.arguments, place, environment)
+                    second.wait(1.5)
+                os.kill(command.process.pid, signal.SIGCONT)
+                fault = replace(fault, number=0)
+        done = command.done()
+    if second is not None:
+        with second:
+            if not second.wait(LIMIT_S):
+                return Ended(None, "")
+            other = second.done()
+            if other.returncode:
+                return Ended(other.returncode, other.stderr)
+    trace = Path(fault.trace)
+    return Ended(done.returncode, done.stderr, operations(trace) if fault.trace and trace.is_file() else [])
+
+
+def _is_paused(process: int | None) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
+def _inject(undisturbed: Undisturbed, name: str, seed: int, number: int, target: Path) -> tuple[Fault, str, str]:
+    """One fault, and what became of it."""
+    rng, stage = random.Random(f"{seed} {name} {number}"), STAGES[name]
+    fault = FAULTS[number % len(FAULTS)]
+    kinds: dict[str, list[Operation]] = {}
+    for operation in undisturbed.did:
+        if fault.fits(operation):
+            kinds.setdefault(f"{operation.what} {re.sub('[0-9]+|part-.*', 'N', operation.path)}", []).append(operation)
+    struck = rng.choice(kinds[rng.choice(sorted(kinds))])
+    copy(undisturbed.place, target, stage)
+    armed = replace(fault, folder=str(target), trace=str(target.parent / "trace"), at=struck.number)
+    where = f"at operation {struck.number}, {struck.what} {Path(struck.path).name}"
+    disturbed = _run(stage, target, armed)
+    outcome = _ending(fault, disturbed)
+    if outcome:
+        return fault, outcome, f"{where}: {disturbed.last_line or disturbed.code}"
+    left = {path.name: path.read_bytes() for path in target.glob(f"{OUT}/*.jsonl")}
+    again = _run(stage, target)
+    why = _lost(stage, undisturbed, target, again) or _repeated(fault, disturbed, again, left, target)
+    return fault, LOST if why else SURVIVED, f"{where}: {why}, after: {disturbed.last_line}"
+
+
+def _ending(fault: Fault, ended: Ended) -> str | None:
+    """What is wrong with how a disturbed command ended."""
+    if ended.code is None:
+        return HANGS
+    if "Traceback (most recent call last)" in ended.said:
+        return TRACEBACK
+    if fault.kills:
+        return None if ended.code in (-signal.SIGKILL, 0) else UNCLEAR
+    if ended.code == 0:
+        return None
+    if fault.number in (signal.SIGTERM, signal.SIGINT) and fault.name.startswith("SIG"):
+        by_signal = ended.code == 128 + fault.number and _GOES_ON in ended.last_line
+        return None if by_signal or ended.code == -fault.number else UNCLEAR
+    clear = ended.code == 2 and ended.last_line.startswith("bapo: ") and "nobody foresaw" not in ended.last_line
+    return None if clear else UNCLEAR
+
+
+def _lost(stage: Stage, undisturbed: Undisturbed, place: Path, again: Ended) -> str | None:
+    """Why the second run is not as if nothing had happened."""
+    if again.code != 0:
+        return f"the same command does not go on ({again.last_line})"
+    content = stage.content(place)
+    other = [name for name in undisturbed.content if content.get(name) != undisturbed.content[name]]
+    return f"another result in {other[0]}" if other or content.keys() - undisturbed.content.keys() else None
+
+
+def _repeated(fault: Fault, disturbed: Ended, again: Ended, left: dict[str, bytes], place: Path) -> str | None:
+    """Work beyond one batch that the second run does again, where nobody deleted it."""
+    if fault.pauses:
+        return None
+    for name, content in left.items():
+        whole = content[: content.rfind(b"\n") + 1]
+        if not (place / OUT / name).read_bytes().startswith(whole):
+            return f"{name} was begun anew"
+        flushed = sum(one.what == "flush" and Path(one.path).name == name for one in disturbed.did)
+        gone = flushed - whole.count(b"\n")
+        if gone > 1:
+            return f"{gone} batches of {name} are gone"
+    if disturbed.steps and again.steps and disturbed.steps[-1] - again.steps[0] > 1:
+        return f"training went back from step {disturbed.steps[-1]} to {again.steps[0]}"
+    return None
+
+
+def _report(counts: dict) -> int:
+    outcomes = (SURVIVED, LOST, TRACEBACK, UNCLEAR, HANGS)
+    print("| stage | fault | " + " | ".join(outcomes) + " |\n|---|---|" + "---|" * len(outcomes))
+    whole: Counter[str] = Counter()
+    for stage, kept in counts.items():
+        for fault, by_outcome in kept["by fault"].items():
+            print(f"| {stage} | {fault} | " + " | ".join(str(by_outcome.get(name, 0)) for name in outcomes) + " |")
+            whole.update(by_outcome)
+    injections = {stage: kept["injections"] for stage, kept in counts.items()}
+    print(f"injections: {injections}; " + ", ".join(f"{whole[name]} {name}" for name in outcomes))
+    return int(sum(whole.values()) > whole[SURVIVED])
+
+
+if __name__ == "__main__":
+    main()
