@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest bench lint setup clean
+.PHONY: demo test test-lowest bench crash lint setup clean
 
 demo: $(READY)
 	$(BIN)/bapo personalize --recipe demo --output demo-output
@@ -29,6 +29,12 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 # Training steps beside TRL's, interleaved in one run.
 bench: $(READY)
 	$(BIN)/python benchmarks/training_speed.py
+
+# Every stage, disturbed at one operation on a file after another; counts in the last line. It goes on where it was.
+SEED := 0
+MINUTES := 30
+crash: $(READY)
+	$(BIN)/python benchmarks/crash.py --seed $(SEED) --minutes $(MINUTES)
 
 lint: $(READY)
 	$(BIN)/ruff check .

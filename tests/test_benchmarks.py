@@ -194,6 +194,15 @@ def test_a_model_is_loaded_hashed_and_probed_once_and_not_at_all_where_all_is_do
         assert not any(number(cell) for name, cell in row.items() if name not in ("", "seconds in all"))
 
 
+@pytest.mark.slow
+def test_log_probs_of_a_gguf_file_are_llama_cpps(tmp_path: Path) -> None:
+    """The embedded model's file; llama.cpp sums in another order, and rounds to 8 bits where weights are quantized."""
+    ((as_it_is, as_float32),) = tables(ran("llama_cpp", cwd=tmp_path))
+    assert number(as_float32["tokens"]) > 30
+    assert number(as_float32["mean gap"]) < number(as_it_is["mean gap"]) / 5
+    assert number(as_float32["largest gap"]) < 0.05
+
+
 def test_responses_are_what_a_template_writes(place: Path) -> None:
     pytest.importorskip("trl", reason="TRL's chat templates: pip install trl")
     by_response, by_tokenizer = tables(ran("templates", "--templates", "gemma", "qwen3", cwd=place))
