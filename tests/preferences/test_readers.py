@@ -149,6 +149,8 @@ def test_a_bad_line_is_named(line: str, sentence: str, tmp_path: Path) -> None:
         ("psoups:P2A", "data.zip"),
         ("no-such.jsonl", "There is no file no-such.jsonl: check its name"),
         ("no-such-organization/no-such-data", "could not be read from the hub"),
+        ("no-such-organization/data-0.5b", "could not be read from the hub"),
+        ("no-such/mine.txt", "There are no preferences"),
     ],
 )
 def test_a_bad_name_is_one_sentence(

@@ -12,9 +12,13 @@ from bapo.preferences.registry import source
 
 
 def _fits(name: str) -> bool:
-    """``organization/name`` or ``organization/name:split``, and nothing that looks like a path or lies there."""
+    """``organization/name`` or ``organization/name:split``, and nothing that looks like a path or lies there.
+
+    A name may have a dot, as in ``organization/llama-3.1-mixture``; letters alone behind it are a file's kind.
+    """
     path = Path(name)
-    return name.count("/") == 1 and not path.suffix and not name.startswith((".", "/", "~")) and not path.exists()
+    is_file = path.suffix[1:].isalpha()
+    return name.count("/") == 1 and not is_file and not name.startswith((".", "/", "~")) and not path.exists()
 
 
 @source("hub", "a data set of the hub", example="organization/name", fits=_fits)
