@@ -203,16 +203,6 @@ def lay_out(groups: Sequence[TokenGroup], device: torch.device | str = "cpu") ->
     )
 
 
-def tokens_of(groups: Sequence[TokenGroup]) -> int:
-    """Input tokens of the groups in one row; a header that neighbours have in common counts once.
-
-    >>> tokens_of([TokenGroup((1, 2), ((3, 4),), header=(9, 9)), TokenGroup((5,), ((6,),), header=(9, 9))])
-    6
-    """
-    headers = (g.header for at, g in enumerate(groups) if at == 0 or groups[at - 1].header != g.header)
-    return sum(group.cost for group in groups) + sum(map(len, headers))
-
-
 def by_token_budget(groups: Sequence[TokenGroup], max_tokens: int) -> Iterator[list[TokenGroup]]:
     """Cut groups, in order, into batches of at most ``max_tokens`` input tokens (a larger group stands alone)."""
     batch: list[TokenGroup] = []
