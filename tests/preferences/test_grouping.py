@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 
 from bapo.errors import BapoError
 from bapo.preferences import (
+    Message,
     Pair,
     PromptGroup,
     doubtful,
     group_pairs,
     paper_split,
+    read_preferences,
     read_split,
     split_by_prompt,
     summarize,
@@ -58,9 +61,19 @@ def test_every_comparison_is_a_pair_or_counted(seed: int) -> None:
 
 
 def test_a_group_that_makes_no_sense_is_refused() -> None:
-    for responses, pairs in ((("a", "a"), ((0, 1),)), (("a", "b"), ((0, 0),)), (("a", "b"), ((0, 2),))):
+    for responses, pairs in (
+        (("a", "a"), ((0, 1),)),
+        (("a", "b"), ((0, 0),)),
+        (("a", "b"), ((0, 2),)),
+        (("a", "b"), ((2, 0),)),
+    ):
         with pytest.raises(BapoError):
             PromptGroup("p", responses, pairs)
+
+
+def test_a_turn_of_a_role_that_there_is_not_is_refused() -> None:
+    with pytest.raises(BapoError, match=r"Unknown role 'bot'.*system, developer"):
+        Message("bot", "Hi.")
 
 
 def test_the_fingerprint_is_of_the_content() -> None:
@@ -87,6 +100,41 @@ def test_a_split_is_by_prompt_seeded_and_complete() -> None:
             split_by_prompt(preferences, held_out)
 
 
+def test_of_few_prompts_one_is_held_out_and_of_one_none() -> None:
+    for prompts in (2, 4):
+        assert len(split_by_prompt(many(prompts)).held_out.groups) == 1
+    with pytest.raises(BapoError, match="test has 1 prompt, and at least 2"):
+        split_by_prompt(many(1))
+
+
+def test_both_sides_know_what_was_read_and_dropped() -> None:
+    found = group_pairs("own", [Pair(f"p{i}", "a", "b") for i in range(5)] + [Pair("p0", "a", "a")])
+    split = split_by_prompt(found, 1)
+    for side in (split.train, split.held_out, split.whole):
+        assert (side.name, side.rows, side.dropped) == ("own", 6, {"equal responses": 1})
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_split_is_read_as_it_was_asked_for(plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BAPO_DATA", raising=False)
+    rows = [{"user_input": f"p{i}", "completion_a": "a", "completion_b": "b"} for i in range(12)]
+    (tmp_path / "P1A.json").write_text(json.dumps(rows))
+    preferences = read_preferences("psoups:P1A", data_folder=tmp_path, plain=plain)
+    told = read_split("psoups:P1A", held_out=3, seed=5, data_folder=tmp_path, plain=plain)
+    assert told == split_by_prompt(preferences, 3, seed=5)
+    assert isinstance(told.train.groups[0].prompt, str) == plain
+
+
+def test_without_a_seed_a_split_is_that_of_seed_0_and_prompts_are_turns(tmp_path: Path) -> None:
+    (tmp_path / "P1A.json").write_text(
+        json.dumps([{"user_input": f"p{i}", "completion_a": "a", "completion_b": "b"} for i in range(12)])
+    )
+    split = read_split("psoups:P1A", data_folder=tmp_path)
+    assert split == split_by_prompt(read_preferences("psoups:P1A", data_folder=tmp_path), 2, seed=0)
+    assert split_by_prompt(split.whole) == split_by_prompt(split.whole, seed=0)
+    assert split.train.groups[0].prompt[0].role == "user"
+
+
 def test_the_papers_protocol_splits_rows_and_says_what_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(code: str, prompts: range) -> list[dict[str, str]]:
         return [
@@ -104,6 +152,28 @@ def test_the_papers_protocol_splits_rows_and_says_what_leaks(tmp_path: Path, mon
     assert len({*split.train.groups, *split.held_out.groups}) > 20  # repeated pairs stay repeated
     assert split.leak > 5
     assert read_split("psoups:P1A", data_folder=tmp_path).leak == 0
+    assert {side.name for side in (split.train, split.held_out)} == {"psoups:P1A"}
+    told = {"protocol": "paper", "data_folder": tmp_path}
+    assert read_split("psoups:P1A", **told) == split == paper_split("psoups:P1A", data_folder=tmp_path)
+    assert read_split("psoups:P1A", seed=0, **told) == split != read_split("psoups:P1A", seed=1, **told)
+    assert split.train.groups[0].prompt[0].role == "user"
+    assert isinstance(read_split("psoups:P1A", plain=True, **told).train.groups[0].prompt, str)
+    monkeypatch.setattr(psoups, "PAPER_TRAINING", 1)
+    assert read_split("psoups:P1A", **told).train.pair_count == 1
+    monkeypatch.setattr(psoups, "PAPER_TRAINING", 100)
+    with pytest.raises(BapoError, match="needs more rows"):
+        read_split("psoups:P1A", **told)
+
+
+def test_a_prompt_that_one_type_lacks_is_none_of_the_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for code in PREFERENCE_PROMPTS:
+        rows = [
+            {"user_input": f"p{i}", "completion_a": "a", "completion_b": "b"} for i in range(3 if code == "P2A" else 4)
+        ]
+        (tmp_path / f"{code}.json").write_text(json.dumps(rows))
+    monkeypatch.setattr(psoups, "PAPER_TRAINING", 2)
+    split = read_split("psoups:P1A", protocol="paper", data_folder=tmp_path, plain=True)
+    assert {group.prompt for group in split.whole.groups} == {"p0", "p1", "p2"}
 
 
 def test_the_papers_protocol_needs_the_papers_data(tmp_path: Path) -> None:
@@ -126,6 +196,21 @@ def test_a_summary_counts_what_is_there() -> None:
     assert [example.prompt for example in found.examples] == ["one two", "x"]
     assert (found.examples[0].chosen, found.examples[0].rejected) == ("a b c", "d")
     json.dumps(found.to_dict())
+
+
+def test_a_summary_spreads_lengths_and_examples_over_the_data() -> None:
+    """Prompt i of 21 has i + 1 words; its rejected response 2 i + 1; the last one is worth a look and has a base."""
+    pairs = [Pair(" ".join("p" * (i + 1)), "yes", " ".join("n" * (2 * i + 1))) for i in range(20)]
+    pairs += [Pair("q" + " q" * 20, "y es", "y  es", ("base",)), Pair("q", "a", "a")]
+    found = summarize(group_pairs("own", pairs))
+    assert astuple(found.prompt_words) == (1, 3, 11, 19, 21)
+    assert astuple(found.rejected_words) == (1, 3, 19, 35, 39)
+    assert (found.name, found.with_bases, found.dropped) == ("own", 1, {"equal responses": 1})
+    assert found.doubtful == {"responses differ in white space only": 1}
+    assert [len(example.prompt.split()) for example in found.examples] == [1, 11, 21]
+    assert len(summarize(group_pairs("own", pairs), examples=1).examples) == 1
+    two = summarize(group_pairs("own", pairs), examples=2).examples
+    assert [len(example.prompt.split()) for example in two] == [1, 21]
 
 
 def test_pairs_that_are_kept_and_worth_a_look_are_counted() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +17,24 @@ from datasets import Dataset, DatasetDict
 
 from bapo.errors import BapoError
 from bapo.preferences import (
+    SOURCES,
     Message,
+    Pair,
     Preferences,
     doubtful,
+    examples,
     group_pairs,
     known_names,
     pairs_from_dataset,
+    preference_in_words,
+    prompt_text,
     read_preferences,
+    read_split,
+    registry,
+    response_text,
 )
+from bapo.preferences.record import turn_as_dict
+from bapo.preferences.sources import dsp
 from bapo.preferences.sources.dsp import DOMAINS
 from bapo.preferences.sources.psoups import PREFERENCE_PROMPTS, strip_preference_prompt
 from bapo.preferences.sources.starter import STARTER_TYPES
@@ -80,6 +91,10 @@ FORMATS = {
         {"prompt": ASK, "chosen": "Because.", "rejected": "No."},
         (Message("system", "Be kind."), Message("user", "Why?")),
     ),
+    "plain prompt, turns as responses": (
+        {"prompt": "Why?", "chosen": [turn("assistant", "Because.")], "rejected": [turn("assistant", "No.")]},
+        user("Why?"),
+    ),
 }
 
 
@@ -91,6 +106,42 @@ def test_trl_formats(name: str) -> None:
     white = " " if name == "implicit" else ""  # goes with the responses, so that prompt and response are the text
     assert pair.rejected == f"{white}No."
     assert pair.chosen in ("Because.", " Because of it.")
+
+
+def test_a_source_is_named_as_it_was_asked_for(tmp_path: Path) -> None:
+    path = str(written(tmp_path, "jsonl"))
+    assert read_preferences(path).name == path
+
+
+def test_what_one_would_tell_a_model_is_known_of_named_preferences_alone() -> None:
+    words = "Generate a response that is concise and to the point without being verbose."
+    assert preference_in_words("starter:concise") == preference_in_words("starter:P2A") == words
+    assert preference_in_words("psoups:P2A") == words
+    for name in ("starter:sad", "user:people.jsonl#anna", "other:concise", "mine.jsonl", "starter"):
+        assert preference_in_words(name) is None
+
+
+def test_a_source_is_what_it_was_registered_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("_found", "_where"):  # so that other tests see nothing of it
+        monkeypatch.setattr(SOURCES, part, dict(getattr(SOURCES, part)))
+
+    def read(name: str, data_folder: Path | None) -> Iterator[Pair]:
+        return iter([Pair(name, "a", "b")])
+
+    told = {"words": {"right": "Add."}, "aliases": {"r": "right"}, "fits": "sum".__eq__, "paper_rows": lambda *_: None}
+    assert registry.source("sums", "numbers", example="sums:one", **told)(read) is read
+    assert SOURCES["sums"] == registry.Source(read, "numbers", "sums:one", **told)
+    registry.source("sums")(read)
+    assert SOURCES["sums"] == registry.Source(read, "", "sums:NAME")
+    assert read_preferences("sums:any").groups[0].prompt == user("any")
+    registry.source("sums", words={"right": None})(read)
+    assert SOURCES["sums"].example == "sums:right"
+
+
+def test_help_names_every_source_and_on_request_all_that_is_known_by_name() -> None:
+    assert "starter:concise, user:people.jsonl#anna (one user's rows" in examples()
+    assert "dsp:academy (or business, entertainment, literature)," in examples(whole=True)
+    assert not any(name in examples() for name in ("(or", "starter:NAME"))
 
 
 @pytest.mark.parametrize("name", ["implicit", "conversational-implicit"])
@@ -116,17 +167,34 @@ def test_a_saved_data_set_is_a_source(tmp_path: Path) -> None:
     [
         ('{"prompt": "a", "chosen": "b"}', "mine.jsonl line 17 has no 'rejected' .found: prompt, chosen."),
         ('{"question": "a", "good": "b"}', "line 17 has no 'chosen' .found: question, good."),
+        ("{}", "line 17 has no 'chosen' .found: nothing"),
         ('{"prompt": "a", "chosen": ', "line 17 is not valid JSON"),
         ('{"prompt": "a", "chosen": "b", "rejected": null}', "line 17 has no 'rejected' .it is null"),
-        ('{"instruction": "Why?", "chosen": "It a", "rejected": "It b"}', "has no 'prompt', and 'instruction' may be"),
+        (
+            '{"instruction": "Why?", "chosen": "It a", "rejected": "It b"}',
+            "17 has no 'prompt', and 'instruction' may be",
+        ),
         ('{"Prompt ": "Why?", "chosen": "It a", "rejected": "It b"}', "has no 'prompt', and 'Prompt ' may be it"),
-        ('{"prompt": {"0": "a"}, "chosen": {"0": "b"}, "rejected": {"0": "c"}}', "holds whole columns.*orient="),
+        ('{"prompt": {"0": "a"}, "chosen": {"0": "b"}, "rejected": {"0": "c"}}', "holds whole columns.*lines=True"),
         (
             '{"system": "A.", "prompt": [{"role": "system", "content": "B."}, {"role": "user", "content": "x"}],'
             ' "chosen": "b", "rejected": "c"}',
             "line 17: 'system' says something else",
         ),
         ('{"prompt": "a", "chosen": ["b"], "rejected": ["c"]}', "line 17: every turn needs a role"),
+        ('{"prompt": "a", "chosen": 3, "rejected": 4}', "line 17: 'chosen' must be text"),
+        ('{"prompt": "a", "chosen": [], "rejected": 4}', "line 17: 'rejected' must be text"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "base": 7}', "line 17: 'base' must be text"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "base": ["d", " "]}', "line 17: 'base' must be text"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "base": [7]}', "line 17: 'base' must be text"),
+        (
+            r'{"instruction": "Hi", "chosen": "Hi\n\nAssistant: a", "rejected": "Hi b"}',
+            "line 17 has no 'prompt', and 'instruction' may be",
+        ),
+        (
+            r'{"instruction": "Hi", "chosen": "Hi a", "rejected": "Hi\n\nAssistant: b"}',
+            "line 17 has no 'prompt', and 'instruction' may be",
+        ),
         ('{"prompt": "a", "chosen": "b", "rejected": 3}', "line 17: chosen and rejected must both be text"),
         ('{"chosen": "b", "rejected": "c"}', "line 17 has no 'prompt', and chosen and rejected begin with nothing"),
         ("[]", "line 17 is not an object"),
@@ -150,6 +218,10 @@ def test_a_bad_line_is_named(line: str, sentence: str, tmp_path: Path) -> None:
         ("no-such.jsonl", "There is no file no-such.jsonl: check its name"),
         ("no-such-organization/no-such-data", "could not be read from the hub"),
         ("no-such-organization/data-0.5b", "could not be read from the hub"),
+        ("starter", r"There are no preferences 'starter' \(did you mean 'starter:.*name one like dsp:academy"),
+        ("./no-such", "There are no preferences"),
+        ("/no-such", "There are no preferences"),
+        ("~/no-such", "There are no preferences"),
         ("no-such/mine.txt", "There are no preferences"),
     ],
 )
@@ -182,6 +254,8 @@ def test_the_preference_prompt_is_stripped_whatever_the_white_space(code: str, b
     prompt = PREFERENCE_PROMPTS[code]
     assert strip_preference_prompt(f"Name a fruit.{between}{prompt}", code) == "Name a fruit."
     assert strip_preference_prompt(f"Name a fruit. {prompt.replace(' ', '  ')}\n", code) == "Name a fruit."
+    loud = prompt.replace(",", "").removesuffix(".").upper()
+    assert strip_preference_prompt(f"Name a fruit.{between}{loud}", code) == "Name a fruit."
     assert strip_preference_prompt("Name a fruit.", code) == "Name a fruit."
 
 
@@ -206,6 +280,66 @@ def test_dsp_rejects_the_other_four_and_counts_equal_and_empty_ones(tmp_path: Pa
     assert dict(found.dropped) == {"empty response": 1, "equal responses": 1}
     for group in found.groups:
         assert all(group.responses[chosen] == "academy" for chosen, _ in group.pairs)
+
+
+QUERY = {"query": "q", "responses": {name: name for name in (*DOMAINS, "normal")}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ["q"],
+        {"query": "q"},
+        {**QUERY, "query": None},
+        {**QUERY, "responses": dict.fromkeys(DOMAINS, "a")},
+        {**QUERY, "responses": "a"},
+    ],
+)
+def test_a_row_that_is_no_dsp_record_is_named(row: object, tmp_path: Path) -> None:
+    (tmp_path / "dsp.test.json").write_text(json.dumps([QUERY, row]))
+    with pytest.raises(BapoError, match=r"dsp.test.json item 2 is no DSP record.*academy, .*, normal"):
+        read_preferences("dsp:academy", data_folder=tmp_path)
+
+
+@pytest.mark.parametrize("row", [["q"], {"user_input": "q", "completion_a": "a"}])
+def test_a_row_that_is_no_psoups_row_is_named(row: object, tmp_path: Path) -> None:
+    (tmp_path / "P1A.json").write_text(json.dumps([row]))
+    with pytest.raises(BapoError, match=r"P1A.json item 1 is no P-Soups row.*user_input, .*, completion_b"):
+        read_preferences("psoups:P1A", data_folder=tmp_path)
+
+
+def test_raw_files_are_found_where_downloads_put_them_and_training_data_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAPO_DATA", str(tmp_path))
+    with pytest.raises(BapoError, match=r"dsp:academy is not in .*\(looked for preferences/dsp.train.json"):
+        read_preferences("dsp:academy")
+    with pytest.raises(BapoError, match="psoups:P2A is not in"):
+        read_preferences("psoups:P2A")
+    for number, name in enumerate(
+        ("data/domain_specific_preference.test.json", "domain_specific_preference.train.json")
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps([{**QUERY, "query": f"q {number}"}]))
+        assert read_preferences("dsp:academy", plain=True).groups[0].prompt == f"q {number}"
+    for number, place in enumerate(("rm_training", "psoups", "preferences/psoups")):
+        (tmp_path / place).mkdir(parents=True)
+        row = {"user_input": f"q {number}", "completion_a": "a", "completion_b": "b"}
+        (tmp_path / place / "P2A.json").write_text(json.dumps([row]))
+        assert read_preferences("psoups:P2A", plain=True).groups[0].prompt == f"q {number}"
+
+
+def test_the_papers_validation_of_dsp_is_the_last_of_its_shuffled_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**QUERY, "query": f"q {number}"} for number in range(5)]
+    (tmp_path / "dsp.train.json").write_text(json.dumps(rows))
+    monkeypatch.setattr(dsp, "PAPER_VALIDATION", 7)
+    split = read_split("dsp:academy", protocol="paper", data_folder=tmp_path)
+    assert (split.train.pair_count, split.held_out.pair_count) == (20 - 7, 7)
+    monkeypatch.setattr(dsp, "PAPER_VALIDATION", 20)
+    with pytest.raises(BapoError, match="needs more rows than dsp:academy has"):
+        read_split("dsp:academy", protocol="paper", data_folder=tmp_path)
 
 
 @pytest.mark.parametrize("style", STARTER_TYPES)
@@ -264,6 +398,7 @@ def test_real_psoups_loses_its_preference_prompt(code: str, data_folder: Path) -
         ("\n\nHuman: Hi\n\nAssistant: Yes", "\n\nHuman: Hi\n\nAssistant: Yes, so", "\n\nHuman: Hi\n\nAssistant:"),
         ("\n\nHuman: Hi\n\nAssistant: Yes", "\n\nHuman: Hi\n\nAssistant:", "\n\nHuman: Hi\n\nAssistant:"),
         ("same words", "same words", "same"),
+        ("one two three", "one two", "one"),
         ("same", "same", ""),
     ],
 )
@@ -305,28 +440,57 @@ def test_turns_that_were_written_as_text_are_turns(written: Callable[[object], s
     row = {"prompt": ASK, "chosen": [turn("assistant", "It's yes.")], "rejected": [turn("assistant", "No.")]}
     (pair,) = pairs_from_dataset([{key: written(value) for key, value in row.items()}], "data")
     assert (pair,) == tuple(pairs_from_dataset([row], "data"))
-    for text in ("[{'a': 1}]", "[{oops", '[{"name": "Ann", "role": "admin"}]', '[{"from": "Berlin", "to": "Rome"}]'):
+    texts = ("[{'a': 1}]", "[{oops", '[{"name": "Ann", "role": "admin"}]', '[{"from": "Berlin", "to": "Rome"}]')
+    others = (
+        "{1, 2}",
+        '[{"role": "user", "name": "Ann"}]',
+        '[{"content": "a"}]',
+        '[{"role": "user", "content": "a"}, 3]',
+    )
+    for text in (*texts, *others):
         kept = {"prompt": text, "chosen": text, "rejected": "no"}
         assert next(iter(pairs_from_dataset([kept], "data"))).chosen == text
+
+
+def test_turns_of_any_form_are_known_in_text_too() -> None:
+    human, call = {"from": "human", "value": "Why?"}, {"id": "1", "function": {"name": "clock"}}
+    calls = {"role": "assistant", "tool_calls": [call]}
+    row = {"prompt": json.dumps([human]), "chosen": json.dumps(calls), "rejected": json.dumps(turn("assistant", "No."))}
+    (pair,) = pairs_from_dataset([row], "data")
+    assert (pair.prompt, pair.rejected) == (user("Why?"), "No.")
+    assert turn_as_dict(pair.chosen) == {**calls, "content": ""}
 
 
 def test_base_responses_come_with_prompts_each_once_in_order(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("prompt,chosen,rejected,base\nq,A,B,one\nq,C,B,two\nq,D,B,one\nother,A,B,\n")
     assert [group.bases for group in read_preferences(str(path)).groups] == [("one", "two"), ()]
-    for base, expected in (([], ()), (float("nan"), ()), (["a", None], ("a",)), ('["a", "b"]', ("a", "b"))):
+    bases = (
+        ([], ()),
+        (float("nan"), ()),
+        (["a", None], ("a",)),
+        ('["a", "b"]', ("a", "b")),
+        (' ["a", "b"]', ("a", "b")),
+        ("7", ("7",)),
+        ("[sic] so", ("[sic] so",)),
+    )
+    for base, expected in bases:
         row = {"prompt": "p", "chosen": "x", "rejected": "y", "base": base}
         assert next(iter(pairs_from_dataset([row], "data"))).bases == expected
 
 
 YES, NO = [turn("assistant", "yes")], [turn("assistant", "no")]
 SCHEMAS = [{"type": "function", "function": {"name": "clock", "parameters": None}}]
-PARTS = [{"type": "text", "text": "Wh"}, {"type": "text", "text": "y?"}]
+PARTS = [{"type": "text", "text": "Wh"}, {"text": "y?"}]
 MET = {
     "whole conversations, prompt in text": ({"prompt": "Why?", "chosen": [*ASK, *YES], "rejected": [*ASK, *NO]}, ASK),
     "whole conversations behind turns": ({"prompt": ASK, "chosen": [*ASK, *YES], "rejected": [*ASK, *NO]}, ASK),
     "a turn as a response": ({"prompt": ASK, "chosen": YES[0], "rejected": NO[0]}, ASK),
     "a system column": ({"system": "Be kind.", "prompt": "Why?", "chosen": "yes", "rejected": "no"}, ASK),
+    "a system column that says what the system turn says": (
+        {"system": "Be kind.\n", "prompt": ASK, "chosen": "yes", "rejected": "no"},
+        ASK,
+    ),
     "an empty system column": ({"system": " ", "prompt": ASK, "chosen": "yes", "rejected": "no"}, ASK),
     "from and value": (
         {
@@ -335,6 +499,19 @@ MET = {
             "rejected": {"from": "gpt", "value": "no"},
         },
         ASK,
+    ),
+    "whole conversations behind a dialog, prompt in text": (
+        {
+            "prompt": "Why?",
+            "chosen": [turn("user", "Hi"), turn("assistant", "Hello."), *ASK[1:], *YES],
+            "rejected": [turn("user", "Hi"), turn("assistant", "Hello."), *ASK[1:], *NO],
+        },
+        [turn("user", "Hi"), turn("assistant", "Hello."), *ASK[1:]],
+    ),
+    "a tool's answer alone": ({"prompt": [turn("tool", "9")], "chosen": "yes", "rejected": "no"}, [turn("tool", "9")]),
+    "an assistant turn that goes on": (
+        {"prompt": [*ASK, turn("assistant", "I say")], "chosen": YES, "rejected": NO},
+        [*ASK, turn("assistant", "I say")],
     ),
     "content in parts": ({"prompt": [ASK[0], {"role": "user", "content": PARTS}], "chosen": YES, "rejected": NO}, ASK),
     "fields that Arrow filled with nulls": (
@@ -358,7 +535,7 @@ def test_nothing_of_a_turn_is_dropped() -> None:
         "prompt": [
             *ASK,
             {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "content": "9"},
+            {"role": "tool", "content": "9", "name": "clock", "note": ""},
         ],
         "chosen": [{"role": "assistant", "content": "Nine.", "reasoning_content": "It says 9."}],
         "rejected": [{"role": "assistant", "content": "Nine.", "reasoning_content": "A guess."}],
@@ -371,21 +548,67 @@ def test_nothing_of_a_turn_is_dropped() -> None:
     assert (tools.role, json.loads(tools.content)) == ("tools", [{"type": "function", "function": {"name": "clock"}}])
     assert (template.role, json.loads(template.content)) == ("template", {"enable_thinking": False})
     assert [own.role for own in turns] == ["system", "user", "assistant", "tool"]
+    assert turns[2].content == ""
     assert json.loads(turns[2].more)["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
+    assert turn_as_dict(turns[3]) == {"role": "tool", "content": "9", "name": "clock"}
+    assert [own.content for own in group.responses] == ["Nine.", "Nine."]
     assert [json.loads(own.more) for own in group.responses] == [
         {"reasoning_content": "It says 9."},
         {"reasoning_content": "A guess."},
     ]
 
 
+def test_calls_of_tools_may_be_text_and_what_is_no_json_becomes_text() -> None:
+    """As a table of a data set has them: arguments as JSON, a time as a time."""
+    call = {"function": {"name": "clock", "arguments": {"city": "Orléans"}}}
+    own = {"role": "assistant", "content": "It is", "tool_calls": json.dumps([call]), "at": datetime(2024, 5, 6)}
+    (pair,) = pairs_from_dataset([{"prompt": ASK, "chosen": own, "rejected": NO}], "data")
+    assert turn_as_dict(pair.chosen) == {**own, "tool_calls": [call], "at": "2024-05-06 00:00:00"}
+    assert response_text(pair.chosen).startswith("It is\n{")
+    assert "Orléans" in response_text(pair.chosen)
+    assert prompt_text(pair.prompt) == "system: Be kind.\nuser: Why?"
+    assert prompt_text(user("Why?")) == "Why?"
+    assert turn_as_dict(Message("user", "Why?")) == turn("user", "Why?")
+
+
+def test_equal_conversations_are_equal_responses() -> None:
+    found = group_pairs("data", pairs_from_dataset([{"chosen": [*ASK, *YES], "rejected": [*ASK, *YES]}], "data"))
+    assert found.dropped == {"equal responses": 1}
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"chosen": [*ASK, *YES, turn("user", "more"), *YES]}, "must each be one assistant turn"),
+        (
+            {"chosen": [*ASK, *YES, turn("user", "more"), *YES]},
+            "1: behind the prompt.* must each be one assistant turn",
+        ),
+        ({"rejected": [*NO, turn("user", "more")]}, "must each be one assistant turn"),
+        ({"chosen": [turn("user", "yes")]}, "must each be one assistant turn"),
+        ({"prompt": "Who?", "chosen": [*ASK, *YES], "rejected": [*ASK, *NO]}, "must each be one assistant turn"),
+        (
+            {"prompt": None, "chosen": [*ASK, *YES], "rejected": [ASK[0], turn("user", "Who?"), *NO]},
+            "must each be one assistant turn",
+        ),
+        ({"prompt": 7}, "row 1: 'prompt' must be text"),
+        ({"prompt": [turn("user", "Why?"), turn("system", "Be kind.")]}, "must end with a user turn"),
+        (
+            {"prompt": [*ASK, {**turn("assistant", "I"), "name": "a"}]},
+            "row 1: an assistant turn that the response goes",
+        ),
+        ({"prompt": [{"role": "user", "content": 3}]}, "row 1: every turn needs a role and a content"),
+        ({"prompt": [{"role": "user", "content": ["Why?"]}]}, "row 1: a content has a part of type 'str'"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image", "text": "a"}]}]}, "a part of type 'image'"),
+        ({"chat_template_kwargs": ["a"]}, "'chat_template_kwargs' must be an object"),
+        (
+            {"chosen": "yes", "rejected": "no", "prompt": [turn("system", "a")]},
+            "row 1: a chat prompt needs a user turn",
+        ),
+        ({"rejected": [{"role": "assistant", "content": 3}]}, "row 1: every turn needs a role and a content"),
         ({"images": ["a.png"]}, "row 1 has 'images', and only text"),
         ({"prompt": [{"role": "user", "content": [{"type": "image", "image": "a"}]}]}, "a part of type 'image'"),
         ({"prompt": [turn("ipython", "9")]}, "unknown role 'ipython'"),
-        ({"prompt": [turn("system", "Be kind.")]}, "needs a user turn"),
+        ({"prompt": [turn("system", "Be kind.")]}, "row 1: a chat prompt needs a user turn"),
         ({"tools": {"name": "clock"}}, "'tools' must be a list"),
         ({"system": ["Be kind."]}, "'system' must be text"),
     ],
@@ -430,6 +653,23 @@ def test_csv_of_any_delimiter_and_with_fields_of_any_length(delimiter: str, tmp_
         (user("a\r\nb"), ('x "y"', "no")),
     ]
     assert csv.field_size_limit() == before
+
+
+def test_the_header_says_what_separates_fields_and_lines_may_end_as_on_old_macs(tmp_path: Path) -> None:
+    found = read(tmp_path / "a.csv", "prompt,chosen,rejected\rq;;;;;;,yes,no\r")
+    assert [(g.prompt, g.responses) for g in found.groups] == [(user("q;;;;;;"), ("yes", "no"))]
+
+
+def test_an_array_may_have_white_space_before_it_and_its_items_are_named_with_the_file(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.json", "\n " + json.dumps(ROWS)).pair_count == 3
+    with pytest.raises(BapoError, match=r"b\.json"):
+        read(tmp_path / "b.json", "[{")
+
+
+def test_a_row_of_parquet_is_named_by_its_number(tmp_path: Path) -> None:
+    rows = [*ROWS, {**ROWS[0], "chosen": None}]
+    with pytest.raises(BapoError, match=r"mine\.parquet row 4 has no 'chosen'"):
+        read_preferences(str(written(tmp_path, "parquet", rows)))
 
 
 HEAD = "prompt,chosen,rejected\n"

@@ -59,6 +59,12 @@ def test_small_beta_picks_the_best_in_their_order() -> None:
         assert rejection_sample(rewards, 3, beta=1e-6, rng=random.Random(seed)) == [1, 3, 2]
 
 
+def test_no_more_are_accepted_than_asked_for_however_many_a_round_accepts() -> None:
+    for seed in range(200):
+        accepted = rejection_sample([0.0, 1.0, 0.5, 0.2, 0.9, 0.4], 4, 1.0, random.Random(seed))
+        assert len(set(accepted)) == len(accepted) == 4
+
+
 def test_every_candidate_is_accepted_once_when_all_are_asked_for() -> None:
     for seed in range(50):
         accepted = rejection_sample([0.0, 3.0, 3.0, -2.0], 4, 0.5, random.Random(seed))

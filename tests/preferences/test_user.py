@@ -33,6 +33,12 @@ def test_a_users_rows_are_that_users_preferences(tmp_path: Path) -> None:
     assert read_preferences(f"user:{file}#7").pair_count == 1
 
 
+def test_a_user_may_have_a_colon_in_the_name(tmp_path: Path) -> None:
+    file = write(tmp_path, [row("anna", 1), row("site:anna", 2)])
+    (group,) = read_preferences(f"user:{file}#site:anna").groups
+    assert group.responses[0] == "site:anna likes 2"
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -48,8 +54,9 @@ def test_what_is_not_there_is_one_sentence(name: str, sentence: str, tmp_path: P
         read_preferences("user:" + name.format(file=file))
 
 
-def test_a_row_without_a_user_is_named(tmp_path: Path) -> None:
-    file = write(tmp_path, [row("anna", 1), {"prompt": "q", "chosen": "a", "rejected": "b"}])
+@pytest.mark.parametrize("user", [{}, {"user": None}, {"user": ""}])
+def test_a_row_without_a_user_is_named(user: dict[str, Any], tmp_path: Path) -> None:
+    file = write(tmp_path, [row("anna", 1), {**user, "prompt": "q", "chosen": "a", "rejected": "b"}])
     with pytest.raises(BapoError, match=r"line 2.* has no user"):
         read_preferences(f"user:{file}#anna")
 
