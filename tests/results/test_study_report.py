@@ -76,6 +76,13 @@ def test_a_tables_numbers_are_means_over_preferences_of_means_over_seeds() -> No
     assert of_base.accuracy["arc"].deviation is None
 
 
+def test_a_row_says_what_was_varied_and_without_a_base_nothing_of_changes() -> None:
+    varied = cell("bapo", settings={STRENGTH: 5, "objective": "bapo", "more": None}, varied=[STRENGTH])  # type: ignore[dict-item]
+    (row,) = study_report({}, [varied], jobs=1, done=1).rows
+    assert (row.varied, row.settings) == (f"{STRENGTH} 5", {STRENGTH: 5, "objective": "bapo"})
+    assert (row.overall, row.logps, row.by_preference, row.accuracy["arc"].change) == ({}, {}, {}, None)
+
+
 def test_few_items_that_all_agree_are_not_known_exactly() -> None:
     base = cell("base", "", 0, (1, 1, 1, 1))
     (_, row) = study_report({"m": base}, [cell("dpo", right=(1, 1, 1, 1))], jobs=1, done=1).rows
@@ -83,6 +90,7 @@ def test_few_items_that_all_agree_are_not_known_exactly() -> None:
     assert accuracy.mean.low < 90
     assert accuracy.change is not None
     assert accuracy.change.low < -10 < 10 < accuracy.change.high
+    assert accuracy.change.low == pytest.approx(-accuracy.change.high, abs=1), "losses are as likely as gains"
 
 
 def test_intervals_cover_what_is_drawn_from_preferences_and_questions() -> None:
@@ -256,5 +264,8 @@ def test_the_base_speaks_too() -> None:
     half = 100 * math.sqrt(0.01 + 0.0025) / 2
     assert (found.mean.value, found.mean.low, found.mean.high) == pytest.approx((30.0, 30.0 - half, 30.0 + half))
     assert found.by_preference == {"a": pytest.approx(25.0), "b": pytest.approx(35.0)}
+    assert found.deviation == pytest.approx(10 / math.sqrt(2))
+    row, _ = study_report({"m": base}, [cell("dpo")], jobs=1, done=1, spoken={"m": {"a": spoken(0.25, 0.1)}}).rows
+    assert row.prompts["chosen-like answers"].deviation is None
     assert row.prompts["words an answer"].mean.value == 70.0
     assert set(row.prompts) == {"chosen-like answers", "words an answer", "repeated runs of words"}
