@@ -75,10 +75,19 @@ def test_gradients_in_bf16_err_no_more_than_torchs_own():
 
 
 def test_owners_say_where_each_token_belongs_and_what_it_sees():
-    segment, position, sees = Segments((2, 1, 2, 1, 1), (-1, 0, 0, -1, 3)).owners(torch.device("cpu"))
+    segments = Segments((2, 1, 2, 1, 1), (-1, 0, 0, -1, 3))
+    segment, position, sees = segments.owners(torch.device("cpu"))
     assert segment.tolist() == [0, 0, 1, 2, 2, 3, 4]
     assert position.tolist() == [0, 1, 2, 2, 3, 0, 1]
+    assert sees.dtype == torch.bool, "flex attention joins it with another by &"
     assert sees.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert {tensor.device.type for tensor in segments.owners(torch.device("meta"))} == {"meta"}
+
+
+def test_masks_lie_where_what_they_are_for_lies():
+    segments = Segments((2,), (-1,))
+    assert segments.mask(2, 3, 1, torch.device("meta")).device.type == "meta"
+    assert segments.bias(2, 3, None, 1, torch.empty(1, device="meta")).device.type == "meta"
 
 
 def test_on_a_cpu_attention_is_split():

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 
 from bapo.errors import BapoError
 from bapo.kernels.gradient_rows import GradientRows
-from bapo.likelihood import ResponseScorer, TokenGroup, gap_of
+from bapo.likelihood import ResponseScorer, TokenGroup, gap_of, share_headers
+from bapo.likelihood.layout import by_token_budget, lay_out
 from tests.tiny import CONFIGS, MISFITS, VOCABULARY, tiny_model
 
 
@@ -194,6 +195,95 @@ def test_empty_prompts_and_responses_are_refused_in_a_sentence() -> None:
         TokenGroup((), ((1,),))
     with pytest.raises(BapoError, match="response has no tokens"):
         TokenGroup((1,), ((1,), ()))
+
+
+def test_a_row_has_headers_and_prompts_once_and_continues_their_positions() -> None:
+    """Two prompts behind one header, one behind another, one behind none; two of the responses have one token."""
+    batch = [
+        TokenGroup((3,), ((4, 5), (6,)), header=(1, 2)),
+        TokenGroup((7, 8), ((9, 10, 11),), header=(1, 2)),
+        TokenGroup((13,), ((14,),), header=(12,)),
+        TokenGroup((15, 16), ((17, 18),)),
+    ]
+    row = lay_out(batch)
+    assert row.input_ids.tolist() == [[1, 2, 3, 4, 7, 8, 9, 10, 12, 13, 15, 16, 17]]
+    assert row.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4, 5, 0, 1, 0, 1, 2]]
+    assert row.segments.lengths == (2, 1, 1, 0, 2, 2, 1, 1, 0, 2, 1)
+    assert row.segments.parents == (-1, 0, 1, 1, 0, 4, -1, 6, 7, -1, 9)
+    assert row.source_P.tolist() == [2, 3, 2, 5, 6, 7, 9, 11, 12]
+    assert row.target_P.tolist() == [4, 5, 6, 9, 10, 11, 14, 17, 18]
+    assert row.places == (slice(3, 4), slice(4, 4), slice(6, 8), slice(10, 10), slice(12, 13))
+    for tensor in (row.input_ids, row.source_P):
+        assert tensor.device.type == "cpu"
+    row = lay_out(batch, "meta")
+    for tensor in (row.input_ids, row.position_ids, row.source_P, row.target_P):
+        assert tensor.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("header", "most", "sizes"),
+    [
+        ((), 5, [1, 1, 1, 1, 1]),
+        ((), 6, [2, 2, 1]),
+        ((), 2, [1, 1, 1, 1, 1]),
+        ((), 15, [5]),
+        ((), 14, [4, 1]),
+        ((9, 9, 9, 9), 10, [2, 2, 1]),  # 4 + 3 + 3; each batch has the header once
+        ((9, 9, 9, 9), 9, [1, 1, 1, 1, 1]),
+        ((9, 9, 9, 9), 12, [2, 2, 1]),
+        ((9, 9, 9, 9), 19, [5]),
+    ],
+)
+def test_batches_keep_to_a_budget_of_tokens(header: tuple[int, ...], most: int, sizes: list[int]) -> None:
+    batch = [TokenGroup((number, 1), ((3, 4),), header=header) for number in range(5)]  # 3 tokens each
+    found = list(by_token_budget(batch, most))
+    assert [len(part) for part in found] == sizes
+    assert [group for part in found for group in part] == batch
+    for part in found:
+        assert len(part) == 1 or lay_out(part).tokens <= most
+
+
+def test_another_header_counts_anew() -> None:
+    batch = [TokenGroup((1, 2), ((3, 4),), header=(number,) * 4) for number in (8, 8, 9, 9)]  # rows of 10 and 10
+    assert [len(part) for part in by_token_budget(batch, 17)] == [3, 1]
+    assert [len(part) for part in by_token_budget(batch, 16)] == [2, 2]
+    assert [len(part) for part in by_token_budget(batch, 20)] == [4]
+
+
+@pytest.mark.parametrize(
+    ("common", "headers"),
+    [
+        ([8], [8, 8]),
+        ([7], [0, 0]),
+        ([20, 10], [10, 10, 10]),  # half of what the run shares
+        ([20, 9], [20, 20, 0]),
+        ([20, 9, 9], [20, 20, 9, 9]),
+        ([10, 20], [10, 10, 10]),
+        ([20, 12, 8], [8, 8, 8, 8]),
+        ([3, 20, 2, 9, 30], [0, 20, 20, 9, 9, 9]),
+        ([30, 2, 20, 3, 12], [30, 30, 20, 20, 12, 12]),
+        ([2, 3], [0, 0, 0]),
+        ([], [0]),
+    ],
+)
+def test_neighbours_share_the_beginning_that_their_run_has_in_common(common: list[int], headers: list[int]) -> None:
+    """Each prompt begins as the one before it does, for so many tokens, and goes on otherwise."""
+    prompts = [tuple(range(100, 140))]
+    for number, shared in enumerate(common, start=1):
+        prompts.append((*prompts[-1][:shared], *range(1000 * number, 1000 * number + 40 - shared)))
+    batch = [TokenGroup(prompt, ((number,),)) for number, prompt in enumerate(prompts)]
+    found = share_headers(batch)
+    assert [len(group.header) for group in found] == headers
+    assert [group.header + group.prompt for group in found] == prompts
+    assert [group.responses for group in found] == [group.responses for group in batch]
+
+
+def test_a_shared_header_leaves_every_prompt_a_token() -> None:
+    prompt = tuple(range(12))
+    for others in (prompt, (*prompt, 5, 6), prompt[:10]):
+        found = share_headers([TokenGroup(prompt, ((1,),)), TokenGroup(others, ((2,),))])
+        assert [group.header for group in found] == [prompt[: min(len(prompt), len(others)) - 1]] * 2
+    assert share_headers([]) == []
 
 
 @pytest.mark.slow
