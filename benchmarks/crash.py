@@ -41,6 +41,9 @@ from bapo.models import cache_folder
 
 LIMIT_S = 120
 SURVIVED, LOST, TRACEBACK, UNCLEAR, HANGS = "survived", "lost", "traceback", "no clear sentence", "hangs"
+NOT_MET = "not met"
+"""The command did not come to that operation, because it did fewer than before: no injection."""
+
 _GOES_ON = "the same command goes on"
 
 
@@ -95,9 +98,10 @@ def main() -> None:
             if time.monotonic() > until:
                 break
             number = counts.setdefault(stage, {"injections": 0, "by fault": {}, "faults": []})["injections"]
-            fault, outcome, why = _inject(undisturbed[stage], stage, told.seed, number, Path(folder, "now"))
+            fault, outcome, why, code = _inject(undisturbed[stage], stage, told.seed, number, Path(folder, "now"))
             kept = counts[stage]
             kept["injections"] += 1
+            kept["codes"] = dict(Counter(kept.get("codes", {})) + Counter([str(code)]))
             by_fault = kept["by fault"].setdefault(fault.name, {})
             by_fault[outcome] = by_fault.get(outcome, 0) + 1
             if outcome != SURVIVED:
@@ -170,8 +174,10 @@ def _is_paused(process: int | None) -> bool:
         return False
 
 
-def _inject(undisturbed: Undisturbed, name: str, seed: int, number: int, target: Path) -> tuple[Fault, str, str]:
-    """One fault, and what became of it."""
+def _inject(
+    undisturbed: Undisturbed, name: str, seed: int, number: int, target: Path
+) -> tuple[Fault, str, str, int | None]:
+    """One fault, what became of it, why, and the code that the disturbed command ended with."""
     rng, stage = random.Random(f"{seed} {name} {number}"), STAGES[name]
     round_of_all, at = divmod(number, len(FAULTS))
     fault = random.Random(f"{seed} {name} round {round_of_all}").sample(FAULTS, len(FAULTS))[at]
@@ -184,13 +190,14 @@ def _inject(undisturbed: Undisturbed, name: str, seed: int, number: int, target:
     armed = replace(fault, folder=str(target), trace=str(target.parent / "trace"), at=struck.number)
     where = f"at operation {struck.number}, {struck.what} {Path(struck.path).name}"
     disturbed = _run(stage, target, armed)
-    outcome = _ending(fault, disturbed)
+    code = disturbed.code
+    outcome = _ending(fault, disturbed) or (NOT_MET if len(disturbed.did) < struck.number else None)
     if outcome:
-        return fault, outcome, f"{where}: {disturbed.last_line or disturbed.code}"
+        return fault, outcome, f"{where}: {disturbed.last_line or code}", code
     left = {path.name: path.read_bytes() for path in target.glob(f"{OUT}/*.jsonl")}
     again = _run(stage, target)
     why = _lost(stage, undisturbed, target, again) or _repeated(fault, disturbed, again, left, target)
-    return fault, LOST if why else SURVIVED, f"{where}: {why}, after: {disturbed.last_line}"
+    return fault, LOST if why else SURVIVED, f"{where}: {why}, after: {disturbed.last_line}", code
 
 
 def _ending(fault: Fault, ended: Ended) -> str | None:
@@ -237,16 +244,17 @@ def _repeated(fault: Fault, disturbed: Ended, again: Ended, left: dict[str, byte
 
 
 def _report(counts: dict) -> int:
-    outcomes = (SURVIVED, LOST, TRACEBACK, UNCLEAR, HANGS)
+    outcomes = (SURVIVED, LOST, TRACEBACK, UNCLEAR, HANGS, NOT_MET)
     print("| stage | fault | " + " | ".join(outcomes) + " |\n|---|---|" + "---|" * len(outcomes))
     whole: Counter[str] = Counter()
     for stage, kept in counts.items():
         for fault, by_outcome in kept["by fault"].items():
             print(f"| {stage} | {fault} | " + " | ".join(str(by_outcome.get(name, 0)) for name in outcomes) + " |")
             whole.update(by_outcome)
+        print(f"| {stage} | codes of the disturbed command: {kept['codes']} |")
     injections = {stage: kept["injections"] for stage, kept in counts.items()}
     print(f"injections: {injections}; " + ", ".join(f"{whole[name]} {name}" for name in outcomes))
-    return int(sum(whole.values()) > whole[SURVIVED])
+    return int(sum(whole.values()) > whole[SURVIVED] + whole[NOT_MET])
 
 
 if __name__ == "__main__":
