@@ -21,6 +21,7 @@ from bapo.reporting import selfcheck_outcome, selfcheck_rows
 from bapo.results import Check, Deviation, Selfcheck
 from tests.command import bapo
 from tests.faults import neighbours_prompt, off_by_one, one_percent, seen_by_the_next
+from tests.rounding import rounding_by_rows
 from tests.tiny import CHATML, NO_END, NO_SYSTEM, tiny_model, tiny_tokenizer
 
 BEFORE = ["vocabulary", "chat template", "padded"]
@@ -55,13 +56,19 @@ def test_each_precision_has_its_deviation() -> None:
         assert exact.limit < own.limit, "what is smaller than bf16 rounds is seen in float32"
 
 
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_right_models_pass_where_the_number_of_rows_decides_how_products_round(name: str) -> None:
+    with rounding_by_rows():
+        assert not wrong(checked(tiny_model(name).to(torch.bfloat16), precision="bf16"))
+
+
 def test_a_model_that_takes_the_plain_path_is_right_and_says_why() -> None:
     loaded = LoadedModel("tiny", tiny_model("bloom-alibi"), ChatFormat(tiny_tokenizer()), "float32")
     page = examine(loaded, Recipe())
     assert [check.name for check in page.checks] == [*BEFORE, "one at a time", *TRAINED]
     assert page.right
     assert page.facts["path"].startswith("one sequence at a time, because")
-    assert "strands" in page.facts["that do not fit"]
+    assert "strands" in page.facts["not in use"]
 
 
 @pytest.mark.parametrize(

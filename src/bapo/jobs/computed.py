@@ -71,7 +71,7 @@ def speed_ups(loaded: LoadedModel, scorer: ResponseScorer) -> dict[str, str]:
             used["kept-memory"] = "this process" if kept else ""
     parts = {
         "speed-ups": ", ".join(f"{name} ({text})" for name, text in used.items() if text),
-        "that do not fit": ", ".join(name for name, text in used.items() if not text),
+        "not in use": ", ".join(name for name, text in used.items() if not text),
         "switched off": ", ".join(name for name in KERNELS if name not in allowed),
     }
     return {name: text for name, text in parts.items() if text}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,8 +18,12 @@ from bapo.progress import OnProgress, silent
 from bapo.results import Check, Deviation, Selfcheck
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from bapo.anchoring import Probe
     from bapo.likelihood import ResponseScorer, TokenGroup, Verdict
+    from bapo.likelihood.ways import Way
     from bapo.models import LoadedModel
 
 SAMPLE = "starter:concise"
@@ -154,19 +160,30 @@ def _ways(scorer: ResponseScorer, groups: list[TokenGroup], precision: str) -> I
 
     fitting = [group for group in groups if scorer.fits(group)]
     scored = fitting or groups
-    ways = {**PADDED, **(ROWS if fitting else {})}
     own = {float32: scorer.own_passes(scored, float32=float32) for float32 in _precisions(scorer)}
-    for name, way in ways.items():
-        cannot = foreign(f"The model cannot be computed so ({name})", "nothing else is affected")
 
-        def verdicts(way: Any = way, cannot: Any = cannot) -> list[Verdict]:
-            with cannot:
-                return [scorer.verdict_on(way, scored, passes, float32=float32) for float32, passes in own.items()]
+    def verdicts(way: Way, name: str) -> list[Verdict]:
+        with foreign("The model cannot be computed this way", "report it, with the name of the model"):
+            found = {float32: scorer.computed(way, scored, float32=float32) for float32 in own}
+        judged = [scorer.judge(found[float32], passes, float32=float32) for float32, passes in own.items()]
+        if name in PADDED and False in own and all(verdict.right for verdict in judged):
+            own[False] |= _padded_passes(scorer, scored)
+        return judged
 
-        yield _attempt(name, _PLACES[name], precision, verdicts)
+    for name, way in {**PADDED, **(ROWS if fitting else {})}.items():
+        yield _attempt(name, _PLACES[name], precision, partial(verdicts, way, name))
     if not fitting:
         verdict = "right, and several times slower than a row: it is the plain pass itself"
         yield Check("one at a time", "how this model's responses are scored", True, verdict)
+
+
+def _padded_passes(scorer: ResponseScorer, groups: list[TokenGroup]) -> dict[str, Tensor]:
+    """The model's own code with other numbers of rows, by which 16 bits round: the floor has to know of that too."""
+    from bapo.likelihood.ways import PADDED
+
+    passes = {"padded": scorer.computed(PADDED["padded"], groups)}
+    with scorer.passes.nudging():
+        return {**passes, "padded and nudged": scorer.computed(PADDED["padded"], groups)}
 
 
 def _in_training(
@@ -202,7 +219,7 @@ def _in_training(
         "trained adapter",
         "with an adapter that is not zero, as in training, against the plain pass",
         loaded.precision,
-        lambda: _with_adapter(scorer, groups),
+        lambda: _with_adapter(policy, scorer, groups),
     )
     yield _attempt(
         "saved adapter",
@@ -231,15 +248,35 @@ def _as_if_trained(policy: Any) -> None:
             parameter.data.copy_(drawn)
 
 
-def _with_adapter(scorer: ResponseScorer, groups: list[TokenGroup]) -> list[Verdict]:
+def _with_adapter(policy: Any, scorer: ResponseScorer, groups: list[TokenGroup]) -> list[Verdict]:
     from bapo.likelihood.ways import PLAIN, ROWS
 
     fitting = [group for group in groups if scorer.fits(group)]
     way, scored = (ROWS["grouped"], fitting) if fitting else (PLAIN, groups)
-    return [
-        scorer.verdict_on(way, scored, scorer.own_passes(scored, float32=float32), float32=float32)
-        for float32 in _precisions(scorer)
-    ]
+    judged = []
+    for float32 in _precisions(scorer):
+        own = scorer.own_passes(scored, float32=float32)
+        if not float32:  # what rounds by the number of rows, and the adapter's products, which the kernel rounds too
+            with suppress(Exception):  # which models that cannot be padded raise
+                own |= _padded_passes(scorer, scored)
+            with _rounded(policy, scorer.causal_lm.dtype):
+                own["adapter rounded"] = scorer.own_passes(scored)["plain"]
+        judged.append(scorer.judge(scorer.computed(way, scored, float32=float32), own, float32=float32))
+    return judged
+
+
+@contextmanager
+def _rounded(policy: Any, dtype: torch.dtype) -> Iterator[None]:
+    """An adapter's weights in the model's precision."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    precise = [parameter.data for parameter in trained]
+    for parameter in trained:
+        parameter.data = parameter.data.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, data in zip(trained, precise, strict=True):
+            parameter.data = data
 
 
 def _saved(policy: Any, scorer: ResponseScorer, groups: list[TokenGroup]) -> list[Verdict]:

@@ -19,7 +19,7 @@ from bapo.likelihood.layout import TokenGroup, by_token_budget
 from bapo.likelihood.noise import NoiseFloor, noise_floor
 from bapo.likelihood.passes import Passes, ResponseLogps, as_in_training, evaluating, lengths_of
 from bapo.likelihood.strands import MOST_STRANDS
-from bapo.likelihood.ways import Way, own_passes, verdict_on
+from bapo.likelihood.ways import Way, computed, own_passes
 from bapo.models import in_float32, machine
 
 MAX_TOKENS = 8192
@@ -127,12 +127,14 @@ class ResponseScorer:
         """(P,) token log-probs by the model's own code, without kernels, and again where rounding has moved them."""
         return own_passes(self.passes, groups, self._dtype(float32))
 
-    def verdict_on(
-        self, way: Way, groups: Sequence[TokenGroup], own: Mapping[str, Tensor], *, float32: bool = False
-    ) -> Verdict:
-        """How far a way to compute these groups, with kernels, is from the model's own numbers (`own_passes`)."""
+    def computed(self, way: Way, groups: Sequence[TokenGroup], *, float32: bool = False) -> Tensor:
+        """(P,) token log-probs computed one way, with kernels."""
         with self.passes.layers():
-            return verdict_on(way, self.passes, groups, own, self._dtype(float32))
+            return computed(way, self.passes, groups, self._dtype(float32))
+
+    def judge(self, found: Tensor, own: Mapping[str, Tensor], *, float32: bool = False) -> Verdict:
+        """How far numbers are from the model's own (`own_passes`), of which the first are compared."""
+        return judge(found, own, self._dtype(float32))
 
     def _dtype(self, float32: bool) -> torch.dtype:
         return torch.float32 if float32 else self.causal_lm.dtype
