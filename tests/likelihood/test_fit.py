@@ -14,6 +14,7 @@ from bapo.anchoring import GenerationSettings, generate_batch
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, judge
 from bapo.likelihood.fit import named_lengths
+from bapo.likelihood.passes import normalized
 from bapo.models import add_lora, context_length, disable_model_dropout, steady_length
 from tests.architectures import STEADY, VOCABULARY, WINDOW, tiny, tiny_config
 from tests.tiny import tiny_model
@@ -167,6 +168,14 @@ def test_what_training_mode_draws_at_random_is_refused_in_a_sentence() -> None:
         scorer = ResponseScorer(model)
         with pytest.raises(BapoError, match="something else in training mode"):
             scorer.check_training_mode()
+
+
+def test_large_vocabularies_are_added_up_as_exactly_as_float32_can() -> None:
+    """What the plain pass is off by would be taken for a fault of the row, since nudging moves it alike."""
+    logits = 3 * torch.randn(4, 151_936, generator=torch.Generator().manual_seed(0))
+    right = logits.double().log_softmax(-1)
+    one_rounding = torch.finfo(torch.float32).eps * right.abs().max()
+    assert (normalized(logits).double() - right).abs().max() <= one_rounding
 
 
 def test_the_judgement_is_that_of_the_models_own_rounding() -> None:

@@ -14,6 +14,7 @@ from bapo.cli import (
     personalize,
     recipe,
     sample,
+    selfcheck,
     study,
     theory,
     train,
@@ -35,6 +36,7 @@ app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("generate")(generate.generate)
+app.command("selfcheck")(selfcheck.selfcheck)
 app.add_typer(study.app, name="study")
 app.command("theory")(theory.theory)
 app.command("recipe")(recipe.recipe)

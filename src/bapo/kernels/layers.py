@@ -73,6 +73,12 @@ class FastLayers:
             self._in_use.clear()
 
 
+def layers_by_kernel(model: Any, kernels: Kernels = "auto") -> dict[str, int]:
+    """How many layers of a model each kernel of single layers fits, of those that may be used."""
+    names, bare = chosen(kernels), bare_model(model)
+    return {name: 0 if is_sharded(bare) else len(find(bare)) for name, find in FINDERS.items() if name in names}
+
+
 _found: weakref.WeakKeyDictionary[nn.Module, dict[frozenset[str], FastLayers]] = weakref.WeakKeyDictionary()
 
 

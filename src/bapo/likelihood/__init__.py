@@ -1,6 +1,6 @@
 """log p(response | prompt) under a model: the one quantity that everything else makes, scores or compares."""
 
-from bapo.likelihood.fit import Verdict, judge
+from bapo.likelihood.fit import Verdict, judge, judge_by
 from bapo.likelihood.kl import Divergence, divergence
 from bapo.likelihood.layout import TokenGroup, TokenIds, share_headers
 from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor
@@ -21,6 +21,7 @@ __all__ = [
     "evaluating",
     "gap_of",
     "judge",
+    "judge_by",
     "noise_floor",
     "share_headers",
 ]

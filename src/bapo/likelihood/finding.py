@@ -15,8 +15,10 @@ from bapo.likelihood.attention import SEGMENT_ATTENTION, backends_for
 from bapo.likelihood.fit import Fit, judge, named_lengths
 from bapo.likelihood.layout import TokenGroup
 from bapo.likelihood.noise import gap_of
-from bapo.likelihood.passes import Passes, evaluating, longest_sequence
-from bapo.likelihood.strands import MOST_STRANDS, noting_changes
+from bapo.likelihood.passes import Passes, longest_sequence
+from bapo.likelihood.strands import noting_changes
+from bapo.likelihood.ways import computed, grouped, own_passes, verdict_on
+from bapo.likelihood.ways import plain as plain_way
 from bapo.models import steady_length
 
 logger = logging.getLogger(__name__)
@@ -95,9 +97,7 @@ class FitFinder:
         probe = self.probe(beyond=named)
         dtype = torch.float32 if self.passes.fit.has_float32 else self.causal_lm.dtype
         with self.passes.layers():
-            with self.passes.precision(dtype):
-                plain = self._plain_passes(probe)
-            misfit = self._misfit_on(probe, {dtype: plain})
+            misfit = self._misfit_on(probe, {dtype: own_passes(self.passes, probe, dtype)})
         if misfit is not None:
             logger.warning(
                 "Sequences of %s that are longer than %d tokens are scored one at a time, because the shared row does "
@@ -117,8 +117,7 @@ class FitFinder:
             try:
                 if self.passes.sharded:
                     raise ValueError("weights are read where they are put together")
-                with self.passes.precision(torch.float32):
-                    plain[torch.float32] = self._plain_passes(probe)
+                plain[torch.float32] = own_passes(self.passes, probe, torch.float32)
             except (RuntimeError, TypeError, ValueError) as error:  # code of a model's own may insist on its precision
                 logger.debug("The model cannot be computed in float32 (%s).", error)
                 fit.has_float32 = False
@@ -145,26 +144,15 @@ class FitFinder:
         """The model's own numbers, while it is noted whether its modules change as they compute."""
         failed, todo = f"{type(self.causal_lm).__name__} cannot be computed", "check the model, or take another one"
         with foreign(failed, todo), noting_changes(self.causal_lm) as changes:
-            plain = self._plain_passes(probe)
+            plain = own_passes(self.passes, probe, self.causal_lm.dtype)
         fit = self.passes.fit
         fit.modules, fit.changes = _count_modules(self.causal_lm), tuple(dict.fromkeys(changes))
         return plain
 
-    def _plain_passes(self, probe: list[TokenGroup]) -> dict[str, Tensor]:
-        """The model's own numbers, and again where rounding has moved them."""
-        passes = self.passes
-        with torch.no_grad(), evaluating(passes.model):
-            plain = passes.plainly(probe).tokens.cpu()
-            with passes.nudging():
-                return {"plain": plain, "nudged": passes.plainly(probe).tokens.cpu()}
-
     def _misfit_on(self, probe: list[TokenGroup], plain: _Passes) -> str | None:
-        model = self.passes.model
         try:
             for dtype, passes in plain.items():
-                strands = MOST_STRANDS if dtype == self.causal_lm.dtype else 1  # not while layers take turns
-                with torch.no_grad(), evaluating(model), self.passes.precision(dtype):
-                    verdict = judge(self.passes.in_row(probe, strands).tokens.cpu(), passes, dtype)
+                verdict = verdict_on(grouped, self.passes, probe, passes, dtype)
                 if not verdict.right:
                     return str(verdict)
         except torch.OutOfMemoryError:
@@ -176,8 +164,7 @@ class FitFinder:
     def _refuse_drawing(self, probe: list[TokenGroup], plain: _Passes) -> None:
         """The same pass once more must give the same numbers: nothing may be dropped or drawn in evaluation mode."""
         for dtype, passes in plain.items():  # the model's own precision, and float32, where order hardly shows
-            with torch.no_grad(), evaluating(self.passes.model), self.passes.precision(dtype):
-                again = self.passes.plainly(probe).tokens.cpu()
+            again = computed(plain_way, self.passes, probe, dtype)
             if torch.equal(again, passes["plain"]):
                 return
         if (gap := gap_of(again, passes["plain"])) > REPEATS_WITHIN * float(again.abs().mean()):
@@ -191,8 +178,7 @@ class FitFinder:
         dtype, passes = list(plain.items())[-1]
         ends = [len(response) for group in probe for response in group.responses]
         others = [TokenGroup(g.prompt, tuple((*r[:-1], g.prompt[0]) for r in g.responses)) for g in probe]
-        with torch.no_grad(), evaluating(self.passes.model), self.passes.precision(dtype):
-            changed = self.passes.plainly(others).tokens.cpu()
+        changed = computed(plain_way, self.passes, others, dtype)
 
         def before_the_last(tokens: Tensor) -> Tensor:
             return torch.cat([sequence[:-1] for sequence in tokens.split(ends)])

@@ -1,5 +1,5 @@
 """Whether numbers are those of a model's own code: one judgement, for the probe at the start, for every later check of
-a model, and for the table of architectures (``benchmarks/architectures.py``)."""
+a model, for step 0, for ``bapo selfcheck``, and for the table of architectures (``benchmarks/architectures.py``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bapo.likelihood.noise import NoiseFloor, gap_of, noise_floor
+from bapo.likelihood.noise import NoiseFloor, gap_of, largest_gap_of, noise_floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +20,13 @@ class Verdict:
 
     Attributes:
         gap: mean absolute difference, nats (or what the numbers are in).
+        largest: largest absolute difference.
         floor: of the model's own passes.
         precision: what they were computed in.
     """
 
     gap: float
+    largest: float
     floor: NoiseFloor
     precision: str
 
@@ -49,7 +51,12 @@ def judge(found: Tensor, plain: Mapping[str, Tensor], dtype: torch.dtype) -> Ver
         dtype: what all of them were computed in.
     """
     floor = noise_floor(plain, float32=dtype == torch.float32)
-    return Verdict(gap_of(found, next(iter(plain.values()))), floor, str(dtype).removeprefix("torch."))
+    return judge_by(floor, found, next(iter(plain.values())), str(dtype).removeprefix("torch."))
+
+
+def judge_by(floor: NoiseFloor, found: Tensor, known: Tensor, precision: str) -> Verdict:
+    """Compare (N,) numbers with (N,) that are known, by a floor that was measured on them."""
+    return Verdict(gap_of(found, known), largest_gap_of(found, known), floor, precision)
 
 
 @dataclass(slots=True)

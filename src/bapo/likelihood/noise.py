@@ -100,6 +100,11 @@ def gap_of(these: Tensor, those: Tensor) -> float:
     return float((these.double() - those.double()).abs().mean()) if len(these) else 0.0
 
 
+def largest_gap_of(these: Tensor, those: Tensor) -> float:
+    """Largest absolute difference of two passes over the same tokens, nats."""
+    return float((these.double() - those.double()).abs().max()) if len(these) else 0.0
+
+
 def nudged(embedded: Tensor) -> Tensor:
     """Embeddings of which one number in 64 is moved by one rounding, up or down, the same ones every time."""
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -75,6 +76,12 @@ class Passes:
         """See the class."""
         return is_sharded(self.model)
 
+    @property
+    def strands(self) -> int:
+        """In how many strands a row may be computed."""
+        alone = self.fit.backend == "flex" or self.fit.changes or self.sharded or "strands" not in self.kernels
+        return 1 if alone else strands_for(self.causal_lm)
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """The model's layers have their kernels, and attend by segments where the row fits."""
@@ -121,8 +128,7 @@ class Passes:
         """All responses of all groups in one row, with gradients where the model has them."""
         layout = lay_out(groups, self.causal_lm.device)
         layout.segments.backend = self.fit.backend
-        alone = self.fit.backend == "flex" or self.fit.changes or self.sharded or "strands" not in self.kernels
-        most = 1 if alone else min(most_strands, strands_for(self.causal_lm))
+        most = min(most_strands, self.strands)
         strands = cut(layout, most) if most > 1 else []
         if self.fit.longest is not None:
             forget_positions(self.causal_lm)
@@ -165,14 +171,14 @@ class Passes:
         """(P, V) log-probs of all tokens where a response token is predicted, float32; in one row, or plainly."""
         if plainly:
             with self.attention(self.fit.own_attention):
-                return torch.cat([self._plain_logits(*each) for each in _sequences(groups)]).log_softmax(-1)
+                return normalized(torch.cat([self._plain_logits(*each) for each in _sequences(groups)]))
         layout = lay_out(groups, self.causal_lm.device)
         layout.segments.backend = self.fit.backend
         if self.fit.longest is not None:
             forget_positions(self.causal_lm)
         with self.attention(SEGMENT_ATTENTION):
             logits: Tensor = self._through_root(self._row_logits, layout)
-        return logits.log_softmax(-1)
+        return normalized(logits)
 
     def _row_logits(self, layout: Layout) -> Tensor:
         return self.rule(self.causal_lm.get_output_embeddings()(self._hidden(layout)))
@@ -184,10 +190,23 @@ class Passes:
         with self.attention(self.fit.own_attention):
             for before, response in _sequences(groups):
                 logits = self._plain_logits(before, response)
-                target = torch.tensor(response, device=logits.device)[:, None]
-                tokens.append(logits.log_softmax(-1).gather(-1, target)[:, 0])
-                greedy.append(logits.argmax(-1) == target[:, 0])
+                tokens.append(_of_response(logits, response))
+                target = torch.tensor(response, device=logits.device)
+                greedy.append(logits.argmax(-1) == target)
         return ResponseLogps(torch.cat(tokens), lengths_of(groups), torch.cat(greedy))
+
+    def padded(self, groups: Sequence[TokenGroup]) -> Tensor:
+        """(P,) token log-probs by the model's own code in one batch whose sequences are padded in front, as answers
+        are generated."""
+        sequences = list(_sequences(groups))
+        rows = [(*before, *response) for before, response in sequences]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=self.causal_lm.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=ids.device)
+        with self.attention(self.fit.own_attention):
+            logits = self.causal_lm(**_as_generated(self.causal_lm, ids, mask)).logits
+        each = zip(logits, sequences, strict=True)
+        return torch.cat([_of_response(row[-len(response) - 1 : -1].float(), response) for row, (_, response) in each])
 
     def _plain_logits(self, before: TokenIds, response: TokenIds) -> Tensor:
         """(P, V) logits where the tokens of a response are predicted, float32, by the model's own code."""
@@ -226,6 +245,29 @@ def _sequences(groups: Sequence[TokenGroup]) -> Iterator[tuple[TokenIds, TokenId
     for group in groups:
         for response in group.responses:
             yield (*group.header, *group.prompt), response
+
+
+def _of_response(logits: Tensor, response: TokenIds) -> Tensor:
+    """(P,) log-probs of a response's tokens by the (P, V) logits from which they are predicted."""
+    target = torch.tensor(response, device=logits.device)[:, None]
+    return normalized(logits).gather(-1, target)[:, 0]
+
+
+def normalized(logits: Tensor) -> Tensor:
+    """Log-probs of logits.
+
+    `log_softmax` adds up a vocabulary one by one on a CPU, by which all log-probs of 152,000 tokens are off by up to
+    3e-5 nats together in float32; `logsumexp` adds up parts, and is right to 1e-6.
+    """
+    return logits - logits.logsumexp(-1, keepdim=True)
+
+
+def _as_generated(causal_lm: Any, ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """What `generate` hands to a model's forward for a batch that is padded in front."""
+    handed = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if "position_ids" in inspect.signature(causal_lm.forward).parameters:
+        handed["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    return handed
 
 
 def longest_sequence(group: TokenGroup) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from types import TracebackType
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from bapo.errors import BapoError
 from bapo.kernels import Kernels
 from bapo.likelihood.finding import FitFinder
-from bapo.likelihood.fit import judge
+from bapo.likelihood.fit import Verdict, judge
 from bapo.likelihood.layout import TokenGroup, by_token_budget
 from bapo.likelihood.noise import NoiseFloor, noise_floor
 from bapo.likelihood.passes import Passes, ResponseLogps, as_in_training, evaluating, lengths_of
 from bapo.likelihood.strands import MOST_STRANDS
+from bapo.likelihood.ways import Way, computed, own_passes
 from bapo.models import in_float32, machine
 
 MAX_TOKENS = 8192
@@ -118,6 +119,26 @@ class ResponseScorer:
                 "backward pass together into a `with` of the scorer, so that they are computed the same way."
             )
 
+    def fits(self, group: TokenGroup) -> bool:
+        """Whether the group is scored in the row, and not one sequence at a time."""
+        return self._finder.fits(group)
+
+    def own_passes(self, groups: Sequence[TokenGroup], *, float32: bool = False) -> dict[str, Tensor]:
+        """(P,) token log-probs by the model's own code, without kernels, and again where rounding has moved them."""
+        return own_passes(self.passes, groups, self._dtype(float32))
+
+    def computed(self, way: Way, groups: Sequence[TokenGroup], *, float32: bool = False) -> Tensor:
+        """(P,) token log-probs computed one way, with kernels."""
+        with self.passes.layers():
+            return computed(way, self.passes, groups, self._dtype(float32))
+
+    def judge(self, found: Tensor, own: Mapping[str, Tensor], *, float32: bool = False) -> Verdict:
+        """How far numbers are from the model's own (`own_passes`), of which the first are compared."""
+        return judge(found, own, self._dtype(float32))
+
+    def _dtype(self, float32: bool) -> torch.dtype:
+        return torch.float32 if float32 else self.causal_lm.dtype
+
     def see_lengths(self, groups: Sequence[TokenGroup]) -> None:
         """Find out now, and not when they are scored, whether the row fits the longest of these sequences."""
         for group in groups:
@@ -203,17 +224,21 @@ class ResponseScorer:
         with evaluating(self.model):
             return self(groups, most_strands=most_strands).tokens.cpu()
 
+    def verdict_on_training_mode(self) -> Verdict:
+        """How far training mode, adapters' dropout off, is from evaluation mode."""
+        probe, dtype = self.probe(), self._dtype(self.has_float32)
+        with torch.no_grad(), self.passes.precision(dtype):
+            passes = {"row": self.row(probe, most_strands=1), "nudged": self._nudged(probe, most_strands=1)}
+            with as_in_training(self.model):
+                return judge(self(probe, most_strands=1).tokens.cpu(), passes, dtype)
+
     def check_training_mode(self) -> None:
         """In training mode, adapters' dropout off, the model must compute what it computes in evaluation mode.
 
         Raises:
             BapoError: it does not, because it drops or draws something that is not switched off.
         """
-        probe, dtype = self.probe(), torch.float32 if self.has_float32 else self.causal_lm.dtype
-        with torch.no_grad(), self.passes.precision(dtype):
-            passes = {"row": self.row(probe, most_strands=1), "nudged": self._nudged(probe, most_strands=1)}
-            with as_in_training(self.model):
-                verdict = judge(self(probe, most_strands=1).tokens.cpu(), passes, dtype)
+        verdict = self.verdict_on_training_mode()
         if not verdict.right:
             raise BapoError(
                 f"{type(self.causal_lm).__name__} computes something else in training mode than in evaluation mode "

@@ -22,6 +22,7 @@ from bapo.models.loading import (
     keep_4bit_layout,
     load_model,
     load_tokenizer,
+    precision_in_words,
     resolve_precision,
 )
 from bapo.models.lora import LORA_ALPHA, LORA_DROPOUT, LORA_RANK, add_lora, disable_model_dropout, lora_config
@@ -29,6 +30,7 @@ from bapo.models.machine import has_fast_bf16, instruction_set, machine
 from bapo.models.positions import forget_positions, steady_length
 from bapo.models.sharded import is_sharded, sharded_root, through_hooks
 from bapo.models.shared import SharedModel
+from bapo.models.splitting import Splits, splits
 from bapo.models.vocabulary import check_vocabulary
 from bapo.models.weights import check_finite
 
@@ -42,6 +44,7 @@ __all__ = [
     "LoadedModel",
     "Precision",
     "SharedModel",
+    "Splits",
     "adapter_parameters",
     "adapter_parts",
     "add_adapter",
@@ -69,8 +72,10 @@ __all__ = [
     "machine",
     "model_fingerprint",
     "nonzero_adapters",
+    "precision_in_words",
     "resolve_precision",
     "sharded_root",
+    "splits",
     "steady_length",
     "through_hooks",
     "tokenizer_fingerprint",

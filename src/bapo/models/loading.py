@@ -16,7 +16,7 @@ from bapo.models.adapters import check_adapter, put_on
 from bapo.models.chat import ChatFormat
 from bapo.models.embedded import EMBEDDED_MODEL, converted_gguf, embedded_gguf
 from bapo.models.fingerprint import tokenizer_fingerprint
-from bapo.models.machine import has_fast_bf16
+from bapo.models.machine import has_fast_bf16, instruction_set
 from bapo.models.weights import check_4bit, check_finite, whole_model
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,17 @@ def resolve_precision(precision: AnyPrecision, device: torch.device | None = Non
         return precision
     on_cpu = (device or default_device()).type == "cpu"
     return "float32" if on_cpu and not has_fast_bf16() else "bf16"
+
+
+def precision_in_words(asked: AnyPrecision, device: torch.device) -> str:
+    """The precision that `resolve_precision` gives, and why."""
+    resolved = resolve_precision(asked, device)
+    if asked != "auto":
+        return f"{resolved}, as asked for"
+    if device.type != "cpu":
+        return f"{resolved}, by auto: an accelerator multiplies it fast"
+    able = "multiplies bf16 by instructions of its own" if has_fast_bf16() else "has no instructions for bf16"
+    return f"{resolved}, by auto: this processor {able} ({instruction_set()})"
 
 
 def load_model(

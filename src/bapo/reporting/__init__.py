@@ -15,6 +15,7 @@ from bapo.reporting.changes import (
 )
 from bapo.reporting.curves import draw_logratios
 from bapo.reporting.outcome import draw_outcome
+from bapo.reporting.selfcheck import SELFCHECK_HEADER, SELFCHECK_LEGEND, selfcheck_outcome, selfcheck_rows
 from bapo.reporting.study import estimate_rows
 from bapo.reporting.tables import (
     HEADER,
@@ -31,6 +32,8 @@ __all__ = [
     "CHANGE_HEADER",
     "HEADER",
     "LOGP_HEADER",
+    "SELFCHECK_HEADER",
+    "SELFCHECK_LEGEND",
     "WORDED_HEADER",
     "accuracy_rows",
     "change_rows",
@@ -45,6 +48,8 @@ __all__ = [
     "logp_rows",
     "markdown_table",
     "movement_in_words",
+    "selfcheck_outcome",
+    "selfcheck_rows",
     "verdict_in_words",
     "worded",
     "worded_rows",

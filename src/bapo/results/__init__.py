@@ -43,6 +43,7 @@ from bapo.results.preferences import (
 )
 from bapo.results.records import Kind, Provenance, Record, identity_of
 from bapo.results.runs import Run, day_of, read_run, record_of
+from bapo.results.selfcheck import Check, Deviation, Selfcheck
 from bapo.results.study import (
     FAILED_JOB,
     FINISHED_JOB,
@@ -99,8 +100,10 @@ __all__ = [
     "BenchmarkAnswers",
     "BenchmarkScore",
     "Change",
+    "Check",
     "Claim",
     "Comparison",
+    "Deviation",
     "DivergenceReport",
     "Estimate",
     "EstimatedJob",
@@ -127,6 +130,7 @@ __all__ = [
     "Run",
     "Sample",
     "SampledPreferences",
+    "Selfcheck",
     "SideBySide",
     "StudyReport",
     "TableCell",

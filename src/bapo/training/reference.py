@@ -12,10 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bapo.anchoring import AnchoredPreferences, AnchorStore, ProbedTokens, anchor, few_tokens
+from bapo.anchoring import AnchoredPreferences, AnchorStore, Probe, ProbedTokens, anchor, few_tokens
 from bapo.errors import BapoError
 from bapo.kernels import Kernels
-from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, evaluating, gap_of, noise_floor
+from bapo.likelihood import (
+    NoiseFloor,
+    ResponseScorer,
+    TokenGroup,
+    Verdict,
+    evaluating,
+    gap_of,
+    judge_by,
+    noise_floor,
+)
 from bapo.models import LoadedModel, adapter_parameters, model_fingerprint, nonzero_adapters
 from bapo.preferences import Preferences
 from bapo.training.config import BAPOConfig
@@ -199,24 +208,38 @@ def check_step_0(
             "Before the first step policy and reference differ: the weights, the configuration or the precision are "
             "not those that the data were anchored to, so anchor them again with this model."
         )
-    in_precision, exact = (probe.own, probe.float32) if probe else (None, None)
-    if scorer.has_float32:  # first, because it takes few tokens and shows most
-        if exact is None:
-            exact = ProbedTokens.of(scorer, few_tokens(data), float32=True)
-        _check(scorer.float32(exact.groups), exact, "float32")
-        if reference is not None:
-            with reference():
-                _check(scorer.float32(exact.groups), exact, "float32")
+    own, exact = (probe.own, probe.float32) if probe else (None, None)
+    if scorer.has_float32 and exact is None:
+        exact = ProbedTokens.of(scorer, few_tokens(data), float32=True)
+    for verdict in step_0_verdicts(scorer, Probe(own, exact), reference).values():
+        if not verdict.right:
+            raise BapoError(_sentence(verdict.gap, verdict.floor, "token", verdict.precision))
     if probe is None:
         _check_sums(scorer, data)
-    elif in_precision is not None:
-        _check(scorer.row(in_precision.groups), in_precision, "its own precision")
 
 
-def _check(row_P: Tensor, stored: ProbedTokens, precision: str) -> None:
-    gap = gap_of(row_P, torch.tensor(stored.logps))
-    if not gap <= stored.floor.limit:
-        raise BapoError(_sentence(gap, stored.floor, "token", precision))
+def step_0_verdicts(scorer: ResponseScorer, probe: Probe, reference: ReferencePass | None) -> dict[str, Verdict]:
+    """How far the policy is from what the reference said, by what was compared.
+
+    Args:
+        scorer: of the policy, before its first step.
+        probe: what the reference said to a few responses.
+        reference: see `reference_pass`.
+    """
+    verdicts: dict[str, Verdict] = {}
+    if scorer.has_float32 and probe.float32 is not None:  # first, because it takes few tokens and shows most
+        verdicts["the policy in float32"] = _verdict(scorer.float32(probe.float32.groups), probe.float32, "float32")
+        if reference is not None:
+            with reference():
+                again = _verdict(scorer.float32(probe.float32.groups), probe.float32, "float32")
+            verdicts["the policy without what is trained, in float32"] = again
+    if probe.own is not None:
+        verdicts["the policy"] = _verdict(scorer.row(probe.own.groups), probe.own, "its own precision")
+    return verdicts
+
+
+def _verdict(row_P: Tensor, stored: ProbedTokens, precision: str) -> Verdict:
+    return judge_by(stored.floor, row_P, torch.tensor(stored.logps), precision)
 
 
 def _check_sums(scorer: ResponseScorer, data: AnchoredPreferences) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bapo.errors import BapoError, foreign
-from bapo.likelihood import NoiseFloor, ResponseScorer, TokenGroup, gap_of, noise_floor
+from bapo.likelihood import ResponseScorer, TokenGroup, Verdict, judge_by, noise_floor
 from bapo.models import adapter_parts
 
 _SAVED = "bapo_saved"
@@ -35,30 +35,38 @@ def check_saved(policy: Any, scorer: ResponseScorer, folder: Path, groups: tuple
         if adapter_parts(policy):  # put there by transformers itself, whose files PEFT does not read
             return None
         return _check_tensors(policy, folder)
-    if getattr(policy.active_peft_config, "bias", "none") != "none":
-        return _check_adapter_tensors(policy, folder)  # there cannot be a second adapter with biases
-    trained = _passes(scorer, groups)
-    with _saved_adapter(policy, folder):
-        saved = _passes(scorer, groups)
-    gap = gap_of(trained, saved)
-    if gap == 0:
-        return None
-    floor = _floor(scorer, groups)
-    if not gap <= floor.limit:
+    if has_biases(policy):
+        return _check_adapter_tensors(policy, folder)
+    verdict = saved_verdict(policy, scorer, folder, groups)
+    if not verdict.right:
         raise BapoError(
-            f"What was saved in {folder} is not what was trained: a token's log-prob differs by {gap:.3g} nats, and "
-            f"rounding explains no more than {floor.limit:.3g}, so do not use it; merge the model's adapter "
-            "(merge_and_unload) and save the whole model instead."
+            f"What was saved in {folder} is not what was trained: a token's log-prob differs by {verdict.gap:.3g} "
+            f"nats, and rounding explains no more than {verdict.floor.limit:.3g}, so do not use it; merge the model's "
+            "adapter (merge_and_unload) and save the whole model instead."
         )
     return None
 
 
-def _passes(scorer: ResponseScorer, groups: tuple[TokenGroup, ...]) -> Tensor:
-    return scorer.float32(groups) if scorer.has_float32 else scorer.row(groups)
+def has_biases(policy: Any) -> bool:
+    """Whether the adapter trains biases: there cannot be a second one with them, so its tensors are compared."""
+    return bool(getattr(policy.active_peft_config, "bias", "none") != "none")
 
 
-def _floor(scorer: ResponseScorer, groups: tuple[TokenGroup, ...]) -> NoiseFloor:
-    return noise_floor(scorer.layouts(groups, float32=scorer.has_float32), float32=scorer.has_float32)
+def saved_verdict(policy: Any, scorer: ResponseScorer, folder: Path, groups: tuple[TokenGroup, ...]) -> Verdict:
+    """How far an adapter from the disk, put on the same base with PEFT alone, is from the one that was saved there.
+
+    Args:
+        policy, scorer, folder, groups: see `check_saved`.
+
+    Raises:
+        BapoError: what was saved cannot be read, or lacks weights.
+    """
+    float32 = scorer.has_float32
+    trained = scorer.layouts(groups, float32=float32)
+    with _saved_adapter(policy, folder):
+        saved = scorer.float32(groups) if float32 else scorer.row(groups)
+    floor = noise_floor(trained, float32=float32 or scorer.is_float32)
+    return judge_by(floor, saved, trained["row"], "float32" if float32 else "its own precision")
 
 
 @contextmanager
