@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bapo.models.adapters import adapter_parts, nonzero_adapters
+from bapo.progress import OnProgress, silent
 
 # Configuration entries that say where a model came from or how it is run, not what it computes.
 _INCIDENTAL = {
@@ -25,15 +26,19 @@ _PEFTS_NAMES = re.compile(r"\.(?:token_adapter\.)?(?:base_layer|original_module)
 """What PEFT puts into the name of a weight where it wraps the module that has it."""
 
 
-def model_fingerprint(model: nn.Module) -> str:
+def model_fingerprint(model: nn.Module, on_progress: OnProgress = silent) -> str:
     """Hash of everything that determines the model's log-probabilities, as it stands.
 
     Weights as they lie in memory (so bf16 and nf4 differ, and a merged adapter is part of them), the configuration, and
     every adapter that it computes with and whose update is not zero, with its scaling. A fresh LoRA adapter, whose B
     matrices are zero, and one that is switched off leave the fingerprint as it was.
+
+    Args:
+        model: the model.
+        on_progress: told how many MB are hashed, where they are not known already.
     """
     causal_lm = bare_model(model)
-    weights = _fingerprint_without_adapters(causal_lm)
+    weights = _fingerprint_without_adapters(causal_lm, on_progress)
     adapters = nonzero_adapters(causal_lm)
     if not adapters:
         return weights
@@ -75,7 +80,7 @@ _HELD: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 """Models whose weights somebody holds, and their fingerprints without adapters by where the weights lie."""
 
 
-def _fingerprint_without_adapters(causal_lm: Any) -> str:
+def _fingerprint_without_adapters(causal_lm: Any, on_progress: OnProgress) -> str:
     tensors = _own_tensors(causal_lm)
     config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
     config_text = json.dumps(config, sort_keys=True, default=str)
@@ -84,16 +89,27 @@ def _fingerprint_without_adapters(causal_lm: Any) -> str:
     if held is not None and where in held:
         return held[where]
     digest = hashlib.sha256(config_text.encode())
-    _add(digest, tensors)
+    _add(digest, tensors, on_progress)
     if held is not None:
         held[where] = digest.hexdigest()
     return digest.hexdigest()
 
 
-def _add(digest: Any, tensors: dict[str, Tensor]) -> None:
+def _add(digest: Any, tensors: dict[str, Tensor], on_progress: OnProgress = silent) -> None:
+    total, done = sum(map(_size, tensors.values())), 0
     for name, tensor in sorted(tensors.items()):
+        on_progress(_HASHING, done // _MB, total // _MB)
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
+        done += _size(tensor)
+    on_progress(_HASHING, total // _MB, total // _MB)
+
+
+_HASHING, _MB = "hashing the model (MB)", 1_000_000
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def bare_model(model: Any) -> Any:
