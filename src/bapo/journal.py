@@ -49,7 +49,7 @@ class Journal:
         Raises:
             BapoError: the file cannot be read, or a line is not what was written.
         """
-        self._forget()
+        self.start_again()
         for _, batch in self.read_on():
             yield batch
 
@@ -61,7 +61,7 @@ class Journal:
         """
         start = self._whole
         if not self.path.exists():
-            self._forget()
+            self.start_again()
             return
         with reading(self.path), self.path.open("rb") as file:
             self._size = os.fstat(file.fileno()).st_size
@@ -73,6 +73,16 @@ class Journal:
                 self._whole = start + len(line)
                 yield start, batch
                 start = self._whole
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether something stands behind what was read, skipped or written."""
+        return self.path.is_file() and self.path.stat().st_size > self._whole
+
+    def start_again(self) -> None:
+        """Be as if nothing had been read, skipped or written."""
+        self._size = self._whole = self._lines = 0
+        self._hash = hashlib.sha256()
 
     def skip(self, extent: Extent) -> bool:
         """Pass over the first bytes without looking at their lines, if they are the ones that somebody knows.
@@ -86,7 +96,7 @@ class Journal:
         Raises:
             BapoError: the file cannot be read.
         """
-        self._forget()
+        self.start_again()
         if not extent.size or not self.path.is_file():
             return not extent.size
         left, digest, lines = extent.size, hashlib.sha256(), 0
@@ -148,10 +158,6 @@ class Journal:
             raise BapoError(
                 f"{self.path} was changed or deleted by something else while it was written: start the command again."
             )
-
-    def _forget(self) -> None:
-        self._size = self._whole = self._lines = 0
-        self._hash = hashlib.sha256()
 
     def _parsed(self, line: bytes, number: int | None = None, place: int = 0) -> Batch:
         parsed = _LINE.fullmatch(line)

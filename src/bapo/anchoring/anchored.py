@@ -114,7 +114,7 @@ def anchor_together(
     on_progress: OnProgress = silent,
 ) -> tuple[AnchoredPreferences, ...]:
     """`anchor` several preferences to the same model in one go, so that prompts are batched together."""
-    store = store or AnchorStore.in_cache(model, on_progress)
+    store = store or AnchorStore.in_cache(model)
     generation = generation or GenerationSettings()
     lengths = _within_context(lengths or LengthPolicy(), model)
     model = replace(model, chat=model.chat.at(today or store.today))

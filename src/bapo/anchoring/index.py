@@ -5,9 +5,11 @@ journal or computed from a text. It is trusted in parts:
 
 - Of a journal it says what lies where in its first so many bytes. These are hashed before anything is believed; if they
   are other bytes, the journal is read anew, line by line, so that a damaged line is named. What stands behind them is
-  read, too. A record is always read from its line, and that is compared with the line's checksum.
-- What is kept of a group (`bapo.anchoring.kept`) carries a checksum of its own, and what was taken from journals is
-  dropped when one of these is not as it was.
+  read, too. The places have a hash of their own, which a killed process does not leave; without it they are made anew,
+  and with another one the whole index is.
+  SQLite's own check comes first. A record is always read from its line, and that is compared with its checksum.
+- What is kept of a group (`bapo.anchoring.kept`) carries a checksum, and what was taken from journals is dropped when
+  one of these is not as it was.
 - An index that SQLite cannot read, or that others hold, is done without: the same is then in memory for a while.
 """
 
@@ -18,11 +20,11 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from bapo.errors import BapoError
 from bapo.journal import Batch, Extent, Journal
 
 INDEX = ".index.sqlite"
@@ -35,7 +37,7 @@ Names = Callable[[dict[str, Any]], tuple[bytes, ...]]
 Kind = Literal["tokens", "anchored"]
 """What is kept of a group: its token ids; or its base responses and scores, which were taken from journals."""
 
-_FORMAT = 1
+_FORMAT = 2
 _AT_ONCE = 500
 """Names that SQLite is asked for at once."""
 
@@ -45,11 +47,30 @@ _APPENDED = 256
 _CHECKSUM_BYTES = 8
 
 _TABLES = """
-CREATE TABLE IF NOT EXISTS covered (journal TEXT PRIMARY KEY, size INTEGER, digest TEXT);
+CREATE TABLE IF NOT EXISTS covered (journal TEXT PRIMARY KEY, size INTEGER, digest TEXT, places TEXT);
 CREATE TABLE IF NOT EXISTS places (journal TEXT, name BLOB, place INTEGER, PRIMARY KEY (journal, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tokens (name BLOB PRIMARY KEY, content BLOB);
 CREATE TABLE IF NOT EXISTS anchored (name BLOB PRIMARY KEY, content BLOB);
 """
+
+
+@dataclass
+class _Indexed:
+    """A journal that is in use.
+
+    Attributes:
+        journal: the journal.
+        names: of its records.
+        places: hash of what the index says of it; None where that is to be made anew.
+        is_known: whether what the index says was compared with that, or made anew.
+        is_changed: whether something was added to it.
+    """
+
+    journal: Journal
+    names: Names
+    places: str | None = None
+    is_known: bool = False
+    is_changed: bool = False
 
 
 class StoreIndex:
@@ -61,37 +82,41 @@ class StoreIndex:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / INDEX
-        self._journals: dict[str, tuple[Journal, Names]] = {}
+        self._indexed: dict[str, _Indexed] = {}
         self._appended = 0
         try:
             self._database = _opened(self._path)
-        except (sqlite3.Error, OSError) as error:
+        except (*_BROKEN, OSError) as error:
             self._database = self._in_memory(error)
 
     def add_journal(self, journal: Journal, names: Names) -> None:
-        """Know of a journal; what the index lacks of it is read.
+        """Know of a journal; what the index does not know of it is read.
 
         Raises:
             BapoError: the journal cannot be read, or a line is not what was written.
         """
-        self._run(lambda database: self._catch_up(database, journal, names))
-        self._journals[journal.path.name] = journal, names
+        indexed = _Indexed(journal, names)
+        self._run(lambda database: _compare(database, indexed))
+        self._indexed[journal.path.name] = indexed
 
     def known(self, journal: Journal, names: Collection[bytes]) -> set[bytes]:
         """Those of the names under which the journal has a record."""
         return set(self._places(journal, names))
 
     def records(self, journal: Journal, names: Collection[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """The records that there are of these names, in the order of the file; each line is read once.
+        """The records of names that are known, in the order of the file; each line is read once.
 
         Raises:
             BapoError: the journal cannot be read, or is damaged there.
         """
-        try:
-            yield from self._read(journal, self._places(journal, names))
-        except _Misfit as error:
-            self._do_without(error)
-            yield from self._read(journal, self._places(journal, names))
+        names_at: dict[int, set[bytes]] = {}
+        for name, place in self._places(journal, names).items():
+            names_at.setdefault(place, set()).add(name)
+        names_of = self._indexed[journal.path.name].names
+        ordered = sorted(names_at)
+        for place, batch in zip(ordered, journal.read_at(ordered), strict=True):
+            for record in batch:
+                yield from ((name, record) for name in names_of(record) if name in names_at[place])
 
     def append(self, journal: Journal, batch: Batch) -> None:
         """Write a batch to a journal.
@@ -99,9 +124,10 @@ class StoreIndex:
         Raises:
             BapoError: see `Journal.append`.
         """
-        names = self._journals[journal.path.name][1]
+        indexed = self._indexed[journal.path.name]
+        self._run(lambda database: _make_known(database, indexed))
         place = journal.append(batch)
-        self._run(lambda database: _add_places(database, journal, names, place, batch))
+        self._run(lambda database: _add_places(database, indexed, place, batch))
         self._appended += 1
         if self._appended % _APPENDED == 0:
             self.commit()
@@ -112,7 +138,7 @@ class StoreIndex:
         return {
             name: content[_CHECKSUM_BYTES:]
             for name, content in rows
-            if content[:_CHECKSUM_BYTES] == _checksum(name, content[_CHECKSUM_BYTES:])
+            if isinstance(content, bytes) and content[:_CHECKSUM_BYTES] == _checksum(name, content[_CHECKSUM_BYTES:])
         }
 
     def keep(self, kind: Kind, contents: Mapping[bytes, bytes]) -> None:
@@ -120,12 +146,19 @@ class StoreIndex:
         rows = [(name, _checksum(name, content) + content) for name, content in contents.items()]
         self._run(lambda database: database.executemany(f"INSERT OR REPLACE INTO {kind} VALUES (?, ?)", rows))
 
-    def commit(self) -> None:
-        """Write to the disk what was added, and how far the journals are covered."""
+    def commit(self, *, last: bool = False) -> None:
+        """Write to the disk what was added, and how far the journals are covered.
+
+        Args:
+            last: whether nothing is added any more, so that places get their hash.
+        """
 
         def work(database: sqlite3.Connection) -> None:
-            for name, (journal, _) in self._journals.items():
-                database.execute("INSERT OR REPLACE INTO covered VALUES (?, ?, ?)", (name, *journal.extent))
+            for name, indexed in self._indexed.items():
+                if indexed.is_changed:
+                    places = _hash_of_places(database, indexed) if last else None
+                    row = (name, *indexed.journal.extent, places)
+                    database.execute("INSERT OR REPLACE INTO covered VALUES (?, ?, ?, ?)", row)
             database.commit()
 
         self._run(work)
@@ -135,49 +168,25 @@ class StoreIndex:
         with suppress(sqlite3.Error):
             self._database.close()
 
-    def _read(self, journal: Journal, places: Mapping[bytes, int]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        names_at: dict[int, set[bytes]] = {}
-        for name, place in places.items():
-            names_at.setdefault(place, set()).add(name)
-        names_of = self._journals[journal.path.name][1]
-        ordered = sorted(names_at)
-        try:
-            for place, batch in zip(ordered, journal.read_at(ordered), strict=True):
-                records = {name: record for record in batch for name in names_of(record)}
-                if not names_at[place] <= records.keys():
-                    raise _Misfit(f"{journal.path} has other records at {place}")
-                yield from ((name, records[name]) for name in names_at[place])
-        except BapoError as error:
-            raise _Misfit(str(error)) from error
-
     def _places(self, journal: Journal, names: Collection[bytes]) -> dict[bytes, int]:
-        query = "SELECT name, place FROM places WHERE journal = ? AND name IN"
-        return dict(self._run(lambda database: _rows(database, query, names, journal.path.name)))
+        def work(database: sqlite3.Connection) -> list[tuple[bytes, int]]:
+            _make_known(database, self._indexed[journal.path.name])
+            query = "SELECT name, place FROM places WHERE journal = ? AND name IN"
+            return _rows(database, query, names, journal.path.name)
 
-    def _catch_up(self, database: sqlite3.Connection, journal: Journal, names: Names) -> None:
-        row = database.execute("SELECT size, digest FROM covered WHERE journal = ?", (journal.path.name,)).fetchone()
-        if not journal.skip(Extent(0, "") if row is None else Extent(*row)) or row is None:
-            for table in ("covered", "places"):
-                database.execute(f"DELETE FROM {table} WHERE journal = ?", (journal.path.name,))
-            if row is not None:
-                database.execute("DELETE FROM anchored")
-        for place, batch in journal.read_on():
-            _add_places(database, journal, names, place, batch)
+        return dict(self._run(work))
 
     def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Ask SQLite; where it fails, go on with an index in memory."""
         try:
             return work(self._database)
-        except sqlite3.Error as error:
-            self._do_without(error)
+        except _BROKEN as error:
+            self.close()
+            self._database = self._in_memory(error)
+            for indexed in self._indexed.values():
+                indexed.journal.check()
+                _compare(self._database, indexed)
             return work(self._database)
-
-    def _do_without(self, error: Exception) -> None:
-        self.close()
-        self._database = self._in_memory(error)
-        for journal, names in self._journals.values():
-            journal.check()
-            self._catch_up(self._database, journal, names)
 
     def _in_memory(self, error: Exception) -> sqlite3.Connection:
         if not isinstance(error, sqlite3.OperationalError):  # it is damaged; and not held by others, or without room
@@ -186,16 +195,61 @@ class StoreIndex:
         return _with_tables(sqlite3.connect(":memory:", check_same_thread=False))
 
 
-class _Misfit(sqlite3.DatabaseError):
-    """The index says of a journal what it is not."""
+_BROKEN = (sqlite3.Error, ValueError, TypeError, OverflowError)
+"""What comes of a damaged database: SQLite's own errors, and those of Python about values of other types."""
+
+
+def _compare(database: sqlite3.Connection, indexed: _Indexed) -> None:
+    """Find out whether a journal begins with what the index has covered, and read it where it goes on behind that."""
+    journal = indexed.journal
+    row = database.execute("SELECT * FROM covered WHERE journal = ?", (journal.path.name,)).fetchone()
+    fits = row is not None and journal.skip(Extent(int(row[1]), str(row[2])))
+    indexed.places, indexed.is_known, indexed.is_changed = row[3] if fits else None, False, False
+    if not fits and journal.path.exists():
+        database.execute("DELETE FROM anchored")
+    if not fits or journal.goes_on:
+        _make_known(database, indexed)
+
+
+def _make_known(database: sqlite3.Connection, indexed: _Indexed) -> None:
+    """See to it that the index says of all lines of a journal where they lie."""
+    if indexed.is_known:
+        return
+    if database.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
+        raise sqlite3.DatabaseError("damaged")
+    journal = indexed.journal
+    if indexed.places is None:
+        database.execute("DELETE FROM places WHERE journal = ?", (journal.path.name,))
+        journal.start_again()
+        indexed.is_changed = True
+    elif _hash_of_places(database, indexed) != indexed.places:
+        raise sqlite3.DatabaseError("the places are not what was written")
+    for place, batch in journal.read_on():
+        _add_places(database, indexed, place, batch)
+    indexed.is_known = True
+
+
+def _add_places(database: sqlite3.Connection, indexed: _Indexed, place: int, batch: Batch) -> None:
+    """Later records of a name take the place of earlier ones."""
+    rows = [(indexed.journal.path.name, name, place) for record in batch for name in indexed.names(record)]
+    database.executemany("INSERT OR REPLACE INTO places VALUES (?, ?, ?)", rows)
+    indexed.is_changed = True
+
+
+def _hash_of_places(database: sqlite3.Connection, indexed: _Indexed) -> str:
+    query = "SELECT name, place FROM places WHERE journal = ? ORDER BY name"
+    digest = hashlib.sha256()
+    for name, place in database.execute(query, (indexed.journal.path.name,)):
+        digest.update(b"%b %d\n" % (name, place))
+    return digest.hexdigest()
 
 
 def _opened(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))  # SQLite's own would be wider
-    database = sqlite3.connect(path, timeout=10, check_same_thread=False)
+    database = sqlite3.connect(path, timeout=1, check_same_thread=False)
     try:
         return _with_tables(database)
-    except sqlite3.Error:
+    except _BROKEN:
         database.close()
         raise
 
@@ -209,12 +263,6 @@ def _with_tables(database: sqlite3.Connection) -> sqlite3.Connection:
         database.executescript(_TABLES)
         database.execute(f"PRAGMA user_version = {_FORMAT}")
     return database
-
-
-def _add_places(database: sqlite3.Connection, journal: Journal, names: Names, place: int, batch: Batch) -> None:
-    """Later records of a name take the place of earlier ones."""
-    rows = [(journal.path.name, name, place) for record in batch for name in names(record)]
-    database.executemany("INSERT OR REPLACE INTO places VALUES (?, ?, ?)", rows)
 
 
 def _rows(database: sqlite3.Connection, query: str, names: Iterable[bytes], *before: str) -> list[tuple[bytes, Any]]:

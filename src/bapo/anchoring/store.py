@@ -29,7 +29,6 @@ from bapo.files import locked, make_folder, read_record, write_record
 from bapo.journal import Journal
 from bapo.likelihood import TokenIds
 from bapo.models import LoadedModel, cache_folder, machine, model_fingerprint, tokenizer_fingerprint
-from bapo.progress import OnProgress, silent
 from bapo.settings import SCORING_VERSION
 
 FORMAT = 3
@@ -57,7 +56,6 @@ class AnchorStore:
     Args:
         folder: where it lies, made on first use; None for the user's cache folder.
         model: the reference model. A store of another model is refused.
-        on_progress: told how far the hashing of the model is.
 
     Attributes:
         today: the moment that a chat template takes for now; None where the template writes no date.
@@ -66,10 +64,10 @@ class AnchorStore:
         BapoError: the folder holds something else, or belongs to another model or scoring version.
     """
 
-    def __init__(self, folder: Path | None, model: LoadedModel, on_progress: OnProgress = silent) -> None:
+    def __init__(self, folder: Path | None, model: LoadedModel) -> None:
         self.identity = {
             "format": FORMAT,
-            "model": model_fingerprint(model.model, on_progress),
+            "model": model_fingerprint(model.model),
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "scoring_version": SCORING_VERSION,
         }
@@ -82,9 +80,9 @@ class AnchorStore:
         self._index: StoreIndex | None = None
 
     @classmethod
-    def in_cache(cls, model: LoadedModel, on_progress: OnProgress = silent) -> AnchorStore:
+    def in_cache(cls, model: LoadedModel) -> AnchorStore:
         """The model's store in the user's cache folder."""
-        return cls(None, model, on_progress)
+        return cls(None, model)
 
     @property
     def _name(self) -> str:
@@ -108,7 +106,7 @@ class AnchorStore:
                 yield
                 self._check_written()
             finally:
-                self._index.commit()
+                self._index.commit(last=True)
                 self._index.close()
                 self._index = None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bapo.models.adapters import adapter_parts, nonzero_adapters
-from bapo.progress import OnProgress, silent
+from bapo.progress import tell
 
 # Configuration entries that say where a model came from or how it is run, not what it computes.
 _INCIDENTAL = {
@@ -26,19 +26,15 @@ _PEFTS_NAMES = re.compile(r"\.(?:token_adapter\.)?(?:base_layer|original_module)
 """What PEFT puts into the name of a weight where it wraps the module that has it."""
 
 
-def model_fingerprint(model: nn.Module, on_progress: OnProgress = silent) -> str:
+def model_fingerprint(model: nn.Module) -> str:
     """Hash of everything that determines the model's log-probabilities, as it stands.
 
     Weights as they lie in memory (so bf16 and nf4 differ, and a merged adapter is part of them), the configuration, and
     every adapter that it computes with and whose update is not zero, with its scaling. A fresh LoRA adapter, whose B
     matrices are zero, and one that is switched off leave the fingerprint as it was.
-
-    Args:
-        model: the model.
-        on_progress: told how many MB are hashed, where they are not known already.
     """
     causal_lm = bare_model(model)
-    weights = _fingerprint_without_adapters(causal_lm, on_progress)
+    weights = _fingerprint_without_adapters(causal_lm)
     adapters = nonzero_adapters(causal_lm)
     if not adapters:
         return weights
@@ -80,7 +76,7 @@ _HELD: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 """Models whose weights somebody holds, and their fingerprints without adapters by where the weights lie."""
 
 
-def _fingerprint_without_adapters(causal_lm: Any, on_progress: OnProgress) -> str:
+def _fingerprint_without_adapters(causal_lm: Any) -> str:
     tensors = _own_tensors(causal_lm)
     config = {k: v for k, v in causal_lm.config.to_dict().items() if k not in _INCIDENTAL}
     config_text = json.dumps(config, sort_keys=True, default=str)
@@ -89,23 +85,20 @@ def _fingerprint_without_adapters(causal_lm: Any, on_progress: OnProgress) -> st
     if held is not None and where in held:
         return held[where]
     digest = hashlib.sha256(config_text.encode())
-    _add(digest, tensors, on_progress)
+    _add(digest, tensors)
     if held is not None:
         held[where] = digest.hexdigest()
     return digest.hexdigest()
 
 
-def _add(digest: Any, tensors: dict[str, Tensor], on_progress: OnProgress = silent) -> None:
+def _add(digest: Any, tensors: dict[str, Tensor]) -> None:
     total, done = sum(map(_size, tensors.values())), 0
     for name, tensor in sorted(tensors.items()):
-        on_progress(_HASHING, done // _MB, total // _MB)
+        tell("hashing the model, MB", done // 10**6, total // 10**6)
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
         done += _size(tensor)
-    on_progress(_HASHING, total // _MB, total // _MB)
-
-
-_HASHING, _MB = "hashing the model (MB)", 1_000_000
+    tell("hashing the model, MB", total // 10**6, total // 10**6)
 
 
 def _size(tensor: Tensor) -> int:
