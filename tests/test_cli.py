@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 from bapo.jobs import read_recipe, shipped_recipes
@@ -186,6 +189,28 @@ def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
     assert json.loads(told)["held_out"]["bapo"]["pairs"] == 4
     run = json.loads((tmp_path / "out/bapo/run.json").read_text())
     assert run["precision"] == resolve_precision(read_recipe(recipe).model.precision)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_it_is_said_how_far_the_reading_of_a_file_is(suffix: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": "yes", "rejected": "no"} for i in range(2500)]
+    path = tmp_path / f"mine.{suffix}"
+    table = pyarrow.Table.from_pylist(rows)
+    {
+        "jsonl": lambda: path.write_text("".join(json.dumps(row) + "\n" for row in rows)),
+        "json": lambda: path.write_text(json.dumps(rows)),
+        "csv": lambda: pyarrow.csv.write_csv(table, path),
+        "parquet": lambda: pyarrow.parquet.write_table(table, path),
+    }[suffix]()
+    done = bapo("data", path.name, cwd=tmp_path)
+    first, *between, last = (line for line in done.stderr.splitlines() if line.startswith("reading "))
+    total = 2501 if suffix == "csv" else 2500  # lines of a table with a head
+    assert first == f"reading {path.name}: 0/1 after 0 s"
+    assert last.startswith(f"reading {path.name}: {total}/{total} after ")
+    assert [re.sub(r"after.*/s, \d+ s left", "so far", line) for line in between] == [
+        f"reading {path.name}: {at}/{total} so far" for at in (1000, 2000)
+    ]
+    assert "2,500 prompts" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ journal or computed from a text. It is trusted in parts:
   SQLite's own check comes first. A record is always read from its line, and that is compared with its checksum.
 - What is kept of a group (`bapo.anchoring.kept`) carries a checksum, and what was taken from journals is dropped when
   one of these is not as it was.
-- An index that SQLite cannot read, or that others hold, is done without: the same is then in memory for a while.
+- An index that SQLite cannot read is made anew. Where others hold it, or there is no room, it is in memory meanwhile.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class StoreIndex:
         try:
             self._database = _opened(self._path)
         except (*_BROKEN, OSError) as error:
-            self._database = self._in_memory(error)
+            self._database = self._anew(error)
 
     def add_journal(self, journal: Journal, names: Names) -> None:
         """Know of a journal; what the index does not know of it is read.
@@ -177,21 +177,23 @@ class StoreIndex:
         return dict(self._run(work))
 
     def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Ask SQLite; where it fails, go on with an index in memory."""
+        """Ask SQLite; where it fails, go on with an index that is made anew."""
         try:
             return work(self._database)
         except _BROKEN as error:
             self.close()
-            self._database = self._in_memory(error)
+            self._database = self._anew(error)
             for indexed in self._indexed.values():
                 indexed.journal.check()
                 _compare(self._database, indexed)
             return work(self._database)
 
-    def _in_memory(self, error: Exception) -> sqlite3.Connection:
-        if not isinstance(error, sqlite3.OperationalError):  # it is damaged; and not held by others, or without room
-            with suppress(OSError):
+    def _anew(self, error: Exception) -> sqlite3.Connection:
+        """An empty one: in place of one that is damaged; in memory where others hold it, or there is no room."""
+        if not isinstance(error, sqlite3.OperationalError | OSError):
+            with suppress(OSError, *_BROKEN):
                 self._path.unlink()
+                return _opened(self._path)
         return _with_tables(sqlite3.connect(":memory:", check_same_thread=False))
 
 
