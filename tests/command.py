@@ -18,8 +18,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 LIMIT_S = 600
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["tests.preload"])
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.preload"])
+"""What starts processes that have their imports already."""
 
 
 class Command:
@@ -47,7 +48,7 @@ class Command:
         told = {**os.environ, **(environment or {})}
         target = _run if program is None else _run_program
         arguments_of_it = (self.arguments, str(cwd), told, self._said, prepare)
-        self.process = _server.Process(target=target, args=arguments_of_it, daemon=program is None)
+        self.process = SERVER.Process(target=target, args=arguments_of_it, daemon=program is None)
         self.process.start()
 
     def __enter__(self) -> Command:

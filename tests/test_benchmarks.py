@@ -203,6 +203,15 @@ def test_log_probs_of_a_gguf_file_are_llama_cpps(tmp_path: Path) -> None:
     assert number(as_float32["largest gap"]) < 0.05
 
 
+def test_a_second_start_is_measured_for_each_size(model: Path, place: Path) -> None:
+    *_, rows = tables(ran("second_start", 12, 14, "--model", model, "--keep", "kept", cwd=place))
+    assert [row["groups"] for row in rows] == ["12", "14"]
+    assert number(rows[0]["the same again"]) < number(rows[0]["first `anchor`"])
+    assert all(number(cell.rpartition(",")[2]) > 50 for row in rows for name, cell in row.items() if name != "groups")
+    assert len((place / "kept/store-14/logps.jsonl").read_text().splitlines()) == 1
+    assert (place / "kept/run-14/adapter_model.safetensors").is_file()
+
+
 def test_responses_are_what_a_template_writes(place: Path) -> None:
     pytest.importorskip("trl", reason="TRL's chat templates: pip install trl")
     by_response, by_tokenizer = tables(ran("templates", "--templates", "gemma", "qwen3", cwd=place))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 from bapo.jobs import read_recipe, shipped_recipes
@@ -189,6 +192,28 @@ def test_every_shipped_recipe_is_started(recipe: str, tmp_path: Path) -> None:
     assert run["precision"] == resolve_precision(read_recipe(recipe).model.precision)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_it_is_said_how_far_the_reading_of_a_file_is(suffix: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": "yes", "rejected": "no"} for i in range(2500)]
+    path = tmp_path / f"mine.{suffix}"
+    table = pyarrow.Table.from_pylist(rows)
+    {
+        "jsonl": lambda: path.write_text("".join(json.dumps(row) + "\n" for row in rows)),
+        "json": lambda: path.write_text(json.dumps(rows)),
+        "csv": lambda: pyarrow.csv.write_csv(table, path),
+        "parquet": lambda: pyarrow.parquet.write_table(table, path),
+    }[suffix]()
+    done = bapo("data", path.name, cwd=tmp_path)
+    first, *between, last = (line for line in done.stderr.splitlines() if line.startswith("reading "))
+    total = 2501 if suffix == "csv" else 2500  # lines of a table with a head
+    assert first == f"reading {path.name}: 0/1 after 0 s"
+    assert last.startswith(f"reading {path.name}: {total}/{total} after ")
+    assert [re.sub(r"after.*/s, \d+ s left", "so far", line) for line in between] == [
+        f"reading {path.name}: {at}/{total} so far" for at in (1000, 2000)
+    ]
+    assert "2,500 prompts" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -220,7 +245,8 @@ def test_bad_input_is_one_sentence(arguments: list[str], sentence: str, tmp_path
     *progress, last = done.stderr.strip().splitlines()
     assert last.startswith("bapo: ")
     assert sentence in last
-    assert progress in ([], ["loading the model: 0/1 after 0 s"]), "work was done before the mistake was seen"
+    before = ("starting: ", "reading ", "loading the model: 0/1")
+    assert all(line.startswith(before) for line in progress), "work was done before the mistake was seen"
 
 
 def test_a_template_that_writes_a_response_otherwise_is_told_of(tmp_path: Path) -> None:

@@ -116,7 +116,11 @@ def json_lines(text: str, name: str | Path) -> Iterator[tuple[str, Any]]:
     Raises:
         BapoError: a line is no JSON; names it.
     """
-    for number, line in enumerate(text.split("\n"), start=1):
+    start, number = 0, 0
+    while start <= len(text):  # a list of all lines would hold the whole text once more
+        end = text.find("\n", start)
+        line = text[start : end if end >= 0 else len(text)]
+        start, number = start + len(line) + 1, number + 1
         if line.strip():
             where = f"{name} line {number}"
             yield where, parse_json(line, where)

@@ -23,7 +23,7 @@ from bapo.anchoring import (
     generate_batch,
     plan_batches,
 )
-from bapo.anchoring.anchored import is_any_of
+from bapo.anchoring.settled import is_any_of
 from bapo.anchoring.store import group_key
 from bapo.errors import BapoError
 from bapo.files import read_record, write_record
@@ -293,7 +293,8 @@ def test_who_waits_for_another_process_is_told_so_and_sees_what_it_wrote(tmp_pat
             key, response = group_key((1, 2)), Response((3,), True)
             mine.add_bases(SHORT, {key: (response,)})
         waiting.result(timeout=60)
-    assert theirs.bases(SHORT)[key] == (response,)
+    with theirs.writing():
+        assert theirs.bases(SHORT, [key]) == {key: (response,)}
 
 
 # ---- keys -----------------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from bapo.errors import BapoError
 from bapo.preferences import (
     Message,
     Pair,
+    Preferences,
     PromptGroup,
     doubtful,
     group_pairs,
@@ -242,3 +244,14 @@ def test_both_sides_of_a_split_are_the_whole() -> None:
 def test_an_empty_prompt_is_dropped_and_counted() -> None:
     found = group_pairs("own", [Pair(" \n", "a", "b"), Pair("q", "a", "b")])
     assert (found.pair_count, dict(found.dropped)) == (1, {"empty prompt": 1})
+
+
+def test_a_fingerprint_is_the_hash_of_all_groups_as_one_json_list() -> None:
+    turns = (Message("system", "é"), Message("user", "a\n\u2028", '{"name": "x"}'))
+    groups = (
+        PromptGroup(turns, ("b", Message("assistant", "", '{"tool_calls": []}')), ((0, 1),), ("c", "d")),
+        PromptGroup("plain", ("1", "2"), ((1, 0), (0, 1))),
+    )
+    for some in (groups, groups[:1], ()):
+        whole = json.dumps([asdict(group) for group in some])
+        assert Preferences("x", some).fingerprint() == hashlib.sha256(whole.encode()).hexdigest()

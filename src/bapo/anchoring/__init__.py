@@ -3,7 +3,6 @@
 from bapo.anchoring.anchored import (
     AnchoredGroup,
     AnchoredPreferences,
-    BaseResponse,
     anchor,
     anchor_together,
     few_tokens,
@@ -11,6 +10,7 @@ from bapo.anchoring.anchored import (
 from bapo.anchoring.candidates import Candidates, candidate_logps, sample_candidates, sample_responses
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
 from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
+from bapo.anchoring.settled import BaseResponse
 from bapo.anchoring.store import AnchorStore
 from bapo.anchoring.tokens import LengthPolicy
 

@@ -6,34 +6,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import islice, repeat
+from typing import Any
 
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
+from bapo.anchoring.kept import exact
 from bapo.anchoring.probe import FLOAT32_TOKENS, Probe, first_tokens
+from bapo.anchoring.settled import BaseResponse, Settled, Settling
 from bapo.anchoring.store import AnchorStore, Score, group_key
 from bapo.anchoring.tokens import LengthPolicy, Tokenized, TokenizedGroup, tokenize
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
-from bapo.models import ChatFormat, LoadedModel, check_vocabulary, context_length
-from bapo.preferences import Preferences, PromptGroup, prompt_text
+from bapo.models import LoadedModel, check_vocabulary, context_length
+from bapo.preferences import Preferences, PromptGroup
 from bapo.progress import OnProgress, silent
 
 SCORING_BATCH = 16
 """Prompt groups scored and kept at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class BaseResponse:
-    """The reference model's own response to a prompt, with its log-prob under that model (nats).
-
-    Attributes:
-        rejected: whether it is what a pair of its prompt rejects: then no anchor may hold it.
-    """
-
-    ids: TokenIds
-    ended: bool
-    ref_logp: float
-    ref_tokens: tuple[float, ...]
-    rejected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,47 +118,74 @@ def anchor_together(
     generation = generation or GenerationSettings()
     lengths = _within_context(lengths or LengthPolicy(), model)
     model = replace(model, chat=model.chat.at(today or store.today))
-    tokenized = [_tokenized(preferences, model, lengths) for preferences in parts]
-    together = Tokenized(tuple(group for part in tokenized for group in part.groups))
-    scorer = ResponseScorer(model.model, model.kernels)
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
-        prompts = [group.tokens.prompt for group in together.groups if not group.source.bases]
-        generate_missing(prompts, model, store, generation, on_progress)
-        counts = [Counter(part.counts) for part in tokenized]
-        base_responses = [
-            _base_responses(part, model, store.bases(generation), lengths, part_counts)
-            for part, part_counts in zip(tokenized, counts, strict=True)
-        ]
-        all_bases = [bases for part in base_responses for bases in part]
-        check_vocabulary(model.model, model.tokenizer, (base.ids for part_counts in all_bases for base in part_counts))
-        tokens = [group.tokens for group in together.groups]
-        score_missing(list(zip(tokens, all_bases, strict=True)), scorer, store, on_progress)
-        probe = store.probe() or _probe(together, all_bases, scorer, store)
-    whole = [
-        tuple(_join(group, bases, store, model.chat) for group, bases in zip(part.groups, part_bases, strict=True))
-        for part, part_bases in zip(tokenized, base_responses, strict=True)
-    ]
+        tokenized = [_tokenized(preferences, model, lengths, store, on_progress) for preferences in parts]
+        groups = [group for part in tokenized for group in part.groups]
+        settling = Settling(store, model, generation, lengths)
+        settled = settling.kept(groups, on_progress)
+        probe = store.probe()
+        if probe is None or None in settled:
+            scorer = ResponseScorer(model.model, model.kernels)
+            whole = _settle_all(groups, settled, settling, scorer, on_progress)
+            probe = probe or _probe(groups, whole, scorer, store)
+        else:
+            whole = [known for known in settled if known is not None]
+    left = iter(zip(groups, whole, strict=True))
     return tuple(
         AnchoredPreferences(
             name=preferences.name,
-            groups=groups,
             reference=str(store.identity["model"]),
-            counts=dict(part_counts + _count_rejected_bases(groups)),
             end_ids=model.chat.end_ids,
             probe=probe,
             today=model.chat.today,
+            **_groups_and_counts(part, list(islice(left, len(part.groups)))),
         )
-        for preferences, groups, part_counts in zip(parts, whole, counts, strict=True)
+        for preferences, part in zip(parts, tokenized, strict=True)
     )
 
 
-def _tokenized(preferences: Preferences, model: LoadedModel, lengths: LengthPolicy) -> Tokenized:
-    tokenized = tokenize(preferences, model.chat, lengths)
+def _groups_and_counts(part: Tokenized, settled: Sequence[tuple[TokenizedGroup, Settled]]) -> dict[str, Any]:
+    groups = tuple(
+        AnchoredGroup(group.source, group.tokens, group.pairs, known.ref_logps, known.bases) for group, known in settled
+    )
+    cut = Counter({"base responses cut: too long": sum(known.cut for _, known in settled)})
+    return {"groups": groups, "counts": dict(Counter(part.counts) + cut + _count_rejected_bases(groups))}
+
+
+def _tokenized(
+    preferences: Preferences, model: LoadedModel, lengths: LengthPolicy, store: AnchorStore, on_progress: OnProgress
+) -> Tokenized:
+    tokenized = tokenize(preferences, model.chat, lengths, index=store.index, on_progress=on_progress)
     if not tokenized.groups:
         reasons = ", ".join(f"{count} {reason}" for reason, count in tokenized.counts.items()) or "there were none"
         raise BapoError(f"No pair of {preferences.name} is left to work with ({reasons}).")
     check_vocabulary(model.model, model.tokenizer, (ids for group in tokenized.groups for ids in _texts(group.tokens)))
     return tokenized
+
+
+def _settle_all(
+    groups: Sequence[TokenizedGroup],
+    settled: Sequence[Settled | None],
+    settling: Settling,
+    scorer: ResponseScorer,
+    report: OnProgress,
+) -> list[Settled]:
+    """What is settled of all groups; what the store lacks is made, in batches that are planned from all of them."""
+    model, store = settling.model, settling.store
+    generated = [(group, known) for group, known in zip(groups, settled, strict=True) if not group.source.bases]
+    prompts = [group.tokens.prompt for group, _ in generated]
+    answered = [known is not None for _, known in generated]
+    generate_missing(prompts, model, store, settling.generation, report, answered)
+    unsettled = [group for group, known in zip(groups, settled, strict=True) if known is None]
+    bases = settling.bases(unsettled)
+    check_vocabulary(model.model, model.tokenizer, (base.ids for responses, _ in bases for base in responses))
+    left = iter(bases)
+    wanted = [
+        (group.tokens, next(left)[0]) if known is None else None for group, known in zip(groups, settled, strict=True)
+    ]
+    score_missing(wanted, scorer, store, report)
+    made = iter(settling.settle(unsettled, bases))
+    return [next(made) if known is None else known for known in settled]
 
 
 def _texts(group: TokenGroup) -> tuple[TokenIds, ...]:
@@ -182,13 +198,15 @@ def few_tokens(data: AnchoredPreferences) -> tuple[TokenGroup, ...]:
 
 
 def _probe(
-    tokenized: Tokenized, base_responses: Sequence[tuple[Response, ...]], scorer: ResponseScorer, store: AnchorStore
+    groups: Sequence[TokenizedGroup], settled: Sequence[Settled], scorer: ResponseScorer, store: AnchorStore
 ) -> Probe:
-    groups = [
-        TokenGroup(group.tokens.prompt, tuple(dict.fromkeys((*(base.ids for base in bases), *group.tokens.responses))))
-        for group, bases in zip(tokenized.groups, base_responses, strict=True)
+    with_bases = [
+        TokenGroup(
+            group.tokens.prompt, tuple(dict.fromkeys((*(base.ids for base in known.bases), *group.tokens.responses)))
+        )
+        for group, known in zip(groups, settled, strict=True)
     ]
-    probe = Probe.of(scorer, groups)
+    probe = Probe.of(scorer, with_bases)
     store.add_probe(probe)
     return probe
 
@@ -200,75 +218,45 @@ def _within_context(lengths: LengthPolicy, model: LoadedModel) -> LengthPolicy:
     return replace(lengths, max_tokens=reach if lengths.max_tokens is None else min(reach, lengths.max_tokens))
 
 
-def _room(group: TokenizedGroup, lengths: LengthPolicy) -> int | None:
-    """Tokens that a response to this prompt can have; None for no bound."""
-    return None if lengths.max_tokens is None else lengths.max_tokens - len(group.tokens.prompt)
-
-
 def generate_missing(
     prompts: Sequence[TokenIds],
     model: LoadedModel,
     store: AnchorStore,
     settings: GenerationSettings,
     report: OnProgress,
+    answered: Sequence[bool] | None = None,
 ) -> None:
-    """Let the model answer those prompts that it has not answered yet; the store is held for writing."""
-    known = store.bases(settings)
-    done = 0
+    """Let the model answer those prompts that it has not answered yet; the store is held for writing.
+
+    Batches are planned from all prompts, so that the same ones come out whatever has been done.
+
+    Args:
+        prompts, model, store, settings: what is answered, by whom and how, and where it is kept.
+        report: told of each finished batch.
+        answered: which prompts are known to have been answered.
+    """
     report("base responses", 0, len(prompts))
+    keys = [
+        None if known else group_key(prompt) for prompt, known in zip(prompts, answered or repeat(False), strict=False)
+    ]
+    known_keys = store.answered(settings, [key for key in keys if key is not None])
+    if all(key is None or key in known_keys for key in keys):
+        report("base responses", len(prompts), len(prompts))
+        return
+    done = 0
     for batch in plan_batches(prompts, settings):
-        missing = [prompts[i] for i in batch if group_key(prompts[i]) not in known]
+        missing = {i: key for i in batch if (key := keys[i]) is not None and key not in known_keys}
         if missing:
-            responses = generate_batch(model.model, missing, settings, model.chat.end_ids, model.kernels)
-            store.add_bases(settings, dict(zip(map(group_key, missing), responses, strict=True)))
+            asked = [prompts[i] for i in missing]
+            responses = generate_batch(model.model, asked, settings, model.chat.end_ids, model.kernels)
+            store.add_bases(settings, dict(zip(missing.values(), responses, strict=True)))
+            known_keys.update(missing.values())
         done += len(batch)
         report("base responses", done, len(prompts))
 
 
-def _base_responses(
-    tokenized: Tokenized,
-    model: LoadedModel,
-    generated: Mapping[str, tuple[Response, ...]],
-    lengths: LengthPolicy,
-    counts: Counter[str],
-) -> list[tuple[Response, ...]]:
-    """Of each group: those that came with it, or else the generated ones."""
-    return [
-        _given_bases(group, model, lengths, counts)
-        if group.source.bases
-        else _within_room(generated[group_key(group.tokens.prompt)], _room(group, lengths), counts)
-        for group in tokenized.groups
-    ]
-
-
-def _given_bases(
-    group: TokenizedGroup, model: LoadedModel, lengths: LengthPolicy, counts: Counter[str]
-) -> tuple[Response, ...]:
-    texts = group.source.bases
-    if not all(text.strip() for text in texts):
-        raise BapoError(
-            f"A base response given for the prompt {prompt_text(group.source.prompt)[:60]!r} has no text: "
-            "leave it out, and one is generated."
-        )
-    given = tuple(Response(model.chat.response_ids(text, group.source.prompt), True) for text in texts)
-    room = _room(group, lengths)
-    most = lengths.max_response_tokens if room is None else min(room, lengths.max_response_tokens)
-    return _within_room(given, most, counts)
-
-
-def _within_room(responses: Sequence[Response], most: int | None, counts: Counter[str]) -> tuple[Response, ...]:
-    """Base responses of at most so many tokens; those that end there, cut now or when generated, are counted."""
-    if most is None:
-        return tuple(responses)
-    kept = tuple(
-        response if len(response.ids) <= most else Response(response.ids[:most], False) for response in responses
-    )
-    counts["base responses cut: too long"] += sum(len(response.ids) == most and not response.ended for response in kept)
-    return kept
-
-
 def score_missing(
-    groups: Sequence[tuple[TokenGroup, Sequence[Response]]],
+    groups: Sequence[tuple[TokenGroup, Sequence[Response]] | None],
     scorer: ResponseScorer,
     store: AnchorStore,
     report: OnProgress,
@@ -276,7 +264,8 @@ def score_missing(
     """Score what has no score yet; the store is held for writing.
 
     Args:
-        groups: each with its base responses, whose tokens' log-probs are kept one by one.
+        groups: each with its base responses, whose tokens' log-probs are kept one by one; None for one that is known to
+            have been scored.
         scorer: of the store's model.
         store: where scores are kept.
         report: told of each finished batch.
@@ -284,80 +273,28 @@ def score_missing(
     total = len(groups)
     report("reference log-probs", 0, total)
     for start in range(0, total, SCORING_BATCH):
-        wanted: list[TokenGroup] = []
-        as_base: set[str] = set()
-        for group, bases in groups[start : start + SCORING_BATCH]:
-            responses, base_keys = _unscored(group, bases, store.scores())
-            as_base |= base_keys
-            if responses:
-                wanted.append(TokenGroup(group.prompt, responses))
+        batch = [group for group in groups[start : start + SCORING_BATCH] if group is not None]
+        as_base = {group_key(group.prompt, base.ids) for group, bases in batch for base in bases}
+        by_key = [
+            (group.prompt, {group_key(group.prompt, ids): ids for ids in (*group.responses, *(b.ids for b in bases))})
+            for group, bases in batch
+        ]
+        missing = store.unscored({key for _, responses in by_key for key in responses}, as_base)
+        wanted = {
+            at: TokenGroup(prompt, tuple(ids for key, ids in responses.items() if key in missing))
+            for at, (prompt, responses) in enumerate(by_key)
+            if missing & responses.keys()
+        }
         if wanted:
-            logps = scorer.score(wanted)
-            keys = [group_key(group.prompt, response) for group in wanted for response in group.responses]
+            keys = [key for at in wanted for key in by_key[at][1] if key in missing]
+            logps = scorer.score(list(wanted.values())).per_response()
             store.add_scores(
                 {
-                    key: Score(float(tokens.sum()), tuple(tokens.tolist()) if key in as_base else None)
-                    for key, tokens in zip(keys, logps.per_response(), strict=True)
+                    key: Score(float(tokens.sum()), exact(tokens.tolist()) if key in as_base else None)
+                    for key, tokens in zip(keys, logps, strict=True)
                 }
             )
         report("reference log-probs", min(start + SCORING_BATCH, total), total)
-
-
-def _unscored(
-    group: TokenGroup, bases: Sequence[Response], known: Mapping[str, Score]
-) -> tuple[tuple[TokenIds, ...], set[str]]:
-    """Responses of a group whose score is missing, each once, and the keys of those wanted token by token."""
-    base_keys = {group_key(group.prompt, base.ids) for base in bases}
-    missing: dict[TokenIds, None] = {}
-    for ids in (*group.responses, *(base.ids for base in bases)):
-        key = group_key(group.prompt, ids)
-        score = known.get(key)
-        if score is None or (key in base_keys and score.tokens is None):
-            missing[ids] = None
-    return tuple(missing), base_keys
-
-
-def _join(group: TokenizedGroup, bases: Sequence[Response], store: AnchorStore, chat: ChatFormat) -> AnchoredGroup:
-    scores = store.scores()
-    prompt = group.tokens.prompt
-    return AnchoredGroup(
-        source=group.source,
-        tokens=group.tokens,
-        pairs=group.pairs,
-        ref_logps=tuple(scores[group_key(prompt, ids)].logp for ids in group.tokens.responses),
-        bases=tuple(
-            _base(base, scores[group_key(prompt, base.ids)], is_any_of(base, _rejected(group), chat)) for base in bases
-        ),
-    )
-
-
-def _base(response: Response, score: Score, rejected: bool) -> BaseResponse:
-    return BaseResponse(response.ids, response.ended, score.logp, score.tokens or (), rejected)
-
-
-def _rejected(group: TokenizedGroup) -> tuple[TokenIds, ...]:
-    return tuple(dict.fromkeys(group.tokens.responses[rejected] for _, rejected in group.pairs))
-
-
-def is_any_of(base: Response, others: Sequence[TokenIds], chat: ChatFormat) -> bool:
-    """Whether a base response is one of these responses.
-
-    It is one that has the same tokens up to the end token, or the same as far as both go where the shorter one was
-    cut; or the same text, which may have been divided into other tokens.
-    """
-    ours = _without_end(base.ids, chat)
-    for other in others:
-        theirs = _without_end(other, chat)
-        shorter, longer = sorted((ours, theirs), key=len)
-        cut = not base.ended if shorter is ours else theirs == other
-        if shorter == longer or (cut and longer[: len(shorter)] == shorter):
-            return True
-    text = chat.response_text(ours)
-    return any(chat.response_text(other) == text for other in others)
-
-
-def _without_end(ids: TokenIds, chat: ChatFormat) -> TokenIds:
-    return ids[:-1] if ids and ids[-1] in chat.end_ids else ids
 
 
 def _count_rejected_bases(groups: Sequence[AnchoredGroup]) -> Counter[str]:

@@ -126,7 +126,7 @@ def sample_responses(
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
         moved = replace(model, chat=chat)
         generate_missing([ids for _, ids in prompts], moved, store, settings, _called("sampled", on_progress))
-        drawn = store.bases(settings)
+        drawn = store.bases(settings, [group_key(ids) for _, ids in prompts])
     return Drawn([(prompt, ids, drawn[group_key(ids)]) for prompt, ids in prompts], counts)
 
 
@@ -150,7 +150,7 @@ def candidate_logps(
     groups = [group.tokens for group in candidates if group.responses]
     with store.writing():
         score_missing([(group, ()) for group in groups], ResponseScorer(model.model, model.kernels), store, report)
-        scores = store.scores()
+        scores = store.scores({group_key(group.ids, ids) for group in candidates for ids in group.responses})
     return [[scores[group_key(group.ids, ids)].logp for ids in group.responses] for group in candidates]
 
 

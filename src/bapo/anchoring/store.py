@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from bapo.anchoring.generate import GENERATION_VERSION, GenerationSettings, Response
+from bapo.anchoring.index import INDEX, Names, StoreIndex
+from bapo.anchoring.kept import exact, shared_ids
 from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError
 from bapo.files import LOCK, is_hidden, locked, make_folder, read_record, remove_staged, write_record
@@ -39,7 +42,7 @@ class Score:
     """Reference log-prob of a response: the sum, and each token's where it was asked for (nats)."""
 
     logp: float
-    tokens: tuple[float, ...] | None = None
+    tokens: array[float] | None = None
 
 
 def group_key(*ids: TokenIds) -> str:
@@ -51,7 +54,7 @@ class AnchorStore:
     """The folder with a model's base responses and scores.
 
     Args:
-        folder: where it lies; made on first use.
+        folder: where it lies, made on first use; None for the user's cache folder.
         model: the reference model. A store of another model is refused.
 
     Attributes:
@@ -61,32 +64,35 @@ class AnchorStore:
         BapoError: the folder holds something else, or belongs to another model or scoring version.
     """
 
-    def __init__(self, folder: Path, model: LoadedModel) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, model: LoadedModel) -> None:
         self.identity = {
             "format": FORMAT,
             "model": model_fingerprint(model.model),
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "scoring_version": SCORING_VERSION,
         }
+        self.folder = folder or cache_folder() / "anchors" / self._name
         self.end_ids = model.chat.end_ids
         self.today = model.chat.today
         about = {"model_name": model.name, "precision": model.precision, "machine": machine(model.model.device)}
         self._check_or_create(about)
-        self._scores: dict[str, Score] | None = None
-        self._bases: dict[str, dict[str, tuple[Response, ...]]] = {}
         self._journals: dict[str, Journal] = {}
+        self._index: StoreIndex | None = None
 
     @classmethod
     def in_cache(cls, model: LoadedModel) -> AnchorStore:
         """The model's store in the user's cache folder."""
-        parts = (model_fingerprint(model.model), tokenizer_fingerprint(model.tokenizer))
-        identity = f"{parts}{SCORING_VERSION}{FORMAT}"
-        return cls(cache_folder() / "anchors" / hashlib.sha256(identity.encode()).hexdigest()[:16], model)
+        return cls(None, model)
+
+    @property
+    def _name(self) -> str:
+        """Of its folder in the cache."""
+        parts = (self.identity["model"], self.identity["tokenizer"])
+        return hashlib.sha256(f"{parts}{SCORING_VERSION}{FORMAT}".encode()).hexdigest()[:16]
 
     @contextmanager
     def writing(self, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-        """Hold the store for writing; another process that wants to write waits, then sees what was written.
+        """Hold the store, for all that is read from it and written to it; another process waits, then sees that.
 
         Args:
             on_wait: called once where another process holds the store.
@@ -96,9 +102,20 @@ class AnchorStore:
         """
         with locked(self.folder / LOCK, on_wait):
             remove_staged(self.folder)
-            self._scores, self._bases, self._journals = None, {}, {}
-            yield
-            self._check_written()
+            self._journals, self._index = {}, StoreIndex(self.folder)
+            try:
+                yield
+                self._check_written()
+            finally:
+                self._index.commit(last=True)
+                self._index.close()
+                self._index = None
+
+    @property
+    def index(self) -> StoreIndex:
+        """Of what the store holds; inside of `writing`."""
+        assert self._index is not None, "the store is not held"
+        return self._index
 
     def _check_written(self) -> None:
         """What was kept is there: nobody deleted the folder, or wrote into it in spite of the lock."""
@@ -107,49 +124,54 @@ class AnchorStore:
         if not (self.folder / _MANIFEST).is_file():
             raise BapoError(f"{self.folder} was deleted while anchored data were written: start the command again.")
 
-    def bases(self, settings: GenerationSettings) -> dict[str, tuple[Response, ...]]:
-        """Base responses by prompt key, for one way of generating."""
-        journal = self._base_journal(settings)
-        name = journal.path.name
-        if name not in self._bases:
-            self._bases[name] = {
-                record["prompt"]: tuple(Response(tuple(r["ids"]), r["ended"]) for r in record["responses"])
-                for batch in journal.read()
-                for record in batch
-            }
-        return self._bases[name]
+    def answered(self, settings: GenerationSettings, prompts: Collection[str]) -> set[str]:
+        """Those prompts, by their keys, that have base responses by one way of generating."""
+        return {name.hex() for name in self.index.known(self._base_journal(settings), _names(prompts))}
+
+    def bases(self, settings: GenerationSettings, prompts: Collection[str]) -> dict[str, tuple[Response, ...]]:
+        """Base responses to those of the prompts that have some, by their keys, for one way of generating."""
+        return {
+            name.hex(): tuple(Response(shared_ids(r["ids"]), r["ended"]) for r in record["responses"])
+            for name, record in self.index.records(self._base_journal(settings), _names(prompts))
+        }
 
     def add_bases(self, settings: GenerationSettings, batch: dict[str, tuple[Response, ...]]) -> None:
         """Keep the base responses of one batch of prompts."""
-        known = self.bases(settings)
-        self._base_journal(settings).append(
+        self.index.append(
+            self._base_journal(settings),
             [
                 {"prompt": key, "responses": [{"ids": list(r.ids), "ended": r.ended} for r in responses]}
                 for key, responses in batch.items()
-            ]
+            ],
         )
-        known.update(batch)
 
-    def scores(self) -> dict[str, Score]:
-        """Reference log-probs by the key of prompt and response."""
-        if self._scores is None:
-            self._scores = {
-                record["key"]: Score(record["logp"], tuple(record["tokens"]) if "tokens" in record else None)
-                for batch in self._score_journal().read()
-                for record in batch
-            }
-        return self._scores
+    def unscored(self, keys: Collection[str], as_base: Collection[str] = ()) -> set[str]:
+        """Those prompts with a response, by their keys, that have no score; of base responses none of each token."""
+        names = {_score_name(key, key in as_base): key for key in keys}
+        return {names[name] for name in names.keys() - self.index.known(self._score_journal(), names)}
+
+    def scores(self, keys: Collection[str], as_base: Collection[str] = ()) -> dict[str, Score]:
+        """Reference log-probs of those that have one, by the keys of prompt and response.
+
+        Args:
+            keys: which.
+            as_base: those whose tokens' log-probs are wanted too.
+        """
+        names = {_score_name(key, key in as_base): key for key in keys}
+        return {
+            names[name]: Score(record["logp"], exact(record["tokens"]) if names[name] in as_base else None)
+            for name, record in self.index.records(self._score_journal(), names)
+        }
 
     def add_scores(self, batch: dict[str, Score]) -> None:
         """Keep the scores of one batch of responses."""
-        known = self.scores()
-        self._score_journal().append(
+        self.index.append(
+            self._score_journal(),
             [
                 {"key": key, "logp": score.logp} | ({} if score.tokens is None else {"tokens": list(score.tokens)})
                 for key, score in batch.items()
-            ]
+            ],
         )
-        known.update(batch)
 
     def probe(self) -> Probe | None:
         """What the reference said to a few responses, once there are some.
@@ -169,13 +191,25 @@ class AnchorStore:
     def _base_journal(self, settings: GenerationSettings) -> Journal:
         key = {**asdict(settings), "end_ids": sorted(self.end_ids), "version": GENERATION_VERSION}
         mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-        return self._journal(f"base-{mark}.jsonl")
+        return self._journal(f"base-{mark}.jsonl", lambda record: (bytes.fromhex(record["prompt"]),))
 
     def _score_journal(self) -> Journal:
-        return self._journal("logps.jsonl")
+        return self._journal("logps.jsonl", _names_of_score)
 
-    def _journal(self, name: str) -> Journal:
-        return self._journals.setdefault(name, Journal(self.folder / name))
+    def _journal(self, name: str, names: Names) -> Journal:
+        if name not in self._journals:
+            journal = Journal(self.folder / name)
+            self.index.add_journal(journal, names)
+            self._journals[name] = journal
+        return self._journals[name]
+
+    def read_journals(self, settings: GenerationSettings) -> None:
+        """Find out whether the journals are what the index knows of them.
+
+        Raises:
+            BapoError: one cannot be read, or is damaged.
+        """
+        self._base_journal(settings), self._score_journal()
 
     def _check_or_create(self, about: dict[str, Any]) -> None:
         path = self.folder / _MANIFEST
@@ -201,10 +235,24 @@ class AnchorStore:
             write_record(path, {**identity, "today": self.today.isoformat()})
 
     def _create(self, path: Path, about: dict[str, Any]) -> None:
-        if not all(is_hidden(path) for path in self.folder.iterdir()):
+        if not all(is_hidden(path) or path.name.startswith(INDEX) for path in self.folder.iterdir()):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
         dated = {} if self.today is None else {"today": self.today.isoformat()}
         write_record(path, {**self.identity, **about, **dated})
+
+
+def _names(keys: Iterable[str]) -> list[bytes]:
+    return [bytes.fromhex(key) for key in keys]
+
+
+def _score_name(key: str, with_tokens: bool) -> bytes:
+    return bytes.fromhex(key) + b"+" * with_tokens
+
+
+def _names_of_score(record: Mapping[str, Any]) -> tuple[bytes, ...]:
+    """A score with each token's is found as such, and as one of the sum."""
+    name = bytes.fromhex(record["key"])
+    return (name, name + b"+") if "tokens" in record else (name,)
 
 
 def _day(path: Path, text: Any) -> datetime:

@@ -6,13 +6,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from bapo.errors import BapoWarning
-from bapo.progress import silent
+from bapo.progress import silent, watched_by
 
 if TYPE_CHECKING:
     from bapo.progress import OnProgress
@@ -34,16 +34,23 @@ err = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
-def live_progress(*, quiet: bool = False) -> Iterator[OnProgress]:
-    """Bars for the stages of a command, each with its rate and the time left; plain lines where nobody can see bars."""
-    quieten_libraries()
+def live_progress(*, quiet: bool = False, libraries: bool = True) -> Iterator[OnProgress]:
+    """Bars for the stages of a command, each with its rate and the time left; plain lines where nobody can see bars.
+
+    Args:
+        quiet: whether nothing is shown.
+        libraries: whether models are at work, whose libraries have bars and warnings of their own.
+    """
     if quiet or not IS_FIRST:
+        quieten_libraries()
         yield silent
-    elif err.is_terminal:
-        with _bars() as report:
-            yield report
-    else:
-        yield _Lines().report
+        return
+    with _bars() if err.is_terminal else nullcontext(_Lines().report) as report, watched_by(report):
+        if libraries:
+            report("starting", 0, 1)
+            quieten_libraries()
+            report("starting", 1, 1)
+        yield report
 
 
 @contextmanager
@@ -74,31 +81,41 @@ def _bars() -> Iterator[OnProgress]:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total, note="", rate="")
             task = progress.tasks[progress.task_ids.index(tasks[stage])]
-            rate = f"{done / task.elapsed:.2f}/s" if task.elapsed else ""
+            rate = _rate(done / task.elapsed) if task.elapsed else ""
             progress.update(tasks[stage], completed=done, total=total, note=note, rate=rate)
 
         yield report
 
 
+_LINE_EVERY_S = 10.0
+
+
 class _Lines:
-    """A line at the start, at every tenth, and at the end of a stage."""
+    """A line at the start, at every tenth or after some seconds, and at the end of a stage."""
 
     def __init__(self) -> None:
         import time
 
         self.clock = time.monotonic
         self.started: dict[str, float] = {}
-        self.printed: dict[str, int] = {}
+        self.printed: dict[str, tuple[int, float]] = {}
 
     def report(self, stage: str, done: int, total: int, note: str = "") -> None:
-        start = self.started.setdefault(stage, self.clock())
+        now = self.clock()
+        start = self.started.setdefault(stage, now)
         tenth = 10 * done // max(total, 1)
-        if self.printed.get(stage) == tenth:
+        before, when = self.printed.get(stage, (-1, 0.0))
+        if tenth == before and (now - when < _LINE_EVERY_S or done >= total):
             return
-        self.printed[stage] = tenth
-        seconds = self.clock() - start
-        left = f", {seconds / done * (total - done):.0f} s left" if 0 < done < total and seconds > 0 else ""
+        self.printed[stage] = tenth, now
+        seconds = now - start
+        under_way = 0 < done < total and seconds > 0
+        left = f", {_rate(done / seconds)}, {seconds / done * (total - done):.0f} s left" if under_way else ""
         err.print(f"{stage}: {done}/{total} after {seconds:.0f} s{left}{f' ({note})' if note else ''}", soft_wrap=True)
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}/s" if per_second >= 100 else f"{per_second:.2f}/s"
 
 
 def print_json(content: Any) -> None:

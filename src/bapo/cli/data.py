@@ -15,14 +15,15 @@ def data(
     as_json: options.AsJson = False,
 ) -> None:
     """Show what was read: counts, lengths, what was dropped and why, and three examples."""
-    from bapo.preferences import read_preferences, summarize
+    from bapo.cli.console import live_progress, print_json
 
-    preferences = read_preferences(
-        source or "starter:concise", data_folder=Path(data_folder) if data_folder else None, plain=plain
-    )
-    summary = summarize(preferences)
-    from bapo.cli.console import print_json
+    with live_progress(quiet=as_json, libraries=False):
+        from bapo.preferences import read_preferences, summarize
 
+        preferences = read_preferences(
+            source or "starter:concise", data_folder=Path(data_folder) if data_folder else None, plain=plain
+        )
+        summary = summarize(preferences)
     if as_json:
         print_json(summary.to_dict())
     else:

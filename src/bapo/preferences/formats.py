@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any
 
 from bapo.errors import BapoError
 from bapo.files import readable
 from bapo.preferences.record import ROLES, TEMPLATE, TOOLS, Message, Pair, Prompt, Response, turns_of
+from bapo.progress import counted
 
 _PROMPTS = ("prompt", "conversations", "question")
 """Names of the column that holds the prompt, the first of those that are there."""
@@ -82,7 +83,8 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
 
 def pairs_from_dataset(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Pair]:
     """Comparisons of any iterable of records in one of TRL's preference formats."""
-    for number, row in enumerate(rows, start=1):
+    told = counted(rows, f"reading {name}", len(rows)) if isinstance(rows, Sized) else rows
+    for number, row in enumerate(told, start=1):
         yield pair_from_record(readable(row), f"{name} row {number}")
 
 

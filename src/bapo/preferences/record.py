@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from bapo.errors import BapoError
@@ -108,7 +108,22 @@ class Preferences:
 
     def fingerprint(self) -> str:
         """Hash of the content; the name does not count, the order does."""
-        return hashlib.sha256(json.dumps([asdict(group) for group in self.groups]).encode()).hexdigest()
+        digest = hashlib.sha256(b"[")
+        for at, group in enumerate(self.groups):
+            digest.update(f"{', ' if at else ''}{in_json(group)}".encode())
+        digest.update(b"]")
+        return digest.hexdigest()
+
+
+def in_json(group: PromptGroup) -> str:
+    """All that a group holds, as JSON."""
+    prompt = group.prompt if isinstance(group.prompt, str) else [_turn_fields(turn) for turn in group.prompt]
+    responses = [answer if isinstance(answer, str) else _turn_fields(answer) for answer in group.responses]
+    return json.dumps({"prompt": prompt, "responses": responses, "pairs": group.pairs, "bases": group.bases})
+
+
+def _turn_fields(turn: Message) -> dict[str, str]:
+    return {"role": turn.role, "content": turn.content, "more": turn.more}
 
 
 def as_chat(prompt: Prompt) -> tuple[Message, ...]:

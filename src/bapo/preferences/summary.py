@@ -9,6 +9,7 @@ from typing import Any
 
 from bapo.preferences.grouping import doubtful
 from bapo.preferences.record import Preferences, prompt_text, response_text
+from bapo.progress import tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,11 @@ class Summary:
 
 def summarize(preferences: Preferences, examples: int = 3) -> Summary:
     """Summarize preferences that hold at least one pair."""
+    tell("summing up", 0, 1)
     groups = preferences.groups
     pairs = [(group, chosen, rejected) for group in groups for chosen, rejected in group.pairs]
     shown = sorted({round(i * (len(groups) - 1) / max(1, examples - 1)) for i in range(examples)})
-    return Summary(
+    summary = Summary(
         name=preferences.name,
         rows=preferences.rows,
         prompts=len(groups),
@@ -93,3 +95,5 @@ def summarize(preferences: Preferences, examples: int = 3) -> Summary:
             for i in shown
         ),
     )
+    tell("summing up", 1, 1)
+    return summary

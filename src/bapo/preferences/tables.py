@@ -7,17 +7,22 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError, foreign
 from bapo.files import json_lines, parse_json, read_text
+from bapo.progress import counted, tell
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
+_LINES = 1000
+"""Lines or rows that are read between two words of progress."""
+
 
 def records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Records of a file with their places.
+    """Records of a file with their places; how far it is is told (`bapo.progress.tell`).
 
     Raises:
         BapoError: another kind of file, or a damaged one.
@@ -29,21 +34,29 @@ def records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    tell(_stage(path), 0, 1)
     text = read_text(path)
     if not text.lstrip().startswith("["):
-        yield from json_lines(text, path.name)
+        yield from counted(json_lines(text, path.name), _stage(path), text.count("\n") + (not text.endswith("\n")))
         return
-    for number, row in enumerate(parse_json(text, path.name), start=1):
+    rows = parse_json(text, path.name)
+    for number, row in enumerate(counted(rows, _stage(path), len(rows)), start=1):
         yield f"{path.name} item {number}", row
+
+
+def _stage(path: Path) -> str:
+    return f"reading {path.name}"
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     """Rows as objects; fields are separated by what makes most of the header: commas, semicolons or tabs."""
+    tell(_stage(path), 0, 1)
     text = read_text(path)
     first = re.split("[\r\n]", text, maxsplit=1)[0]
     delimiter = max(",;\t", key=lambda letter: first.count(letter))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
+    lines, told = text.count("\n"), 0
     while (row := _next_row(reader, path, longest=len(text))) is not None:
         where = f"{path.name} line {reader.line_num}"
         if not header:
@@ -57,6 +70,10 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
             )
         elif row:
             yield where, dict(zip(header, row, strict=True))
+        if reader.line_num - told >= _LINES:
+            told = reader.line_num
+            tell(_stage(path), min(told, lines), lines)
+    tell(_stage(path), lines, lines)
 
 
 def _next_row(reader: Any, path: Path, longest: int) -> list[str] | None:
@@ -75,9 +92,20 @@ def _next_row(reader: Any, path: Path, longest: int) -> list[str] | None:
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet as parquet
 
-    with foreign(f"{path} could not be read as Parquet", "write it again, or download it again"):
+    tell(_stage(path), 0, 1)
+    with _as_parquet(path):
         table = parquet.read_table(path)
         table.validate(full=True)  # a damaged one may end the process otherwise
-        rows = table.to_pylist()
-    for number, row in enumerate(rows, start=1):
+    rows = (row for batch in table.to_batches(max_chunksize=_LINES) for row in _rows(path, batch))
+    for number, row in enumerate(counted(rows, _stage(path), table.num_rows), start=1):
         yield f"{path.name} row {number}", row
+
+
+def _rows(path: Path, batch: Any) -> list[Any]:
+    with _as_parquet(path):
+        rows: list[Any] = batch.to_pylist()
+    return rows
+
+
+def _as_parquet(path: Path) -> AbstractContextManager[None]:
+    return foreign(f"{path} could not be read as Parquet", "write it again, or download it again")
