@@ -45,6 +45,8 @@ class Journal:
         """
         records = json.dumps(batch, separators=(",", ":")).encode()
         self.check()
+        with writing(self.path):
+            self.path.touch(0o600)
         with writing(self.path), self.path.open("ab") as file:
             file.truncate(self._whole)
             file.write(b'{"checksum":"%s","records":%s}\n' % (checksum(records).encode(), records))

@@ -18,7 +18,7 @@ from bapo.jobs.job import Job, anchoring_settings, provenance, reference_name
 from bapo.jobs.marks import adapter_mark
 from bapo.jobs.movement import MovementPlan, measure_movement
 from bapo.jobs.recipe import Recipe
-from bapo.jobs.variants import Variant, check_split
+from bapo.jobs.variants import Variant, check_split, variants_of
 from bapo.progress import OnProgress, silent
 from bapo.results import (
     ASKED,
@@ -40,6 +40,7 @@ from bapo.results import (
     compare_models,
     day_of,
     identity_of,
+    shared_name,
     to_rows,
 )
 
@@ -82,7 +83,7 @@ def evaluate(
     Raises:
         BapoError: an adapter was trained on another model, or what `EvaluatedModel.ask` and the stages raise.
     """
-    named = [variant if isinstance(variant, Variant) else _named(recipe, str(variant)) for variant in variants]
+    named = _named(recipe, variants)
     records = records or _in_cache()
     shared = stages.shared_model(recipe)
     models, cells = _found_out(recipe, named, benchmarks, preferences, records, on_progress, shared)
@@ -100,7 +101,7 @@ def evaluate(
     comparison = compare_models(
         models,
         reference=reference_name(recipe),
-        source=recipe.preferences.source if preferences else None,
+        source=shared_name(recipe.preferences.source) if preferences else None,
         sample=None if benchmarks is None else Sample(benchmarks.limit, benchmarks.seed),
         budget=budget,
         least_accuracy=least_accuracy,
@@ -137,8 +138,11 @@ def _found_out(
     return [cells[variant].findings(variant) for variant in variants], [cells[variant] for variant in variants]
 
 
-def _named(recipe: Recipe, name: str) -> Variant:
-    return Variant(reference_name(recipe)) if name == BASE else Variant(name, adapter=name)
+def _named(recipe: Recipe, variants: Sequence[Variant | str | Path]) -> list[Variant]:
+    folders = [str(variant) for variant in variants if not isinstance(variant, Variant) and str(variant) != BASE]
+    known = {variant.adapter: variant for variant in variants_of(folders)}
+    base = Variant(reference_name(recipe))
+    return [variant if isinstance(variant, Variant) else known.get(str(variant), base) for variant in variants]
 
 
 def _in_cache() -> Path:
@@ -351,7 +355,9 @@ class Grid:
             stage=f"{variant.name}: held-out prompts",
             on_progress=on_progress,
         )
-        content = HeldOutScores(variant.name, self.recipe.preferences.source, reference_name(self.recipe), report)
+        content = HeldOutScores(
+            variant.name, shared_name(self.recipe.preferences.source), reference_name(self.recipe), report
+        )
         return job.finish(content, self._made_from(variant, known), to_rows(prompts))
 
 

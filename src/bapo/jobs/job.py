@@ -32,6 +32,7 @@ from bapo.results import (
     identity_of,
     read_run,
     record_of,
+    shared_name,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def anchoring_settings(recipe: Recipe) -> dict[str, Any]:
 
 def reference_name(recipe: Recipe) -> str:
     """What log-ratios are counted from: the base, or the adapter that the model already had."""
-    return recipe.model.reference_adapter or BASE
+    return shared_name(recipe.model.reference_adapter or BASE)
 
 
 def provenance(

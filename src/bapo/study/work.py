@@ -79,7 +79,7 @@ def _do(study: Study, job: StudyJob, on_progress: OnProgress) -> bool:
 
 def _without_places(study: Study, job: StudyJob, made_from: Provenance) -> Provenance:
     """What is kept to be shared names no folder of this machine."""
-    adapter = None if made_from.adapter is None else str(Path(made_from.adapter).relative_to(study.folder))
+    adapter = None if made_from.adapter is None else f"runs/{job.of}"
     settings = {**made_from.settings, "recipe": job.recipe.model_dump(mode="json", exclude=PLACES)}
     return replace(made_from, adapter=adapter, settings=settings)
 
