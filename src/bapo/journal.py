@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.files import CHECKSUM_DIGITS, checksum, read_bytes, writing
+from bapo.files import CHECKSUM_DIGITS, checksum, read_bytes, write_bytes, writing
 
 
 class Journal:
@@ -43,16 +43,33 @@ class Journal:
         Raises:
             BapoError: it cannot be written, or the file is not as this process read or wrote it.
         """
-        records = json.dumps(batch, separators=(",", ":")).encode()
         self.check()
         with writing(self.path):
             self.path.touch(0o600)
         with writing(self.path), self.path.open("ab") as file:
             file.truncate(self._whole)
-            file.write(b'{"checksum":"%s","records":%s}\n' % (checksum(records).encode(), records))
+            file.write(_line(batch))
             file.flush()
             os.fsync(file.fileno())
             self._size = self._whole = file.tell()
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> int:
+        """Write the file anew with those records that are wanted, and without a torn last line.
+
+        Returns:
+            How many records were not wanted.
+
+        Raises:
+            BapoError: the file cannot be read or written, or a line is not what was written.
+        """
+        batches = list(self.read())
+        kept = [[record for record in batch if wanted(record)] for batch in batches]
+        forgotten = sum(map(len, batches)) - sum(map(len, kept))
+        if forgotten or self._whole < self._size:
+            content = b"".join(_line(batch) for batch in kept if batch)
+            write_bytes(self.path, content)
+            self._size = self._whole = len(content)
+        return forgotten
 
     def check(self) -> None:
         """Find out whether the file is still as this process read or wrote it.
@@ -64,6 +81,11 @@ class Journal:
             raise BapoError(
                 f"{self.path} was changed or deleted by something else while it was written: start the command again."
             )
+
+
+def _line(batch: list[dict[str, Any]]) -> bytes:
+    records = json.dumps(batch, separators=(",", ":")).encode()
+    return b'{"checksum":"%s","records":%s}\n' % (checksum(records).encode(), records)
 
 
 _LINE = re.compile(rb'\{"checksum":"(?P<checksum>[0-9a-f]{%d})","records":(?P<records>.*)\}' % CHECKSUM_DIGITS)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
 from bapo.anchoring.probe import FLOAT32_TOKENS, Probe, first_tokens
 from bapo.anchoring.store import AnchorStore, Score, group_key
 from bapo.anchoring.tokens import LengthPolicy, Tokenized, TokenizedGroup, tokenize
+from bapo.anchoring.uses import Registration, UsedPrompt, User, words_hash
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
 from bapo.models import ChatFormat, LoadedModel, check_vocabulary, context_length
@@ -122,9 +123,13 @@ def anchor_together(
     generation: GenerationSettings | None = None,
     lengths: LengthPolicy | None = None,
     today: datetime | None = None,
+    user: User | None = None,
     on_progress: OnProgress = silent,
 ) -> tuple[AnchoredPreferences, ...]:
-    """`anchor` several preferences to the same model in one go, so that prompts are batched together."""
+    """`anchor` several preferences to the same model in one go, so that prompts are batched together.
+
+    ``user`` is for whom; what nobody uses any more can be forgotten (`bapo delete`).
+    """
     store = store or AnchorStore.in_cache(model)
     generation = generation or GenerationSettings()
     lengths = _within_context(lengths or LengthPolicy(), model)
@@ -132,7 +137,10 @@ def anchor_together(
     tokenized = [_tokenized(preferences, model, lengths) for preferences in parts]
     together = Tokenized(tuple(group for part in tokenized for group in part.groups))
     scorer = ResponseScorer(model.model, model.kernels)
+    user = user or User(None, "".join(preferences.fingerprint() for preferences in parts))
+    use = Registration(store.folder, user, [asdict(generation), asdict(lengths), today or store.today])
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
+        use.begin(lambda: _used(together.groups, [()] * len(together.groups)))
         prompts = [group.tokens.prompt for group in together.groups if not group.source.bases]
         generate_missing(prompts, model, store, generation, on_progress)
         counts = [Counter(part.counts) for part in tokenized]
@@ -142,6 +150,7 @@ def anchor_together(
         ]
         all_bases = [bases for part in base_responses for bases in part]
         check_vocabulary(model.model, model.tokenizer, (base.ids for part_counts in all_bases for base in part_counts))
+        use.finish(lambda: _used(together.groups, all_bases))
         tokens = [group.tokens for group in together.groups]
         score_missing(list(zip(tokens, all_bases, strict=True)), scorer, store, on_progress)
         probe = store.probe() or _probe(together, all_bases, scorer, store)
@@ -161,6 +170,14 @@ def anchor_together(
         )
         for preferences, groups, part_counts in zip(parts, whole, counts, strict=True)
     )
+
+
+def _used(groups: Sequence[TokenizedGroup], bases: Sequence[tuple[Response, ...]]) -> Iterator[UsedPrompt]:
+    for group, of_group in zip(groups, bases, strict=True):
+        prompt = group.tokens.prompt
+        scored = dict.fromkeys((*group.tokens.responses, *(base.ids for base in of_group)))
+        keys = tuple(group_key(prompt, ids) for ids in scored)
+        yield UsedPrompt(words_hash(prompt_text(group.source.prompt)), group_key(prompt), keys)
 
 
 def _tokenized(preferences: Preferences, model: LoadedModel, lengths: LengthPolicy) -> Tokenized:

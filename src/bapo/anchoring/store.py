@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -204,6 +204,25 @@ class AnchorStore:
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
         dated = {} if self.today is None else {"today": self.today.isoformat()}
         write_record(path, {**self.identity, **about, **dated})
+
+
+def forget(folder: Path, prompts: Collection[str], scores: Collection[str]) -> int:
+    """Take base responses to prompts, and scores, out of a store, by their keys; its lock is held.
+
+    What the reference said to a few responses goes with them: it is made again.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        BapoError: a journal is damaged, or cannot be written.
+    """
+    forgotten = Journal(folder / "logps.jsonl").keep(lambda record: record["key"] not in scores)
+    for path in sorted(folder.glob("base-*.jsonl")):
+        forgotten += Journal(path).keep(lambda record: record["prompt"] not in prompts)
+    if prompts:
+        (folder / _PROBE).unlink(missing_ok=True)
+    return forgotten
 
 
 def _day(path: Path, text: Any) -> datetime:

@@ -8,6 +8,7 @@ from bapo.cli import (
     anchor,
     benchmark_files,
     data,
+    delete,
     evaluate,
     generate,
     lm_eval,
@@ -35,6 +36,7 @@ app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("generate")(generate.generate)
+app.command("delete")(delete.delete)
 app.add_typer(study.app, name="study")
 app.command("theory")(theory.theory)
 app.command("recipe")(recipe.recipe)

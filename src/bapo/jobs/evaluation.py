@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from bapo.evaluation.preference import Logps
     from bapo.models import LoadedModel, SharedModel
 
+ADAPTERS = "adapters"
+"""Of what a comparison was made from, the marks of its adapters by name."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -94,6 +97,7 @@ def evaluate(
         cells=[cell.identities for cell in cells], names=[variant.name for variant in named], budget=budget,
         least_accuracy=least_accuracy, moved=[record.identity for record in moved.values()],
     )  # fmt: skip
+    marks = {variant.name: adapter_mark(variant.adapter) for variant in named if variant.adapter is not None}
     job = Job(COMPARISON, records / "comparisons" / f"{identity}.json", identity)
     done = job.find()
     if done is not None:
@@ -106,7 +110,9 @@ def evaluate(
         budget=budget,
         least_accuracy=least_accuracy,
     )
-    return job.finish(comparison, made_from or provenance(recipe, "", {}), changed_rows(models))
+    made_from = made_from or provenance(recipe, "", {})
+    made_from = replace(made_from, settings={**made_from.settings, ADAPTERS: marks})
+    return job.finish(comparison, made_from, changed_rows(models))
 
 
 def find_out(
@@ -266,7 +272,7 @@ class Grid:
             today = self._day or stages.open_store(self.recipe, base).today
         held_out = reference = None
         if self.preferences:
-            anchored = stages.anchor_split(self.recipe, self._split, base, on_progress, today=today)
+            anchored = stages.anchor_split(self.recipe, self._split, base, on_progress, today=today, data=self._data)
             held_out = anchored.held_out
             if any(self._scored(variant) for variant in self.variants):
                 reference = self._reference_logps(base, held_out, on_progress)

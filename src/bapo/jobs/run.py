@@ -12,6 +12,7 @@ from bapo.files import make_folder
 from bapo.jobs import stages, training
 from bapo.jobs.generating import answer, shown
 from bapo.jobs.job import Job, anchoring_settings, made_on_by, mark_of, processes, provenance, reference_name
+from bapo.jobs.places import remember
 from bapo.jobs.recipe import Recipe
 from bapo.preferences import Split, doubtful, prompt_text
 from bapo.progress import OnProgress, silent
@@ -124,7 +125,7 @@ class Grid:
         """Do what is not done yet, with one model in memory."""
         recipe = self.recipe
         stages.check(recipe)
-        make_folder(self.folder)
+        remember(make_folder(self.folder), recipe)
         for name in self.objectives:
             training.check_run(recipe, name, self.folder / name, self.data)
         _ = self.split  # what cannot be read should be known before the model is loaded
@@ -133,7 +134,15 @@ class Grid:
         with shared.wearing(recipe.model.reference_adapter) as model:
             on_progress("loading the model", 1, 1)
             days = [day for name in self.objectives if (day := day_of(self.folder / name))]
-            anchored = stages.anchor_split(recipe, self.split, model, on_progress, today=days[0] if days else None)
+            anchored = stages.anchor_split(
+                recipe,
+                self.split,
+                model,
+                on_progress,
+                today=days[0] if days else None,
+                folder=self.folder,
+                data=self.data,
+            )
             reference = self._reference(model, anchored, on_progress)
             made_on = made_on_by(model, anchored.train)
             known = _Known(anchored, reference, made_on, shared, self._asked(model, anchored))

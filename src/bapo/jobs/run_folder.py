@@ -143,10 +143,15 @@ def finish(folder: Path, record: Mapping[str, Any]) -> None:
     if not weights:
         raise BapoError(f"Nothing that was trained lies in {folder} after it was written: start the command again.")
     page = folder / "README.md"
-    there = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
-    if not there or _PEFTS_PAGE in there or _OWN_PAGE in there:  # the user's own page stays
+    if not page.is_file() or is_own_page(page):
         write_text(page, _page(record))
     write_run(folder, record, weights)
+
+
+def is_own_page(page: Path) -> bool:
+    """Whether a page was written by bapo or by PEFT, or is empty; the user's own one stays."""
+    there = page.read_text(encoding="utf-8", errors="replace")
+    return not there or _PEFTS_PAGE in there or _OWN_PAGE in there
 
 
 def _page(record: Mapping[str, Any]) -> str:

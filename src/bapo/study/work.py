@@ -104,13 +104,13 @@ def _anchor(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress
     stages.check(recipe)
     split = stages.read(recipe)
     model = stages.load(recipe)
-    anchored = stages.anchor_split(recipe, split, model, on_progress)
+    data = stages.data_fingerprint(split)
+    anchored = stages.anchor_split(recipe, split, model, on_progress, data=data)
     counts: dict[str, float] = {}
     for side, part in (("training", anchored.train), ("held-out", anchored.held_out)):
         bases = [base for group in part.groups for base in group.bases]
         counts |= {f"{side} prompts": len(part.groups), f"{side} pairs": part.pair_count}
         counts |= {f"{side} base tokens": sum(len(base.ids) for base in bases)}
-    data = stages.data_fingerprint(split)
     return (
         {"counts": counts},
         [],
