@@ -452,6 +452,18 @@ def test_a_record_is_made_from_names(tmp_path: Path) -> None:
     assert record.made_from == kind.read(tmp_path / "r.json").made_from
 
 
+def test_a_study_of_absolute_paths_is_called_by_names(tmp_path: Path) -> None:
+    """Its keys are names of files, and its labels stand in all tables and records."""
+    grid = {"models": ["/home/anna/tiny"], "preferences": ["user:/home/anna/people.jsonl#bo"], "methods": ["dpo"]}
+    (tmp_path / "study.yaml").write_text(json.dumps({"grids": {"a": grid}}))
+    from bapo.study import open_study
+
+    study = open_study(tmp_path / "study.yaml")
+    assert [(cell.model, cell.preference) for cell in study.cells.values()] == [("tiny", "user:people.jsonl#bo")]
+    assert not [key for key in (*study.cells, *study.jobs) if "anna" in key or "home" in key]
+    assert {job.recipe.model.name for job in study.jobs.values()} == {"/home/anna/tiny"}, "which they are loaded by"
+
+
 def test_no_telemetry_unless_it_is_asked_for(tmp_path: Path) -> None:
     shows = "import os; from bapo.cli import main; import bapo.preferences as p, sys; sys.argv = ['bapo', 'data']\n"
     shows += "def told(*a, **k): print(*(os.environ.get(n) for n in sys.argv_names))\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
@@ -140,7 +140,7 @@ def anchor_together(
     user = user or User(None, "".join(preferences.fingerprint() for preferences in parts))
     use = Registration(store.folder, user, [asdict(generation), asdict(lengths), today or store.today])
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
-        use.begin(lambda: _used(together.groups, [()] * len(together.groups)))
+        use.begin(lambda: (_used(group) for group in together.groups))
         prompts = [group.tokens.prompt for group in together.groups if not group.source.bases]
         generate_missing(prompts, model, store, generation, on_progress)
         counts = [Counter(part.counts) for part in tokenized]
@@ -150,7 +150,7 @@ def anchor_together(
         ]
         all_bases = [bases for part in base_responses for bases in part]
         check_vocabulary(model.model, model.tokenizer, (base.ids for part_counts in all_bases for base in part_counts))
-        use.finish(lambda: _used(together.groups, all_bases))
+        use.finish(lambda: map(_used_whole, together.groups, all_bases))
         tokens = [group.tokens for group in together.groups]
         score_missing(list(zip(tokens, all_bases, strict=True)), scorer, store, on_progress)
         probe = store.probe() or _probe(together, all_bases, scorer, store)
@@ -172,12 +172,14 @@ def anchor_together(
     )
 
 
-def _used(groups: Sequence[TokenizedGroup], bases: Sequence[tuple[Response, ...]]) -> Iterator[UsedPrompt]:
-    for group, of_group in zip(groups, bases, strict=True):
-        prompt = group.tokens.prompt
-        scored = dict.fromkeys((*group.tokens.responses, *(base.ids for base in of_group)))
-        keys = tuple(group_key(prompt, ids) for ids in scored)
-        yield UsedPrompt(words_hash(prompt_text(group.source.prompt)), group_key(prompt), keys)
+def _used(group: TokenizedGroup, scored: Iterable[TokenIds] = ()) -> UsedPrompt:
+    prompt = group.tokens.prompt
+    keys = tuple(group_key(prompt, ids) for ids in scored)
+    return UsedPrompt(words_hash(prompt_text(group.source.prompt)), group_key(prompt), keys)
+
+
+def _used_whole(group: TokenizedGroup, bases: Sequence[Response]) -> UsedPrompt:
+    return _used(group, dict.fromkeys((*group.tokens.responses, *(base.ids for base in bases))))
 
 
 def _tokenized(preferences: Preferences, model: LoadedModel, lengths: LengthPolicy) -> Tokenized:

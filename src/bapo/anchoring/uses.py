@@ -85,7 +85,7 @@ class Registration:
             _write(self._begun, self._folder, self._data, prompts())
 
     def finish(self, prompts: Callable[[], Iterable[UsedPrompt]]) -> None:
-        """Say it once more with all scores, before they are kept."""
+        """Say it once more with the keys of all scores, before these are kept."""
         if not self._whole.is_file():
             make_folder(self._whole.parent)
             _write(self._whole, self._folder, self._data, prompts())
