@@ -74,7 +74,8 @@ def evaluate(
 
     Args:
         recipe: names the model, and the preferences where they are evaluated.
-        variants: what is evaluated; changes are counted from the first. A folder is an adapter's, ``base`` the base.
+        variants: what is evaluated; changes are counted from the first. A folder is an adapter's, ``base`` the base;
+            one named by an absolute path is called by the end of that (`shared_names`).
         benchmarks: which questions are asked; None for none.
         preferences: whether held-out preferences are evaluated.
         movement: what is measured of adapters beside; None for nothing.
