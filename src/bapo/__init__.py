@@ -1,12 +1,11 @@
 """Personalize an instruction-tuned language model to preferences without making it forget what it knew."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from bapo.errors import BapoError
-
+TYPE_CHECKING = False  # typing's own, which takes longer to import than the signals of a command may wait
 if TYPE_CHECKING:
+    from typing import Any
+
     from bapo.anchoring import AnchorStore, anchor
+    from bapo.errors import BapoError
     from bapo.evaluation import evaluate_preferences
     from bapo.jobs import Recipe, evaluate, personalize
     from bapo.likelihood import ResponseScorer
@@ -22,6 +21,7 @@ _ROOMS = {
     "AnchorStore": "anchoring",
     "BAPOConfig": "training",
     "BAPOTrainer": "training",
+    "BapoError": "errors",
     "Preferences": "preferences",
     "PromptGroup": "preferences",
     "Recipe": "jobs",
@@ -56,7 +56,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _ROOMS:
+        from importlib import import_module
+
         return getattr(import_module(f"bapo.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'bapo' has no attribute {name!r}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bapo.visible import visible
+
 LONGEST_SENTENCE, LONGEST_REASON = 700, 200
 """Characters of a sentence, and of what another library says in one: a damaged file can hold values of any length."""
 
@@ -18,7 +20,7 @@ class BapoError(Exception):
     """
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(_cut_middle(" ".join(sentence.split()), LONGEST_SENTENCE))
+        super().__init__(_cut_middle(visible(" ".join(sentence.split()), lines=False), LONGEST_SENTENCE))
 
 
 class BapoWarning(UserWarning):

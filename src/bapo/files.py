@@ -175,7 +175,7 @@ def readable(value: Any) -> Any:
 
 
 def make_folder(path: Path, todo: str = "name another one") -> Path:
-    """The folder, made with those above it where it is not there.
+    """The folder, made with those above it where it is not there, for the user alone; one that is there stays as it is.
 
     Args:
         path: the folder.
@@ -185,12 +185,27 @@ def make_folder(path: Path, todo: str = "name another one") -> Path:
         BapoError: it cannot be made.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(exist_ok=True)
     except OSError as error:
         in_its_way = isinstance(error, FileExistsError | NotADirectoryError)
         why = "a file is in its way" if in_its_way else reason(error)
         raise BapoError(f"The folder {path} cannot be made ({why}): {todo}.") from error
     return path
+
+
+@contextmanager
+def private() -> Iterator[None]:
+    """What any code of this process makes meanwhile is for its user alone: other libraries know no modes.
+
+    The command is so from its start to its end. In a process of somebody else's it is only so while a library writes.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

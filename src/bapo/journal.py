@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bapo.errors import BapoError
-from bapo.files import CHECKSUM_DIGITS, checksum, reading, writing
+from bapo.files import CHECKSUM_DIGITS, checksum, reading, write_bytes, writing
 
 Batch = list[dict[str, Any]]
 
@@ -134,10 +134,11 @@ class Journal:
         Raises:
             BapoError: it cannot be written, or the file is not as this process read or wrote it.
         """
-        records = json.dumps(batch, separators=(",", ":")).encode()
-        line = b'{"checksum":"%s","records":%s}\n' % (checksum(records).encode(), records)
+        line = _line(batch)
         self.check()
         place = self._whole
+        with writing(self.path):
+            self.path.touch(0o600)
         with writing(self.path), self.path.open("ab") as file:
             file.truncate(place)
             file.write(line)
@@ -147,6 +148,23 @@ class Journal:
         self._lines += 1
         self._hash.update(line)
         return place
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> int:
+        """Write the file anew with those records that are wanted, and without a torn last line.
+
+        Returns:
+            How many records were not wanted.
+
+        Raises:
+            BapoError: the file cannot be read or written, or a line is not what was written.
+        """
+        batches = list(self.read())
+        kept = [[record for record in batch if wanted(record)] for batch in batches]
+        forgotten = sum(map(len, batches)) - sum(map(len, kept))
+        if forgotten or self._whole < self._size:
+            write_bytes(self.path, b"".join(_line(batch) for batch in kept if batch))
+            self.start_again()
+        return forgotten
 
     def check(self) -> None:
         """Find out whether the file is still as this process read or wrote it.
@@ -170,6 +188,11 @@ class Journal:
     def _number_at(self, place: int) -> int:
         with self.path.open("rb") as file:
             return file.read(place).count(b"\n") + 1
+
+
+def _line(batch: Batch) -> bytes:
+    records = json.dumps(batch, separators=(",", ":")).encode()
+    return b'{"checksum":"%s","records":%s}\n' % (checksum(records).encode(), records)
 
 
 _LINE = re.compile(rb'\{"checksum":"(?P<checksum>[0-9a-f]{%d})","records":(?P<records>.*)\}\n' % CHECKSUM_DIGITS)

@@ -11,8 +11,9 @@ from bapo.anchoring.candidates import Candidates, candidate_logps, sample_candid
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
 from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
 from bapo.anchoring.settled import BaseResponse
-from bapo.anchoring.store import AnchorStore
+from bapo.anchoring.store import AnchorStore, forget
 from bapo.anchoring.tokens import LengthPolicy
+from bapo.anchoring.uses import Use, UsedPrompt, User, uses_of
 
 __all__ = [
     "AnchorStore",
@@ -25,13 +26,18 @@ __all__ = [
     "Probe",
     "ProbedTokens",
     "Response",
+    "Use",
+    "UsedPrompt",
+    "User",
     "anchor",
     "anchor_together",
     "candidate_logps",
     "few_tokens",
     "first_tokens",
+    "forget",
     "generate_batch",
     "plan_batches",
     "sample_candidates",
     "sample_responses",
+    "uses_of",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import islice, repeat
 from typing import Any
@@ -15,10 +15,11 @@ from bapo.anchoring.probe import FLOAT32_TOKENS, Probe, first_tokens
 from bapo.anchoring.settled import BaseResponse, Settled, Settling
 from bapo.anchoring.store import AnchorStore, Score, group_key
 from bapo.anchoring.tokens import LengthPolicy, Tokenized, TokenizedGroup, tokenize
+from bapo.anchoring.uses import Registration, UsedPrompt, User, words_hash
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
 from bapo.models import LoadedModel, check_vocabulary, context_length
-from bapo.preferences import Preferences, PromptGroup
+from bapo.preferences import Preferences, PromptGroup, prompt_text
 from bapo.progress import OnProgress, silent
 
 SCORING_BATCH = 16
@@ -111,25 +112,33 @@ def anchor_together(
     generation: GenerationSettings | None = None,
     lengths: LengthPolicy | None = None,
     today: datetime | None = None,
+    user: User | None = None,
     on_progress: OnProgress = silent,
 ) -> tuple[AnchoredPreferences, ...]:
-    """`anchor` several preferences to the same model in one go, so that prompts are batched together."""
+    """`anchor` several preferences to the same model in one go, so that prompts are batched together.
+
+    ``user`` is for whom; what nobody uses any more can be forgotten (`bapo delete`).
+    """
     store = store or AnchorStore.in_cache(model)
     generation = generation or GenerationSettings()
     lengths = _within_context(lengths or LengthPolicy(), model)
     model = replace(model, chat=model.chat.at(today or store.today))
+    user = user or User(None, "".join(preferences.fingerprint() for preferences in parts))
+    use = Registration(store.folder, user, [asdict(generation), asdict(lengths), today or store.today])
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
         tokenized = [_tokenized(preferences, model, lengths, store, on_progress) for preferences in parts]
         groups = [group for part in tokenized for group in part.groups]
+        use.begin(lambda: (_used(group) for group in groups))
         settling = Settling(store, model, generation, lengths)
         settled = settling.kept(groups, on_progress)
         probe = store.probe()
         if probe is None or None in settled:
             scorer = ResponseScorer(model.model, model.kernels)
-            whole = _settle_all(groups, settled, settling, scorer, on_progress)
+            whole = _settle_all(groups, settled, settling, scorer, use, on_progress)
             probe = probe or _probe(groups, whole, scorer, store)
         else:
             whole = [known for known in settled if known is not None]
+            use.finish(lambda: map(_used_whole, groups, (known.bases for known in whole)))
     left = iter(zip(groups, whole, strict=True))
     return tuple(
         AnchoredPreferences(
@@ -152,6 +161,16 @@ def _groups_and_counts(part: Tokenized, settled: Sequence[tuple[TokenizedGroup, 
     return {"groups": groups, "counts": dict(Counter(part.counts) + cut + _count_rejected_bases(groups))}
 
 
+def _used(group: TokenizedGroup, scored: Iterable[TokenIds] = ()) -> UsedPrompt:
+    prompt = group.tokens.prompt
+    keys = tuple(group_key(prompt, ids) for ids in scored)
+    return UsedPrompt(words_hash(prompt_text(group.source.prompt)), group_key(prompt), keys)
+
+
+def _used_whole(group: TokenizedGroup, bases: Sequence[Response] | Sequence[BaseResponse]) -> UsedPrompt:
+    return _used(group, dict.fromkeys((*group.tokens.responses, *(base.ids for base in bases))))
+
+
 def _tokenized(
     preferences: Preferences, model: LoadedModel, lengths: LengthPolicy, store: AnchorStore, on_progress: OnProgress
 ) -> Tokenized:
@@ -168,6 +187,7 @@ def _settle_all(
     settled: Sequence[Settled | None],
     settling: Settling,
     scorer: ResponseScorer,
+    use: Registration,
     report: OnProgress,
 ) -> list[Settled]:
     """What is settled of all groups; what the store lacks is made, in batches that are planned from all of them."""
@@ -179,6 +199,9 @@ def _settle_all(
     unsettled = [group for group, known in zip(groups, settled, strict=True) if known is None]
     bases = settling.bases(unsettled)
     check_vocabulary(model.model, model.tokenizer, (base.ids for responses, _ in bases for base in responses))
+    left = iter(bases)
+    all_bases = [next(left)[0] if known is None else known.bases for known in settled]
+    use.finish(lambda: map(_used_whole, groups, all_bases))
     left = iter(bases)
     wanted = [
         (group.tokens, next(left)[0]) if known is None else None for group, known in zip(groups, settled, strict=True)

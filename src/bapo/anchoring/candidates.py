@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NamedTuple
 
 from bapo.anchoring.anchored import generate_missing, score_missing
 from bapo.anchoring.generate import GenerationSettings, Response
 from bapo.anchoring.store import AnchorStore, group_key
 from bapo.anchoring.tokens import LengthPolicy
+from bapo.anchoring.uses import Registration, UsedPrompt, User, words_hash
 from bapo.errors import BapoError
+from bapo.files import checksum
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
 from bapo.models import ChatFormat, LoadedModel, check_vocabulary, context_length
-from bapo.preferences import Preferences, Prompt
+from bapo.preferences import Preferences, Prompt, prompt_text
 from bapo.progress import OnProgress, silent
 
 CUT, NO_TEXT, TOO_LONG = (
@@ -123,7 +126,9 @@ def sample_responses(
     if not prompts:
         raise BapoError(f"No prompt of {preferences.name} has at most {most} tokens, so there is nothing to sample.")
     check_vocabulary(model.model, model.tokenizer, (ids for _, ids in prompts))
+    used = [UsedPrompt(words_hash(prompt_text(prompt)), group_key(ids), ()) for prompt, ids in prompts]
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
+        _register(store, used)
         moved = replace(model, chat=chat)
         generate_missing([ids for _, ids in prompts], moved, store, settings, _called("sampled", on_progress))
         drawn = store.bases(settings, [group_key(ids) for _, ids in prompts])
@@ -148,10 +153,26 @@ def candidate_logps(
     """
     report = _called(stage, on_progress)
     groups = [group.tokens for group in candidates if group.responses]
+    used = [
+        UsedPrompt(
+            words_hash(prompt_text(group.prompt)),
+            group_key(group.ids),
+            tuple(group_key(group.ids, ids) for ids in group.tokens.responses),
+        )
+        for group in candidates
+        if group.responses
+    ]
     with store.writing():
+        _register(store, used)
         score_missing([(group, ()) for group in groups], ResponseScorer(model.model, model.kernels), store, report)
         scores = store.scores({group_key(group.ids, ids) for group in candidates for ids in group.responses})
     return [[scores[group_key(group.ids, ids)].logp for ids in group.responses] for group in candidates]
+
+
+def _register(store: AnchorStore, used: Sequence[UsedPrompt]) -> None:
+    """Nobody goes on to use candidates: they go with the data of their prompts."""
+    data = checksum("".join(chain.from_iterable((each.prompt, *each.scores) for each in used)).encode())
+    Registration(store.folder, User(None, data), "candidates").finish(lambda: used)
 
 
 def _text(ids: TokenIds, prompt: Prompt, chat: ChatFormat) -> str | None:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bapo import __version__
 from bapo.anchoring.generate import GENERATION_VERSION, GenerationSettings
 from bapo.likelihood import TokenIds
 from bapo.models import ChatFormat
@@ -47,7 +46,7 @@ def tokenizing_mark(chat: ChatFormat, policy: LengthPolicy) -> str | None:
         return None
     simple = {k: v for k, v in tokenizer.init_kwargs.items() if isinstance(v, str | int | float | bool | None)}
     parts = [
-        (TOKENIZING_VERSION, __version__, transformers.__version__, tokenizers.__version__, sys.byteorder),
+        (TOKENIZING_VERSION, transformers.__version__, tokenizers.__version__, sys.byteorder),
         type(tokenizer).__name__,
         backend.to_str(),
         tokenizer.chat_template,

@@ -255,6 +255,26 @@ def _names_of_score(record: Mapping[str, Any]) -> tuple[bytes, ...]:
     return (name, name + b"+") if "tokens" in record else (name,)
 
 
+def forget(folder: Path, prompts: Collection[str], scores: Collection[str]) -> int:
+    """Take base responses to prompts, and scores, out of a store, by their keys; its lock is held.
+
+    The index, which has token ids, and what the reference said to a few responses go with them: they are made again.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        BapoError: a journal is damaged, or cannot be written.
+    """
+    if prompts or scores:
+        for path in (*folder.glob(f"{INDEX}*"), folder / _PROBE):
+            path.unlink(missing_ok=True)
+    forgotten = Journal(folder / "logps.jsonl").keep(lambda record: record["key"] not in scores)
+    for path in sorted(folder.glob("base-*.jsonl")):
+        forgotten += Journal(path).keep(lambda record: record["prompt"] not in prompts)
+    return forgotten
+
+
 def _day(path: Path, text: Any) -> datetime:
     try:
         return datetime.fromisoformat(text)

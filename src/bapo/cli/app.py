@@ -8,6 +8,7 @@ from bapo.cli import (
     anchor,
     benchmark_files,
     data,
+    delete,
     evaluate,
     generate,
     lm_eval,
@@ -37,6 +38,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("generate")(generate.generate)
 app.command("selfcheck")(selfcheck.selfcheck)
+app.command("delete")(delete.delete)
 app.add_typer(study.app, name="study")
 app.command("theory")(theory.theory)
 app.command("recipe")(recipe.recipe)

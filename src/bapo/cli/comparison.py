@@ -68,8 +68,9 @@ def _print_benchmarks(comparison: Comparison) -> None:
 
     sample = comparison.sample
     if sample is not None and sample.limit is not None:
+        out.print()
         out.print(
-            f"\nSamples of at most {sample.limit} questions a benchmark (MMLU: at least 57), seed {sample.seed}.",
+            f"Samples of at most {sample.limit} questions a benchmark (MMLU: at least 57), seed {sample.seed}.",
         )
     if not comparison.changes:
         against = comparison.models[comparison.against]
@@ -84,15 +85,14 @@ def _print_benchmarks(comparison: Comparison) -> None:
 
 
 def _print_items(record: Record[Comparison], outcome: Outcome) -> None:
-    from rich.text import Text
-
-    from bapo.cli.console import out
+    from bapo.cli.console import lines, out
     from bapo.reporting import item_in_words
 
     items = [item for item in record.items() if item["outcome"] == outcome]
     for name, changes in record.content.changes.items():
         for benchmark in changes.benchmarks:
             those = [item for item in items if (item["model"], item["benchmark"]) == (name, benchmark)]
-            out.print(f"\n{len(those)} questions of {benchmark} that {name} {outcome}:", style="bold")
+            out.print()
+            out.print(f"{len(those)} questions of {benchmark} that {name} {outcome}:", style="bold")
             for item in those:
-                out.print(Text(f"\n{item_in_words(item, (record.content.against, name))}"), soft_wrap=True)
+                out.print(lines(f"\n{item_in_words(item, (record.content.against, name))}"), soft_wrap=True)

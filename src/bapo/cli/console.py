@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
+from rich.segment import Segment
+from rich.text import Text
 
 from bapo.errors import BapoWarning
 from bapo.progress import silent, watched_by
+from bapo.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from bapo.progress import OnProgress
@@ -22,15 +26,39 @@ WIDTH_IN_FILES = 160
 IS_FIRST = os.environ.get("RANK", "0") == "0"
 """Whether this process speaks: of several that share one job, the first."""
 
+
+class _Console(Console):
+    """Styles what is printed by its own codes; what a text holds of such codes is shown, and a string is one line."""
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream, past the door at which codes are made visible (`bapo.cli.ending`): Rich's own are meant."""
+        stream = super().file
+        return getattr(stream, "obeyed", stream)
+
+    @file.setter
+    def file(self, stream: IO[str]) -> None:
+        self._file = stream
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """A string, which quotes names: a line feed in one would make a line that nobody said."""
+        return super().render_str(visible(text, lines=False), **how)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """What is about to be printed, whatever it came from."""
+        for part in super().render(renderable, options):
+            yield part if part.control else part._replace(text=visible(part.text))
+
+
 # What is printed holds users' names and texts, in which brackets are brackets.
-out = Console(
+out = _Console(
     width=None if sys.stdout.isatty() else WIDTH_IN_FILES,
     markup=False,
     emoji=False,
     highlight=False,
     quiet=not IS_FIRST,
 )
-err = Console(stderr=True, markup=False, emoji=False, highlight=False)
+err = _Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
@@ -75,9 +103,10 @@ def _bars() -> Iterator[OnProgress]:
         console=err,
     )
     tasks: dict[str, Any] = {}
-    with progress:
+    with redirect_stdout(_AboveBars(err, sys.stdout)), redirect_stderr(_AboveBars(err, sys.stderr)), progress:
 
         def report(stage: str, done: int, total: int, note: str = "") -> None:
+            stage, note = visible(stage, lines=False), visible(note, lines=False)
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total, note="", rate="")
             task = progress.tasks[progress.task_ids.index(tasks[stage])]
@@ -85,6 +114,14 @@ def _bars() -> Iterator[OnProgress]:
             progress.update(tasks[stage], completed=done, total=total, note=note, rate=rate)
 
         yield report
+
+
+class _AboveBars(FileProxy):
+    """What others print while there are bars: Rich's own proxy, which would take colours from it."""
+
+    def write(self, text: str) -> int:
+        super().write(visible(text))
+        return len(text)
 
 
 _LINE_EVERY_S = 10.0
@@ -124,11 +161,11 @@ def print_json(content: Any) -> None:
 
     if not IS_FIRST:
         return
-    text = json.dumps(_plain(content), ensure_ascii=False)
+    text = visible_json(json.dumps(_plain(content), ensure_ascii=False))
     try:
         text.encode(sys.stdout.encoding)
     except UnicodeEncodeError:
-        text = json.dumps(_plain(content))
+        text = visible_json(json.dumps(_plain(content)))
     print(text)
 
 
@@ -143,7 +180,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]], title: str | None = None) -> None:
-    """A table on standard output."""
+    """A table on standard output; a cell is one line, which is folded where it is too long."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -155,18 +192,22 @@ def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]], title: str
     out.print(table)
 
 
+def lines(text: str, style: str = "") -> Text:
+    """A text that may have several lines."""
+    return Text(visible(text), style)
+
+
 def print_answers(prompt: str, answers: Mapping[str, str]) -> None:
     """A prompt and the models' answers to it, side by side where the terminal is wide enough."""
     from rich.columns import Columns
     from rich.panel import Panel
-    from rich.text import Text
 
     width = max(28, (out.width - len(answers)) // len(answers)) if out.width >= 34 * len(answers) else out.width
-    out.print(Text(f"\n» {prompt}", style="bold"))
+    out.print(lines(f"\n» {prompt}", style="bold"))
     out.print(
         Columns(
             [
-                Panel(Text(text or "(nothing)"), title=Text(name), title_align="left", width=width)
+                Panel(lines(text or "(nothing)"), title=out.render_str(name), title_align="left", width=width)
                 for name, text in answers.items()
             ],
             padding=0,

@@ -32,9 +32,8 @@ def data(
 
 def _show(summary: dict[str, Any]) -> None:
     from rich.panel import Panel
-    from rich.text import Text
 
-    from bapo.cli.console import out, print_table
+    from bapo.cli.console import lines, out, print_table
 
     out.print(
         f"{summary['name']}: {summary['prompts']:,} prompts, {summary['responses']:,} distinct responses, "
@@ -56,6 +55,6 @@ def _show(summary: dict[str, Any]) -> None:
     ]
     print_table(("length in words", *columns), rows)
     for example in summary["examples"]:
-        out.print(Text(f"» {example['prompt']}", style="bold"))
-        out.print(Panel(Text(example["chosen"]), title="chosen", title_align="left", border_style="green"))
-        out.print(Panel(Text(example["rejected"]), title="rejected", title_align="left", border_style="red"))
+        out.print(lines(f"» {example['prompt']}", style="bold"))
+        out.print(Panel(lines(example["chosen"]), title="chosen", title_align="left", border_style="green"))
+        out.print(Panel(lines(example["rejected"]), title="rejected", title_align="left", border_style="red"))

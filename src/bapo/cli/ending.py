@@ -15,17 +15,19 @@ from types import FrameType
 from typing import Any, TextIO
 
 from bapo.errors import BapoError, first_line
+from bapo.stopped import BY_SIGNAL, STOPPED
+from bapo.visible import visible
 
 ERROR = 2
 """Exit code of every error; 1 and 3 are what a gate says of a model."""
-
-BY_SIGNAL = 128
-"""What shells add to the number of the signal that ended a command."""
 
 CLOSED_PIPE = BY_SIGNAL + 13
 """As if SIGPIPE had ended the command, which Python ignores."""
 
 _ROOM = "see that there is room and that you may, and start the same command again; what was finished is kept."
+
+NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+"""What libraries are told, unless the user's environment tells them something else."""
 
 DEBUG = "BAPO_DEBUG=1 shows where, for a report of it."
 
@@ -43,15 +45,25 @@ class _ReaderGone(BaseException):
 
 
 class _Printed(io.TextIOWrapper):
-    """Standard output or error: a letter that the terminal cannot print becomes a question mark."""
+    """Standard output or error: codes are shown, and a letter that the terminal cannot print becomes a question mark.
+
+    Attributes:
+        obeyed: the same stream for who writes codes that are meant.
+    """
 
     def __init__(self, stream: Any) -> None:
         super().__init__(
             stream.buffer, encoding=stream.encoding, errors="replace", line_buffering=stream.line_buffering
         )
         self._stream = stream  # whose end would close the buffer
+        self.obeyed = _Obeyed(self)
 
     def write(self, text: str) -> int:
+        again = text.startswith("\r")  # a bar of a library, which begins its line anew
+        self.write_obeyed("\r" * again + visible(text[again:]))
+        return len(text)
+
+    def write_obeyed(self, text: str) -> int:
         try:
             return super().write(text)
         except BrokenPipeError:
@@ -64,11 +76,23 @@ class _Printed(io.TextIOWrapper):
             raise _ReaderGone from None
 
 
+class _Obeyed:
+    def __init__(self, printed: _Printed) -> None:
+        self._printed, self.write = printed, printed.write_obeyed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._printed, name)
+
+
 def main() -> None:
     """Run the command. What the user can mend is one sentence and exit code 2, never a traceback.
 
-    So is an error that nobody foresaw; ``BAPO_DEBUG=1`` shows the traceback of either.
+    So is an error that nobody foresaw; ``BAPO_DEBUG=1`` shows the traceback of either. What the command writes, itself
+    or by a library, is for its user alone, and no library sends home what it does.
     """
+    os.umask(0o077)
+    for name, value in NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
     sys.stdout, sys.stderr = _printed(sys.stdout), _printed(sys.stderr)
     sys.unraisablehook = _stop_again
     code = _run()
@@ -96,7 +120,7 @@ def _run() -> int:
         return CLOSED_PIPE
     except _Stopped as stopped:
         _on_signals(signal.SIG_DFL)
-        _say("stopped; what was finished is kept, and the same command goes on from there.")
+        _say(STOPPED)
         return BY_SIGNAL + stopped.number
     except BapoError as error:
         _say(str(error))

@@ -239,10 +239,11 @@ def _evaluate(
     with live_progress(quiet=shown.as_json) as on_progress:
         from bapo.jobs import Variant, evaluate
         from bapo.jobs.job import reference_name
+        from bapo.jobs.variants import variants_of
         from bapo.results import PROMPT_ONLY
 
         variants = [Variant(reference_name(recipe))] if first is None else []
-        variants += [Variant(adapter, adapter) for adapter in named]
+        variants += variants_of(named)
         if system is not None:
             variants.insert(1, Variant(PROMPT_ONLY, system=system))
         record = evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -120,15 +121,17 @@ def recipe_from(
 
 def _of_runs(adapters: Sequence[str], overrides: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
     """What the first adapter that has a record says of its preferences, if they are those that are asked for."""
+    from bapo.jobs.places import recipe_as_placed
     from bapo.jobs.recipe import AnchoringSection, PreferenceSection
-    from bapo.results import record_of
+    from bapo.results import record_of, shared_name
 
-    records = (record_of(adapter) for adapter in adapters)
-    run = next((record for record in records if record is not None and "preferences" in record["recipe"]), None)
-    if run is None or recipe is not None:
+    records = {adapter: record_of(adapter) for adapter in adapters}
+    runs = [name for name, record in records.items() if record is not None and "preferences" in record["recipe"]]
+    if not runs or recipe is not None:
         return {}
-    known = run["recipe"]
-    if overrides.get("preferences.source", known["preferences"].get("source")) != known["preferences"].get("source"):
+    known = recipe_as_placed(Path(runs[0]), (records[runs[0]] or {})["recipe"])
+    source = known["preferences"].get("source")
+    if shared_name(overrides.get("preferences.source", source)) != shared_name(source):
         return {}
     fields = {"preferences": set(PreferenceSection.model_fields), "anchoring": set(AnchoringSection.model_fields)}
     places = {"anchored_store", "data_folder"}  # where things lie

@@ -13,7 +13,7 @@ from bapo.preferences import Preferences, Split
 from bapo.progress import OnProgress, silent
 
 if TYPE_CHECKING:
-    from bapo.anchoring import AnchoredPreferences, AnchorStore
+    from bapo.anchoring import AnchoredPreferences, AnchorStore, User
     from bapo.models import LoadedModel
 
 
@@ -41,12 +41,14 @@ def anchor_preferences(
     *,
     today: datetime | None = None,
     store: AnchorStore | None = None,
+    data: str | None = None,
 ) -> AnchoredPreferences:
     """Anchor preferences to the model as it is, in the recipe's folder or the user's cache.
 
     ``today`` is what a chat template that writes the date takes for now (`day_of` a run); the store's day by default.
+    ``data`` is the preferences' fingerprint, where that is known.
     """
-    return _anchor(recipe, (preferences,), model, on_progress, today, store)[0]
+    return _anchor(recipe, (preferences,), model, on_progress, today, _user(None, data), store)[0]
 
 
 def anchor_split(
@@ -56,9 +58,22 @@ def anchor_split(
     on_progress: OnProgress = silent,
     *,
     today: datetime | None = None,
+    folder: Path | None = None,
+    data: str | None = None,
 ) -> Anchored:
-    """Anchor both sides of a split in one go, so that prompts are batched together; ``today`` as above."""
-    return Anchored(*_anchor(recipe, (split.train, split.held_out), model, on_progress, today))
+    """Anchor both sides of a split in one go, so that prompts are batched together.
+
+    ``today`` as above; ``folder`` is that of the run or personalization that goes on to use them, and ``data`` the
+    fingerprint of the split, where that is known.
+    """
+    parts = (split.train, split.held_out)
+    return Anchored(*_anchor(recipe, parts, model, on_progress, today, _user(folder, data)))
+
+
+def _user(folder: Path | None, data: str | None) -> User | None:
+    from bapo.anchoring import User
+
+    return None if data is None else User(folder, data)
 
 
 def _anchor(
@@ -67,6 +82,7 @@ def _anchor(
     model: LoadedModel,
     on_progress: OnProgress,
     today: datetime | None,
+    user: User | None,
     store: AnchorStore | None = None,
 ) -> tuple[AnchoredPreferences, ...]:
     from bapo.anchoring import GenerationSettings, LengthPolicy, anchor_together
@@ -84,5 +100,6 @@ def _anchor(
         ),
         lengths=LengthPolicy(recipe.preferences.max_prompt_tokens, recipe.preferences.max_response_tokens),
         today=today,
+        user=user,
         on_progress=on_progress,
     )

@@ -18,7 +18,7 @@ from bapo.jobs.job import Job, anchoring_settings, provenance, reference_name
 from bapo.jobs.marks import adapter_mark
 from bapo.jobs.movement import MovementPlan, measure_movement
 from bapo.jobs.recipe import Recipe
-from bapo.jobs.variants import Variant, check_split
+from bapo.jobs.variants import Variant, check_split, variants_of
 from bapo.progress import OnProgress, silent
 from bapo.results import (
     ASKED,
@@ -40,6 +40,7 @@ from bapo.results import (
     compare_models,
     day_of,
     identity_of,
+    shared_name,
     to_rows,
 )
 
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
     from bapo.evaluation.asking import BenchmarkPlan
     from bapo.evaluation.preference import Logps
     from bapo.models import LoadedModel, SharedModel
+
+ADAPTERS = "adapters"
+"""Of what a comparison was made from, the marks of its adapters by name."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +74,8 @@ def evaluate(
 
     Args:
         recipe: names the model, and the preferences where they are evaluated.
-        variants: what is evaluated; changes are counted from the first. A folder is an adapter's, ``base`` the base.
+        variants: what is evaluated; changes are counted from the first. A folder is an adapter's, ``base`` the base;
+            one named by an absolute path is called by the end of that (`shared_names`).
         benchmarks: which questions are asked; None for none.
         preferences: whether held-out preferences are evaluated.
         movement: what is measured of adapters beside; None for nothing.
@@ -82,7 +87,7 @@ def evaluate(
     Raises:
         BapoError: an adapter was trained on another model, or what `EvaluatedModel.ask` and the stages raise.
     """
-    named = [variant if isinstance(variant, Variant) else _named(recipe, str(variant)) for variant in variants]
+    named = _named(recipe, variants)
     records = records or _in_cache()
     shared = stages.shared_model(recipe)
     models, cells = _found_out(recipe, named, benchmarks, preferences, records, on_progress, shared)
@@ -93,6 +98,7 @@ def evaluate(
         cells=[cell.identities for cell in cells], names=[variant.name for variant in named], budget=budget,
         least_accuracy=least_accuracy, moved=[record.identity for record in moved.values()],
     )  # fmt: skip
+    marks = {variant.name: adapter_mark(variant.adapter) for variant in named if variant.adapter is not None}
     job = Job(COMPARISON, records / "comparisons" / f"{identity}.json", identity)
     done = job.find()
     if done is not None:
@@ -100,12 +106,14 @@ def evaluate(
     comparison = compare_models(
         models,
         reference=reference_name(recipe),
-        source=recipe.preferences.source if preferences else None,
+        source=shared_name(recipe.preferences.source) if preferences else None,
         sample=None if benchmarks is None else Sample(benchmarks.limit, benchmarks.seed),
         budget=budget,
         least_accuracy=least_accuracy,
     )
-    return job.finish(comparison, made_from or provenance(recipe, "", {}), changed_rows(models))
+    made_from = made_from or provenance(recipe, "", {})
+    made_from = replace(made_from, settings={**made_from.settings, ADAPTERS: marks})
+    return job.finish(comparison, made_from, changed_rows(models))
 
 
 def find_out(
@@ -137,8 +145,11 @@ def _found_out(
     return [cells[variant].findings(variant) for variant in variants], [cells[variant] for variant in variants]
 
 
-def _named(recipe: Recipe, name: str) -> Variant:
-    return Variant(reference_name(recipe)) if name == BASE else Variant(name, adapter=name)
+def _named(recipe: Recipe, variants: Sequence[Variant | str | Path]) -> list[Variant]:
+    folders = [str(variant) for variant in variants if not isinstance(variant, Variant) and str(variant) != BASE]
+    known = {variant.adapter: variant for variant in variants_of(folders)}
+    base = Variant(reference_name(recipe))
+    return [variant if isinstance(variant, Variant) else known.get(str(variant), base) for variant in variants]
 
 
 def _in_cache() -> Path:
@@ -262,7 +273,7 @@ class Grid:
             today = self._day or stages.open_store(self.recipe, base).today
         held_out = reference = None
         if self.preferences:
-            anchored = stages.anchor_split(self.recipe, self._split, base, on_progress, today=today)
+            anchored = stages.anchor_split(self.recipe, self._split, base, on_progress, today=today, data=self._data)
             held_out = anchored.held_out
             if any(self._scored(variant) for variant in self.variants):
                 reference = self._reference_logps(base, held_out, on_progress)
@@ -351,7 +362,9 @@ class Grid:
             stage=f"{variant.name}: held-out prompts",
             on_progress=on_progress,
         )
-        content = HeldOutScores(variant.name, self.recipe.preferences.source, reference_name(self.recipe), report)
+        content = HeldOutScores(
+            variant.name, shared_name(self.recipe.preferences.source), reference_name(self.recipe), report
+        )
         return job.finish(content, self._made_from(variant, known), to_rows(prompts))
 
 

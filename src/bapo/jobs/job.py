@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from bapo.files import make_folder
 from bapo.jobs import stages, training
 from bapo.jobs.marks import adapter_mark, model_mark
+from bapo.jobs.places import remember
 from bapo.jobs.recipe import Recipe
 from bapo.preferences import Preferences, Split, doubtful
 from bapo.progress import OnProgress, silent
@@ -32,6 +33,7 @@ from bapo.results import (
     identity_of,
     read_run,
     record_of,
+    shared_name,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def anchoring_settings(recipe: Recipe) -> dict[str, Any]:
 
 def reference_name(recipe: Recipe) -> str:
     """What log-ratios are counted from: the base, or the adapter that the model already had."""
-    return recipe.model.reference_adapter or BASE
+    return shared_name(recipe.model.reference_adapter or BASE)
 
 
 def provenance(
@@ -121,7 +123,7 @@ def anchor(recipe: Recipe, on_progress: OnProgress = silent) -> Record[AnchoredS
     model = stages.load(recipe)
     on_progress("loading the model", 1, 1)
     store = stages.open_store(recipe, model)
-    anchored = stages.anchor_preferences(recipe, preferences, model, on_progress, store=store)
+    anchored = stages.anchor_preferences(recipe, preferences, model, on_progress, store=store, data=data)
     made_from = provenance(recipe, anchored.reference, made_on_by(model, anchored), data=data)
     return job.finish(_summary(store, preferences, anchored), made_from)
 
@@ -143,11 +145,12 @@ def train(recipe: Recipe, folder: Path, on_progress: OnProgress = silent) -> tup
     done = _trained(recipe, folder, data)
     if done is not None:
         return done[0], split, done[1]
+    remember(make_folder(folder), recipe)
     shared = stages.shared_model(recipe)
     on_progress("loading the model", 0, 1)
     with shared.wearing(recipe.model.reference_adapter) as model:
         on_progress("loading the model", 1, 1)
-        anchored = stages.anchor_split(recipe, split, model, on_progress, today=today).train
+        anchored = stages.anchor_split(recipe, split, model, on_progress, today=today, folder=folder, data=data).train
     run = training.train(
         recipe, objective, anchored, folder, on_progress, shared=shared, data=data, mark=mark_of(recipe)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from bapo.files import LOCK, locked, make_folder, remove_staged
 from bapo.jobs import stages, training
 from bapo.jobs.generating import answer, shown
 from bapo.jobs.job import Job, anchoring_settings, made_on_by, mark_of, processes, provenance, reference_name
+from bapo.jobs.places import remember
 from bapo.jobs.recipe import Recipe
 from bapo.preferences import Split, doubtful, prompt_text
 from bapo.progress import OnProgress, silent
@@ -29,6 +30,7 @@ from bapo.results import (
     identity_of,
     likelier,
     read_run,
+    shared_name,
     to_rows,
 )
 from bapo.results.runs import DONE
@@ -104,9 +106,16 @@ class Grid:
 
     def done(self) -> Record[Personalization] | None:
         """The report, if it is there and whole and all that it speaks of is."""
-        record = self.report.find()
+        record = self._placed(self.report.find())
         runs = self._finished() if record is not None else []
         return record if len(runs) == len(self.objectives) and all(self.held_out(run).find() for run in runs) else None
+
+    def _placed(self, record: Record[Personalization] | None) -> Record[Personalization] | None:
+        """The report, which names runs by their folders in its own, with the places where they are here."""
+        if record is None:
+            return None
+        adapters = {name: str(self.folder / folder) for name, folder in record.content.adapters.items()}
+        return replace(record, content=replace(record.content, adapters=adapters, folder=str(self.folder)))
 
     def _finished(self) -> list[Run]:
         folders = [self.folder / name for name in self.objectives]
@@ -121,6 +130,7 @@ class Grid:
 
     def _run(self, on_progress: OnProgress) -> Record[Personalization]:
         recipe = self.recipe
+        remember(self.folder, recipe)
         for name in self.objectives:
             training.check_run(recipe, name, self.folder / name, self.data)
         _ = self.split  # what cannot be read should be known before the model is loaded
@@ -129,7 +139,15 @@ class Grid:
         with shared.wearing(recipe.model.reference_adapter) as model:
             on_progress("loading the model", 1, 1)
             days = [day for name in self.objectives if (day := day_of(self.folder / name))]
-            anchored = stages.anchor_split(recipe, self.split, model, on_progress, today=days[0] if days else None)
+            anchored = stages.anchor_split(
+                recipe,
+                self.split,
+                model,
+                on_progress,
+                today=days[0] if days else None,
+                folder=self.folder,
+                data=self.data,
+            )
             reference = self._reference(model, anchored, on_progress)
             made_on = made_on_by(model, anchored.train)
             known = _Known(anchored, reference, made_on, shared, self._asked(model, anchored))
@@ -142,21 +160,23 @@ class Grid:
             reports[run.name], answers[run.name] = self._evaluate(run, known, on_progress)
         weights = {run.name: identity_of(**run.weights) for run in runs}
         content = Personalization(
-            source=self.split.train.name,
+            source=shared_name(self.split.train.name),
             reference=reference_name(recipe),
-            adapters={run.name: str(run.folder) for run in runs},
+            adapters={run.name: run.folder.name for run in runs},
             held_out={name: record.content.report for name, record in reports.items()},
             likelier={name: likelier(record.content.report.drift_per_token) for name, record in reports.items()},
             answers=tuple(
                 SideBySide(prompt, {name: record.content.responses[i] for name, record in answers.items()})
                 for i, prompt in enumerate(next(iter(answers.values())).content.prompts)
             ),
-            folder=str(self.folder),
+            folder="",
             counts={**self.split.train.dropped, **anchored.train.counts},
             doubtful=doubtful(self.split.whole),
         )
         made_from = provenance(recipe, anchored.train.reference, made_on, data=self.data, runs=weights)
-        return self.report.finish(content, made_from)
+        record = self._placed(self.report.finish(content, made_from))
+        assert record is not None
+        return record
 
     def _reference(self, model: LoadedModel, anchored: stages.Anchored, on_progress: OnProgress) -> Logps | None:
         """Held-out log-probs of the reference, where a run is still to be evaluated."""
@@ -212,7 +232,9 @@ class Grid:
                     stage=f"evaluating {run.name}",
                     on_progress=on_progress,
                 )
-                content = HeldOutScores(run.name, self.split.train.name, reference_name(self.recipe), report)
+                content = HeldOutScores(
+                    run.name, shared_name(self.split.train.name), reference_name(self.recipe), report
+                )
                 scored = held_out.finish(content, made_from, to_rows(prompts))
             if answered is None:
                 on_progress(f"answers of {run.name}", 0, 1)

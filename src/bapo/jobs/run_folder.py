@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from bapo.files import (
     write_record,
     write_text,
 )
+from bapo.reporting.escapes import in_markdown
+from bapo.results import shared_name
 from bapo.results.runs import AGAIN, DONE, STARTED, write_run
+from bapo.visible import visible
 
 _PEFTS_PAGE, _OWN_PAGE = "# Model Card for Model ID", "Trained with bapo on"
 
@@ -149,37 +153,48 @@ def finish(folder: Path, record: Mapping[str, Any]) -> None:
     if not weights:
         raise BapoError(f"Nothing that was trained lies in {folder} after it was written: start the command again.")
     page = folder / "README.md"
-    there = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
-    if not there or _PEFTS_PAGE in there or _OWN_PAGE in there:  # the user's own page stays
+    if not page.is_file() or is_own_page(page):
         write_text(page, _page(record))
     flush_folder(folder)
     write_run(folder, record, weights)
 
 
+def is_own_page(page: Path) -> bool:
+    """Whether a page was written by bapo or by PEFT, or is empty; the user's own one stays."""
+    there = page.read_text(encoding="utf-8", errors="replace")
+    return not there or _PEFTS_PAGE in there or _OWN_PAGE in there
+
+
 def _page(record: Mapping[str, Any]) -> str:
-    """What hubs and people read first of a folder: what it is, of which model, and how it is used."""
+    """What hubs and people read first of a folder: what it is, of which model, and how it is used.
+
+    It is Markdown behind YAML, of names that may hold anything, and shared: names lead to no place of this machine.
+    """
     recipe, objective = record["recipe"], record["objective"]
     model, reference_adapter = recipe["model"]["name"], recipe["model"]["reference_adapter"]
     is_hub_id = model.count("/") == 1 and not Path(model).exists()
-    base = f"base_model: {model}\n" if is_hub_id else ""
+    base = f"base_model: {json.dumps(model)}\n" if is_hub_id else ""
+    tags = ", ".join(map(json.dumps, dict.fromkeys(("bapo", objective))))
+    model = visible(shared_name(model), lines=False)
     is_adapter = recipe["lora"]["enabled"]
     what, library = ("adapter", "peft") if is_adapter else ("weights", "transformers")
     lines = [
-        f"---\nlibrary_name: {library}\n{base}tags: [{', '.join(dict.fromkeys(('bapo', objective)))}]\n---\n",
-        f"# {objective.upper()} {what} for {model}\n",
-        f"{_OWN_PAGE} {record['pairs']:,} pairs of {recipe['preferences']['source']} in {record['steps']:,} steps, in "
-        f"{record['precision']}. `{DONE}` has every setting, the log and the machine.\n",
+        f"---\nlibrary_name: {library}\n{base}tags: [{tags}]\n---\n",
+        f"# {in_markdown(objective.upper())} {what} for {in_markdown(model)}\n",
+        f"{_OWN_PAGE} {record['pairs']:,} pairs of {in_markdown(shared_name(recipe['preferences']['source']))} in "
+        f"{record['steps']:,} steps, in {record['precision']}. `{DONE}` has every setting, the log and the machine.\n",
     ]
     if reference_adapter:
-        lines.append(f"It went on from the adapter {reference_adapter}, which it takes the place of.\n")
+        adapter = in_markdown(shared_name(reference_adapter))
+        lines.append(f"It went on from the adapter {adapter}, which it takes the place of.\n")
     if not is_adapter:
         lines.append('    bapo generate "..." --model this-folder\n')
     else:
         lines += [
-            f'    bapo generate "..." --model {model} --adapter this-folder\n',
+            f'    bapo generate "..." --model {shlex.quote(model)} --adapter this-folder\n',
             "    from bapo.models import load_model",
             "    from peft import PeftModel",
-            f'    base = load_model("{model}").model  # or as transformers loads it',
+            f"    base = load_model({json.dumps(model, ensure_ascii=False)}).model  # or as transformers loads it",
             '    PeftModel.from_pretrained(base, "this-folder")\n',
         ]
     return "\n".join(lines)

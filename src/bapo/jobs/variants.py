@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bapo.errors import BapoError
 from bapo.jobs.recipe import Recipe
-from bapo.results import record_of
+from bapo.results import record_of, shared_name, shared_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,18 @@ class Variant:
         return self.adapter is None and self.system is None
 
 
+def variants_of(adapters: Sequence[str]) -> list[Variant]:
+    """Of adapters, by names that lead to no place of this machine."""
+    return [Variant(name, adapter) for name, adapter in zip(shared_names(adapters), adapters, strict=True)]
+
+
 def check_split(recipe: Recipe, variants: Sequence[Variant]) -> None:
     """Refuse held-out prompts that an adapter was trained on, because it was trained on another split."""
     asked = recipe.preferences.model_dump()
     for variant in variants:
         run = record_of(variant.adapter)
         trained_on = run["recipe"].get("preferences") if run else None
-        if trained_on is None or trained_on["source"] != asked["source"]:
+        if trained_on is None or shared_name(trained_on["source"]) != shared_name(asked["source"]):
             continue
         other = {
             key: trained_on[key] for key in ("protocol", "held_out", "split_seed") if trained_on[key] != asked[key]

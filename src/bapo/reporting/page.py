@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from bapo.reporting.pictures import Picture, inline
+from bapo.visible import visible, visible_in
 
 if TYPE_CHECKING:
     from bapo.results import SideBySide
@@ -103,11 +104,16 @@ def render(page: Page) -> str:
     """The page as HTML."""
     from jinja2 import Environment
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     template = environment.from_string((files("bapo.reporting") / "page.html").read_text("utf-8"))
     answers = [(side.prompt, list(_marked(side.answers).items())) for side in page.answers]
     shown = {**{name: getattr(page, name) for name in Page.__dataclass_fields__}, "answers": answers}
     return template.render(page=shown, flips=_flips(page))
+
+
+def _shown(value: Any) -> Any:
+    """What a browser would obey is shown, such as the characters that turn a line around; what is HTML stays."""
+    return visible(value) if type(value) is str else value
 
 
 def _flips(page: Page) -> dict[str, Any]:
@@ -127,7 +133,11 @@ def _flips(page: Page) -> dict[str, Any]:
     texts = {key: text for key, text in page.questions.items() if key in asked}
     those = "" if len(kept) == len(page.flips) else f"the {len(kept):,} whose probability changed most of "
     said = f"Questions whose answer became wrong or right: {those}{len(page.flips):,}."
-    return {"shown": bool(kept), "said": said, "data": {"flips": rounded, "questions": texts, "filters": filters}}
+    return {
+        "shown": bool(kept),
+        "said": said,
+        "data": visible_in({"flips": rounded, "questions": texts, "filters": filters}),
+    }
 
 
 def _marked(answers: Mapping[str, str]) -> dict[str, list[tuple[str, bool]]]:

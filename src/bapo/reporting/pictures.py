@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bapo.files import save_figure
+from bapo.files import save_figure, write_text
 from bapo.reporting.curves import Log, draw_curves
 from bapo.reporting.outcome import COLOURS as METHOD_COLOURS
 from bapo.results.study_cells import DRIFT, FORGETTING, QUESTION_MEASURES, REWARD_ACCURACY
+from bapo.visible import visible
 
 if TYPE_CHECKING:
     from bapo.results import Estimate, StudyReport, TableRow
@@ -44,8 +45,10 @@ class Picture:
 def save(picture: Picture, path: Path) -> None:
     """A figure as SVG and, beside it, as PNG."""
     with _drawn(picture, path.stem) as figure:
-        save_figure(figure, path.with_suffix(".svg"), metadata={"Date": None})
         save_figure(figure, path.with_suffix(".png"), dpi=150)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    write_text(path.with_suffix(".svg"), visible(drawn.getvalue()))
 
 
 def inline(picture: Picture, name: str) -> str:
@@ -53,18 +56,27 @@ def inline(picture: Picture, name: str) -> str:
     text = io.StringIO()
     with _drawn(picture, name) as figure:
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
+    svg = visible(text.getvalue())
     return svg[svg.index("<svg") :].replace("<text ", f'<text fill="{_INK}" ').replace(_INK, "currentColor")
 
 
 @contextmanager
 def _drawn(picture: Picture, name: str) -> Iterator[Any]:
-    """The figure, and matplotlib as it has to be while it is written; ``name`` keeps its ids apart from others'."""
+    """The figure, and matplotlib as it has to be while it is written; ``name`` keeps its ids apart from others'.
+
+    Dollars in names are dollars and no mathematics.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9, **dict.fromkeys(ink, _INK)}
+    settings = {
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 9,
+        **dict.fromkeys(ink, _INK),
+    }
     with mpl.rc_context(settings):
         figure = Figure(figsize=picture.size, layout="constrained")
         picture.draw(figure)

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bapo.reporting.escapes import in_csv, in_latex, in_markdown
 from bapo.reporting.tables import interval, markdown_table
 from bapo.results.study_cells import ACCURACY, FORGETTING, PROMPT_MEASURES, QUESTION_MEASURES
 
@@ -101,7 +102,7 @@ TITLES = {
 
 def as_markdown(report: StudyReport, title: str) -> str:
     """The whole report as a page."""
-    parts = [f"# {title}", f"{report.done} of {report.jobs} jobs are done.", HOW]
+    parts = [f"# {in_markdown(title)}", f"{report.done} of {report.jobs} jobs are done.", HOW]
     parts += [f"## {TITLES[name]}\n\n{markdown_table(*table)}" for name, table in tables(report).items()]
     return "\n\n".join(parts) + "\n"
 
@@ -140,9 +141,9 @@ def _estimated(kind: str, part: Sequence[EstimatedJob]) -> tuple[str, ...]:
 
 
 def as_csv(table: Table) -> str:
-    """A table as CSV."""
+    """A table as CSV, whose cells no spreadsheet takes for formulas."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([table[0], *table[1]])
+    csv.writer(text, lineterminator="\n").writerows([[*map(in_csv, row)] for row in (table[0], *table[1])])
     return text.getvalue()
 
 
@@ -154,16 +155,8 @@ def as_latex(table: Table) -> str:
     return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
 
 
-_LATEX = {
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-
-
 def _latex_row(row: Sequence[str]) -> str:
-    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in row) + r" \\"
+    return " & ".join(map(in_latex, row)) + r" \\"
 
 
 def _row(row: TableRow) -> tuple[str, ...]:

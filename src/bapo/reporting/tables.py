@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from bapo.reporting.escapes import in_markdown
+
 if TYPE_CHECKING:
     from bapo.results import Estimate, PreferenceReport
 
@@ -60,7 +62,6 @@ def interval(estimate: Estimate, scale: float = 1.0, digits: int = 2, unit: str 
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines)
+    """A table in Markdown, its cells as text."""
+    lines = ["| " + " | ".join(map(in_markdown, row)) + " |" for row in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])

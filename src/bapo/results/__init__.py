@@ -31,6 +31,7 @@ from bapo.results.comparison import (
 )
 from bapo.results.estimates import Estimate, bootstrap_ratio, bootstrap_share
 from bapo.results.movement import MOVEMENT, DivergenceReport, Movement, TextReport, divergence_report, text_report
+from bapo.results.places import shared_name, shared_names, without_places
 from bapo.results.preferences import (
     PreferenceChange,
     PreferenceReport,
@@ -161,8 +162,11 @@ __all__ = [
     "read_run",
     "record_of",
     "report",
+    "shared_name",
+    "shared_names",
     "spread",
     "study_report",
     "text_report",
     "to_rows",
+    "without_places",
 ]

@@ -10,6 +10,7 @@ from bapo.results.answers import Answer, BenchmarkAnswers, BenchmarkKind
 from bapo.results.changes import BUDGET, Change, Forgetting, Gate, changed_items, compare, forgetting, gate, spread
 from bapo.results.estimates import Estimate, bootstrap_share
 from bapo.results.movement import Movement
+from bapo.results.places import shared_name
 from bapo.results.preferences import PreferenceChange, PreferenceReport, PromptScores, compare_preferences
 from bapo.results.records import Kind
 from bapo.results.right_choice import logp_changes
@@ -192,7 +193,7 @@ def _changes(before: Findings, after: Findings, budget: float, least_accuracy: f
 
 def _scores(model: Findings) -> ModelScores:
     return ModelScores(
-        model.adapter,
+        None if model.adapter is None else shared_name(model.adapter),
         model.system,
         {name: benchmark_score(answers, model.seconds.get(name, 0.0)) for name, answers in model.benchmarks.items()},
         model.preferences,

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from bapo.errors import BapoError, foreign
 from bapo.files import checksum, make_folder, read_bytes, read_record, write_bytes, write_record
+from bapo.results.places import without_places
 
 Content = TypeVar("Content")
 
@@ -24,7 +25,7 @@ _AGAIN = "delete it, and it is made again"
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a record was made from, enough to make it again.
+    """What a record was made from, enough to make it again; a file says it without the places of this machine.
 
     Attributes:
         model: the model's name, and ``weights`` its fingerprint, with any adapter that it had.
@@ -104,13 +105,14 @@ class Kind(Generic[Content]):
         made_from: Provenance,
         items: Sequence[Mapping[str, Any]] = (),
     ) -> Record[Content]:
-        """Write a record, its items first, so that a record that is there is whole.
+        """Write a record, its items first, so that a record that is there is whole; what it was made from, by names.
 
         Raises:
             BapoError: it cannot be written.
         """
         make_folder(path.parent)
         stored = _write_items(_items_of(path), items) if items else None
+        made_from = Provenance(**without_places(asdict(made_from)))
         header = {"kind": self.name, "version": self.version, "identity": identity, "made_from": asdict(made_from)}
         write_record(path, {**header, "items": stored, "content": asdict(content)})  # type: ignore[call-overload]
         return Record(path, identity, made_from, content, stored)

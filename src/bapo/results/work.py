@@ -159,11 +159,12 @@ class Personalization:
     Attributes:
         source: the preferences' name.
         reference: what log-ratios are counted from: the base, or the adapter that it came with.
-        adapters: folder of each finished run by its name, the recipe's own objective first.
+        adapters: folder of each finished run by its name, the recipe's own objective first; in the file, as it is
+            called in the folder of the report.
         held_out: held-out evaluation by the name of the run.
         likelier: percent by which its base responses became likelier per token, by the name of the run (`likelier`).
         answers: prompts answered by the reference and every run.
-        folder: where everything lies.
+        folder: where everything lies; not in the file.
         counts: pairs dropped or cut on the way, by reason.
         doubtful: pairs that were kept and are worth a look, by what is the matter with them.
     """

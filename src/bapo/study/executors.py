@@ -189,6 +189,7 @@ class _Processes(_Place):
 class _OnRay(_Place):
     def __init__(self, study: Study, address: str | None, cpus: float, gpus: float, memory_gib: float) -> None:
         try:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of the cluster that may be started
             import ray
         except ImportError as error:
             raise BapoError("Ray is not installed: pip install 'bapo[ray]', or use --processes.") from error

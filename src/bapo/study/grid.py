@@ -16,7 +16,7 @@ from bapo.jobs import Recipe, read_recipe
 from bapo.preferences import preference_in_words
 from bapo.preferences.sources.user import EVERY, users_of
 from bapo.registry import names, nearest
-from bapo.results import BASE, PROMPT_ONLY, identity_of
+from bapo.results import BASE, PROMPT_ONLY, identity_of, shared_name
 from bapo.settings import SCORING_VERSION
 from bapo.study.file import EvaluationSection, GridSection, StudyFile, read_study
 from bapo.study.sizes import SizesSection
@@ -143,7 +143,12 @@ def open_study(
     for job in _jobs(cells, content.evaluation):
         jobs.setdefault(job.key, job)
     folder = folder or path.with_suffix("")
-    return Study(folder, cells, jobs, content.evaluation, data_folder, path, content.sizes, storage, content.about)
+    by_label = {
+        name: {shared_name(label): size for label, size in getattr(content.sizes, name).items()}
+        for name in ("models", "preferences")
+    }
+    sizes = content.sizes.model_copy(update=by_label)
+    return Study(folder, cells, jobs, content.evaluation, data_folder, path, sizes, storage, content.about)
 
 
 def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:
@@ -165,6 +170,7 @@ def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:
         if objective not in known:
             raise BapoError(f"There is no method {method!r}{nearest(objective, known)}: label it, or use an objective.")
         parts = [f"{name.rpartition('.')[2]}{value}" for name, value in varied.items()]
+        model, preference = shared_name(model), shared_name(preference)
         yield Cell(
             slug(model, preference, method, f"seed{seed}", *parts), model, preference, method, seed, varied, recipe
         )

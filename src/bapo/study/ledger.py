@@ -30,6 +30,7 @@ runs/
 records/
 answers/
 running/
+failures/
 """
 
 

@@ -79,7 +79,7 @@ def _do(study: Study, job: StudyJob, on_progress: OnProgress) -> bool:
 
 def _without_places(study: Study, job: StudyJob, made_from: Provenance) -> Provenance:
     """What is kept to be shared names no folder of this machine."""
-    adapter = None if made_from.adapter is None else str(Path(made_from.adapter).relative_to(study.folder))
+    adapter = None if made_from.adapter is None else f"runs/{job.of}"
     settings = {**made_from.settings, "recipe": job.recipe.model_dump(mode="json", exclude=PLACES)}
     return replace(made_from, adapter=adapter, settings=settings)
 
@@ -104,13 +104,13 @@ def _anchor(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress
     stages.check(recipe)
     split = stages.read(recipe)
     model = stages.load(recipe)
-    anchored = stages.anchor_split(recipe, split, model, on_progress)
+    data = stages.data_fingerprint(split)
+    anchored = stages.anchor_split(recipe, split, model, on_progress, data=data)
     counts: dict[str, float] = {}
     for side, part in (("training", anchored.train), ("held-out", anchored.held_out)):
         bases = [base for group in part.groups for base in group.bases]
         counts |= {f"{side} prompts": len(part.groups), f"{side} pairs": part.pair_count}
         counts |= {f"{side} base tokens": sum(len(base.ids) for base in bases)}
-    data = stages.data_fingerprint(split)
     return (
         {"counts": counts},
         [],

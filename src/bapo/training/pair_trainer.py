@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
 from bapo.errors import foreign
+from bapo.files import private
 from bapo.likelihood import ResponseLogps, ResponseScorer, TokenGroup
 from bapo.training.batches import InOrder, PairBatch, PairSampler, PromptSampler
 from bapo.training.checkpoints import drop_older, mark_complete
@@ -67,7 +69,8 @@ class PairTrainer(Trainer):
         ):
             most, self.args.save_total_limit = self.args.save_total_limit, None
             try:
-                super()._save_checkpoint(model, trial)
+                with private():
+                    super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = most
             self.accelerator.wait_for_everyone()  # each process writes a part of it
@@ -75,6 +78,11 @@ class PairTrainer(Trainer):
                 self._save_more(folder)
                 mark_complete(folder, self.train_dataset.preferences.reference)
                 drop_older(folder.parent, most, [folder, Path(self.state.best_model_checkpoint or "")])
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As in `transformers.Trainer`, but without its pickle of the settings, which names places and runs as code."""
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _save_more(self, folder: Path) -> None:
         """What else belongs to a checkpoint is written there."""

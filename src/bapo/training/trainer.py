@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from bapo.anchoring import AnchoredPreferences, first_tokens
 from bapo.errors import BapoError, foreign
+from bapo.files import private
 from bapo.kernels import chosen
 from bapo.kernels.kept_memory import kept_memory
 from bapo.likelihood import MOST_STRANDS, ResponseLogps, ResponseScorer, TokenGroup, evaluating
@@ -343,7 +344,8 @@ class BAPOTrainer(PairTrainer):
         Raises:
             BapoError: what was saved gives other numbers.
         """
-        super().save_model(output_dir, _internal_call)
+        with private():
+            super().save_model(output_dir, _internal_call)
         if _internal_call or not self.args.should_save or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return
         groups = first_tokens([group.tokens for group in self.train_dataset.preferences.groups], 1)

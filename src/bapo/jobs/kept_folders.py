@@ -1,0 +1,232 @@
+"""Folders that bapo fills, as they are found again to be deleted: which files in them are its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from bapo.errors import BapoError
+from bapo.files import is_hidden, locked, read_text, write_json, writing
+from bapo.jobs.evaluation import ADAPTERS
+from bapo.jobs.marks import adapter_mark
+from bapo.jobs.run_folder import is_own_page
+from bapo.results import ANCHORED, ASKED, PERSONALIZATION
+from bapo.results.runs import DONE, STARTED
+
+_OF_A_RUN = (
+    "adapter_config.json", "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.*", "additional_chat_templates",
+    "vocab.*", "merges.txt", "*.spm", "spiece.model", "sentencepiece*.model", "training_args.bin", "checkpoints",
+    STARTED, DONE,
+)  # fmt: skip
+"""What a trainer and the libraries that save for it write."""
+
+_REPORT, _RECORDS = "report.json", "records"
+_OF_A_PERSONALIZATION = ("held-out", "answers", "report.html", _REPORT)
+_OF_AN_EVALUATION = ("comparisons", "[0-9a-f]" * 16, _RECORDS)
+_DELETING = "deleting.json"
+"""In a folder that is being deleted, what it held; a killed deletion goes on from it."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder that bapo filled.
+
+    Attributes:
+        folder: where it lies.
+        kind: what it holds, in words.
+        data: fingerprints of the data that it was made from.
+        marks: by which its adapters are known in records.
+        runs: the folders of its runs, if it is a personalization.
+        own: what lies in it and is its own.
+        others: what lies in it and was written by somebody else.
+    """
+
+    folder: Path
+    kind: str
+    data: frozenset[str]
+    marks: frozenset[str]
+    runs: tuple[Path, ...]
+    own: tuple[Path, ...]
+    others: tuple[Path, ...]
+
+
+def find(folder: Path, *, registered: bool = False) -> Kept:
+    """What a folder holds.
+
+    Args:
+        folder: of a run, a personalization or an evaluation.
+        registered: whether a store knows it, though it may hold nothing yet.
+
+    Raises:
+        BapoError: it holds nothing of these, is a link, or belongs to a personalization.
+    """
+    if folder.is_symlink():
+        raise BapoError(f"{folder} is a link, and what it leads to is not deleted through it: name the folder itself.")
+    begun = _content(folder / _DELETING)
+    records = sorted((folder / _RECORDS).glob("*.json"))
+    if _is_run(folder) or begun.get("kind") == "run":
+        if not registered and _is_personalization(folder.parent):
+            raise BapoError(f"{folder} belongs to the personalization {folder.parent}: delete that as a whole.")
+        kept = _run(folder)
+    elif _is_personalization(folder) or registered or begun.get("kind") == "personalization":
+        kept = _personalization(folder, begun.get("runs", ()))
+    elif any("made_from" in _content(path) for path in records) or begun.get("kind") == "evaluation":
+        own, others = _divided(folder, _OF_AN_EVALUATION)
+        kept = Kept(folder, "evaluation", _data_in(records), frozenset(), (), own, others)
+    else:
+        kept = None
+    if kept is not None:
+        data, marks = kept.data | set(begun.get("data", ())), kept.marks | set(begun.get("marks", ()))
+        return replace(kept, data=data, marks=marks)
+    raise BapoError(
+        f"{folder} holds no run, personalization or evaluation of bapo (no {DONE}, {STARTED}, {_REPORT} or records of "
+        "one), so nothing was deleted: name the folder that was its --output or --records."
+    )
+
+
+@contextmanager
+def held(kept: Kept) -> Iterator[None]:
+    """Hold what a training would hold.
+
+    Raises:
+        BapoError: another process is at work there.
+    """
+
+    def busy() -> None:
+        raise BapoError(f"Another process trains into {kept.folder}: stop it first, or wait for it.")
+
+    with ExitStack() as stack:
+        for run in (kept.folder, *kept.runs):
+            if run.is_dir():
+                stack.enter_context(locked(run / ".lock", busy))
+        if kept.folder.is_dir():
+            known = {"kind": kept.kind, "data": sorted(kept.data), "marks": sorted(kept.marks)}
+            known["runs"] = [run.name for run in kept.runs]
+            write_json(kept.folder / _DELETING, known)
+        yield
+    for folder in (*kept.runs, kept.folder):
+        for name in (".lock", _DELETING):
+            remove(folder / name)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def clear(kept: Kept) -> None:
+    """Delete what is its own."""
+    for run in kept.runs:
+        clear(_run(run))
+    for path in kept.own:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder with all in it; what a link leads to stays.
+
+    Raises:
+        BapoError: it cannot be deleted.
+    """
+    with writing(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def derived_records(root: Path, marks: Collection[str], data: Collection[str]) -> Iterator[Path]:
+    """Records below a folder that were made of some adapters or some data, with what belongs to them.
+
+    Answers to benchmarks go with the last record that speaks of them.
+    """
+    contents = {path: _content(path) for name in (_RECORDS, "comparisons") for path in (root / name).glob("*.json")}
+    gone = [path for path, content in contents.items() if _is_of(content.get("made_from", {}), marks, data)]
+    for path in gone:
+        yield from (path.with_suffix(end) for end in (".parquet", ".html") if path.with_suffix(end).is_file())
+        yield path
+    needed = {store for path, content in contents.items() if path not in gone for store in _answers(content)}
+    for store in sorted({store for path in gone for store in _answers(contents[path])} - needed):
+        folder = Path(store)
+        if folder.is_dir() and folder.resolve().is_relative_to(root.resolve()):
+            yield folder
+
+
+def records_of_stores(root: Path, stores: Collection[str]) -> Iterator[Path]:
+    """Records of what was anchored into stores that have lost something."""
+    for path in (root / _RECORDS).glob("*.json"):
+        content = _content(path)
+        if content.get("kind") == ANCHORED.name and content["content"].get("folder") in stores:
+            yield path
+
+
+def _run(folder: Path) -> Kept:
+    mark = adapter_mark(folder)
+    data = frozenset(str(content["data"]) for name in (DONE, STARTED) if "data" in (content := _content(folder / name)))
+    own, others = _divided(folder, _OF_A_RUN)
+    return Kept(folder, "run", data, frozenset([mark] if mark else []), (), own, others)
+
+
+def _personalization(folder: Path, begun: Collection[str]) -> Kept:
+    folders = [path for path in sorted(_inside(folder)) if path.is_dir() and not path.is_symlink()]
+    runs = tuple(path for path in folders if path.name in begun or _is_run(path))
+    own, others = _divided(folder, _OF_A_PERSONALIZATION)
+    ours = [_run(run) for run in runs]
+    others = tuple(path for path in others if path not in runs) + tuple(path for run in ours for path in run.others)
+    data = _data_in([folder / _REPORT]).union(*(run.data for run in ours))
+    marks: frozenset[str] = frozenset().union(*(run.marks for run in ours))
+    return Kept(folder, "personalization", data, marks, runs, own, others)
+
+
+def _is_run(folder: Path) -> bool:
+    return any("identity" in (content := _content(folder / name)) and "settings" in content for name in (DONE, STARTED))
+
+
+def _is_personalization(folder: Path) -> bool:
+    return bool(_content(folder / _REPORT).get("kind") == PERSONALIZATION.name)
+
+
+def _divided(folder: Path, own: Collection[str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """What of a folder is its own, with what a killed process was writing, and what is not."""
+    ours: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(_inside(folder)):
+        if path.name in (".lock", _DELETING):  # which go at the very end
+            continue
+        staged = is_hidden(path)
+        page = path.name == "README.md" and path.is_file() and is_own_page(path)
+        is_ours = page or staged or any(fnmatch(path.name, name) for name in own)
+        (ours if is_ours else others).append(path)
+    return tuple(ours), tuple(others)
+
+
+def _inside(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A file of JSON as far as it can be read: one that is damaged is no reason to keep what it is about."""
+    try:
+        content = json.loads(read_text(path))
+    except (BapoError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _data_in(records: Collection[Path]) -> frozenset[str]:
+    return frozenset(
+        str(each) for path in records for each in _content(path).get("made_from", {}).get("data", {}).values()
+    )
+
+
+def _is_of(made_from: dict[str, Any], marks: Collection[str], data: Collection[str]) -> bool:
+    adapters = {made_from.get("adapter_weights"), *made_from.get("settings", {}).get(ADAPTERS, {}).values()}
+    return bool(adapters & set(marks)) or bool(set(made_from.get("data", {}).values()) & set(data))
+
+
+def _answers(content: dict[str, Any]) -> list[str]:
+    return list(content["content"]["stores"].values()) if content.get("kind") == ASKED.name else []
