@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -12,9 +11,13 @@ from pathlib import Path
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
+from bapo.cli.console import live_progress
 from bapo.jobs import read_recipe, shipped_recipes
 from bapo.models import resolve_precision
+from bapo.preferences import read_preferences
+from bapo.progress import watched_by
 from tests.command import bapo
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -203,15 +206,24 @@ def test_it_is_said_how_far_the_reading_of_a_file_is(suffix: str, tmp_path: Path
         "csv": lambda: pyarrow.csv.write_csv(table, path),
         "parquet": lambda: pyarrow.parquet.write_table(table, path),
     }[suffix]()
-    done = bapo("data", path.name, cwd=tmp_path)
-    first, *between, last = (line for line in done.stderr.splitlines() if line.startswith("reading "))
+    told: list[tuple[str, int, int]] = []
+    with watched_by(lambda stage, done, total, note="": told.append((stage, done, total))):
+        assert len(read_preferences(str(path)).groups) == 2500
     total = 2501 if suffix == "csv" else 2500  # lines of a table with a head
-    assert first == f"reading {path.name}: 0/1 after 0 s"
-    assert last.startswith(f"reading {path.name}: {total}/{total} after ")
-    assert [re.sub(r"after.*/s, \d+ s left", "so far", line) for line in between] == [
-        f"reading {path.name}: {at}/{total} so far" for at in (1000, 2000)
-    ]
-    assert "2,500 prompts" in done.stdout
+    stage = f"reading {path.name}"
+    assert told[0] == (stage, 0, 1)
+    assert [each for each in told if each[2] > 1] == [(stage, at, total) for at in (0, 1000, 2000, total)]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.0, []), (0.8, ["reading mine: 0/9 after 0 s"])])
+def test_nothing_is_said_of_work_that_is_over_in_a_moment(
+    seconds: float, said: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bapo.cli.console.err", Console(stderr=True, force_terminal=False))
+    with live_progress(libraries=False) as report:
+        report("reading mine", 0, 9)
+        time.sleep(seconds)
+    assert capsys.readouterr().err.splitlines() == said
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from bapo.files import save_figure
 from bapo.reporting import draw_logratios
 from bapo.reporting.pictures import inline, training_pictures
 from bapo.results import PERSONALIZATION, Estimate, Personalization, PromptScores, Provenance, report
@@ -23,13 +24,20 @@ RESPONSES = ("chosen", "base", "rejected")
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Figure, Path]]:
     """Every figure that is saved, and where."""
     found: list[tuple[Figure, Path]] = []
+
+    def saving(figure: Figure, path: Path, **how: Any) -> None:
+        found.append((figure, path))
+        save_figure(figure, path, **how)
+
+    def saving_itself(figure: Figure, path: Any, **how: Any) -> None:
+        if isinstance(path, Path):  # of a program
+            found.append((figure, path))
+        save(figure, path, **how)
+
+    for room in ("curves", "outcome", "theory"):
+        monkeypatch.setattr(f"bapo.reporting.{room}.save_figure", saving)
     save = Figure.savefig
-
-    def saving(self: Figure, path: Path, *args: Any, **kwargs: Any) -> None:
-        found.append((self, path))
-        save(self, path, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", saving)
+    monkeypatch.setattr(Figure, "savefig", saving_itself)
     return found
 
 

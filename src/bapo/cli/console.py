@@ -73,7 +73,8 @@ def live_progress(*, quiet: bool = False, libraries: bool = True) -> Iterator[On
         quieten_libraries()
         yield silent
         return
-    with _bars() if err.is_terminal else nullcontext(_Lines().report) as report, watched_by(report):
+    lines = nullcontext(_Lines().report) if libraries else _held_back(_Lines().report)
+    with _bars() if err.is_terminal else lines as report, watched_by(report):
         if libraries:
             report("starting", 0, 1)
             quieten_libraries()
@@ -114,6 +115,40 @@ def _bars() -> Iterator[OnProgress]:
             progress.update(tasks[stage], completed=done, total=total, note=note, rate=rate)
 
         yield report
+
+
+_PATIENCE_S = 0.5
+
+
+@contextmanager
+def _held_back(report: OnProgress) -> Iterator[OnProgress]:
+    """Nothing is said of work that is over in a moment, and all of it from then on."""
+    from threading import RLock, Timer
+
+    held: list[tuple[str, int, int, str]] | None = []
+    lock = RLock()
+
+    def say() -> None:
+        nonlocal held
+        with lock:
+            before, held = held or [], None
+            for told in before:
+                report(*told)
+
+    def holding(stage: str, done: int, total: int, note: str = "") -> None:
+        with lock:
+            if held is None:
+                report(stage, done, total, note)
+            else:
+                held.append((stage, done, total, note))
+
+    timer = Timer(_PATIENCE_S, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield holding
+    finally:
+        timer.cancel()
 
 
 class _AboveBars(FileProxy):
