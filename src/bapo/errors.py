@@ -47,6 +47,10 @@ def foreign(failed: str, todo: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """What an error says, its first line; its type where it says nothing."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
     lines = str(error).strip().splitlines()
     return _cut_middle(lines[0].strip().removesuffix("."), LONGEST_REASON) if lines else type(error).__name__
 

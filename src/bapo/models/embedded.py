@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bapo.errors import BapoError, foreign
-from bapo.files import make_folder
+from bapo.files import locked, make_folder
 from bapo.models.weights import whole_model
 
 EMBEDDED_MODEL = "smollm2"
@@ -58,16 +58,20 @@ def converted_gguf(gguf: Path) -> Path:
         return target
     with foreign(f"The converted {gguf} could not be kept in {target.parent}", "set BAPO_CACHE to a folder of yours"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            _convert(gguf, staging)
+    with locked(target.parent / f".{target.name}.lock"):
+        if (target / "config.json").is_file():  # another process finished it meanwhile
+            return target
+        for left in target.parent.glob(f".{target.name}-*"):  # by a conversion that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with foreign(
+            f"The converted {gguf} could not be kept in {target.parent}", "set BAPO_CACHE to a folder of yours"
+        ):
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
             try:
+                _convert(gguf, staging)
                 staging.rename(target)
-            except OSError:  # another process finished the same conversion first
-                if not (target / "config.json").is_file():
-                    raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     return target
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError, foreign
-from bapo.files import json_lines, parse_json, read_text
+from bapo.files import json_lines, parse_json, read_text, reading
+from bapo.preferences.arrow import check_readable
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 
@@ -75,7 +76,10 @@ def _next_row(reader: Any, path: Path, longest: int) -> list[str] | None:
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet as parquet
 
-    with foreign(f"{path} could not be read as Parquet", "write it again, or download it again"):
+    failed, todo = f"{path} could not be read as Parquet", "write it again, or download it again"
+    with reading(path):
+        check_readable([path], failed, todo)
+    with foreign(failed, todo):
         table = parquet.read_table(path)
         table.validate(full=True)  # a damaged one may end the process otherwise
         rows = table.to_pylist()
