@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest bench lint setup clean
+.PHONY: demo test test-lowest bench fuzz lint setup clean
 
 demo: $(READY)
 	$(BIN)/bapo personalize --recipe demo --output demo-output
@@ -29,6 +29,10 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 # Training steps beside TRL's, interleaved in one run.
 bench: $(READY)
 	$(BIN)/python benchmarks/training_speed.py
+
+# Bad inputs for every reader, from a seed and for some minutes; it goes on where it was, and adds up its totals.
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),0) --minutes $(or $(MINUTES),10)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -155,7 +155,7 @@ models: {small: {model.name: smollm2, lora.rank: 8}}
 methods: {weak: {training.objective: bapo, training.anchor_strength: 0.5}}
 grids:
   main:
-    {models: [small], preferences: ["starter:concise"], methods: [weak, dpo], seeds: [0, 1], vary: {training.beta: [1, 2]}}
+    {models: [small], preferences: ["starter:concise"], methods: [weak], seeds: [0, 1], vary: {lora.rank: [1, 2]}}
 evaluation: {benchmarks: [piqa], limit: 10, few_shot: [1], divergence: 2}
 """
 ENORMOUS = (

@@ -172,20 +172,20 @@ def _gguf() -> Target:
         writer.add_head_count(4)
         writer.add_head_count_kv(2)
         writer.add_layer_norm_rms_eps(1e-6)
-        writer.add_vocab_size(260)
+        writer.add_vocab_size(261)
         tokenizer = tiny_tokenizer()
-        tokens = tokenizer.convert_ids_to_tokens(range(260))
+        tokens = [*tokenizer.convert_ids_to_tokens(range(260)), "ab"]
         writer.add_tokenizer_model("gpt2")
         writer.add_token_list(tokens)
-        writer.add_token_types([3] * 4 + [1] * 256)
+        writer.add_token_types([3] * 4 + [1] * 257)
         writer.add_token_merges(["a b"])
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
         writer.add_chat_template(CHATML)
         rng = np.random.default_rng(0)
         shapes = {
-            "token_embd": (260, 16),
-            "output": (260, 16),
+            "token_embd": (261, 16),
+            "output": (261, 16),
             "output_norm": (16,),
             "blk.0.attn_norm": (16,),
             "blk.0.ffn_norm": (16,),
@@ -233,7 +233,7 @@ TEMPLATES = tuple(
         "{{ 'x' * 10**10 }}",
         "{{ 10**10**8 }}",
         "{{ [0] * 10**10 }}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(9) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
         "{% set n = namespace(x='xxxxxxxxxx') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
         "{% set n = namespace(x='xxxxxxxxxx') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
         "{% set n = namespace(x=[0]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",

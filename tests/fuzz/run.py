@@ -19,7 +19,7 @@ from bapo.files import checksum, write_json
 LIMIT_S = 10.0
 """That an input may take."""
 
-START_S, SLICE_S = 180.0, 30.0
+START_S, SLICE_S = 180.0, 120.0
 """That a worker's imports may take, and how long a reader is fuzzed before the next one's turn."""
 
 FAULTS = {
@@ -82,8 +82,12 @@ class Run:
                 seed = (self.seed * 1_000_003 + self.state["starts"]) % 2**31
             until += self._worker(name, seed, until)
         with self._lock:
-            write_json(self._path, self.state)
+            self.save()
             print(f"{name}: {self._counts(name)}", flush=True)
+
+    def save(self) -> None:
+        """Keep what is known."""
+        write_json(self._path, self.state)
 
     def _worker(self, name: str, seed: int, until: float) -> float:
         """One process, until the time is over or an input was too much for it; the seconds that its start took."""
@@ -177,7 +181,7 @@ class Run:
         with contextlib.suppress(FileNotFoundError):
             packed = bytes.fromhex(input_hex) if input_hex else (place / "current").read_bytes()
             folder = self.folder / "faults" / f"{name}-{outcome}-{checksum(kind.encode())[:6]}-{checksum(packed)[:6]}"
-            if len(list(folder.parent.glob(f"{folder.name[:-7]}-*"))) < KEPT:
+            if not folder.exists() and len(list(folder.parent.glob(f"{folder.name[:-7]}-*"))) < KEPT:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "input").write_bytes(packed)
                 errors = (

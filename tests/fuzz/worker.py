@@ -22,11 +22,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.targets import READERS
+
 MEMORY = 4 * 2**30
 """Bytes of addresses that a worker may take beyond what it begins with."""
 
 GROWTH = 2**30
 """Bytes of memory that one input may take."""
+
+
+_IMPORTS = {
+    "data_targets": ("datasets",),
+    "model_targets": ("transformers", "peft", "gguf"),
+    "record_targets": ("transformers", "pyarrow.parquet"),
+}
+"""What starts processes of its own while it is imported, which atheris takes for the end of the reader."""
 
 
 class Worker:
@@ -161,12 +171,7 @@ def main(name: str, seed: int, folder: Path, corpus: Path, said: int, instrument
         )
         with_atheris = lambda: atheris
     logging.disable(logging.CRITICAL)
-    for module in (
-        "datasets",
-        "pyarrow.parquet",
-        "transformers",
-        "peft",
-    ):  # which start processes while they are imported
+    for module in _IMPORTS[READERS[name]]:
         importlib.import_module(module)
     worker = Worker(name, folder, said)
     os.write(said, b'{"outcome": "ready"}\n')

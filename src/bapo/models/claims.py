@@ -15,7 +15,7 @@ from bapo.settings import shortened
 
 Shapes = Iterable[tuple[int, ...]]
 
-EXPRESSION_S, EXPRESSION_BYTES = 2, 2**30
+EXPRESSION_S, EXPRESSION_BYTES = 1, 2**30
 
 _NOT_SIZES = ("position", "rope", "theta", "window", "token_id", "seed", "key", "alpha", "indices", "transform")
 """In names of whole numbers by which no weight is as long."""

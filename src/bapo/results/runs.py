@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bapo.errors import BapoError, foreign
+from bapo.errors import BapoError
 from bapo.files import checksum_of_file, read_bytes, read_record, write_record
+from bapo.results.records import typed
 from bapo.settings import shortened
 
 STARTED, DONE = "started.json", "run.json"
@@ -65,10 +66,9 @@ def read_run(folder: Path) -> Run:
         raise BapoError(f"{folder} holds no finished run (no {DONE}): train it first.")
     content = read_record(path, AGAIN)
     _check_version(path, content)
-    from pydantic import TypeAdapter
-
-    with foreign(f"{path} is damaged", AGAIN):
-        kept = TypeAdapter(_Kept).validate_python(content)
+    kept = typed(_Kept, content, path, AGAIN)
+    if not kept.log or any(name not in entry for entry in kept.log for name in ("step", "loss", "pairs_per_second")):
+        raise BapoError(f"{path} is damaged (its log lacks steps, losses or speeds): {AGAIN}.")
     for name, checksum in kept.weights.items():
         if Path(name).name != name:
             raise BapoError(f"{path} names weights outside of its folder ({shortened(name)}): {AGAIN}.")
