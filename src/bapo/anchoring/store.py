@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from typing import Any
 
 from bapo.anchoring.generate import GENERATION_VERSION, GenerationSettings, Response
 from bapo.anchoring.probe import Probe
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
 from bapo.files import locked, make_folder, read_record, write_record
 from bapo.journal import Journal
 from bapo.likelihood import TokenIds
@@ -32,6 +33,7 @@ FORMAT = 3
 """Of the files in a store."""
 
 _MANIFEST, _PROBE = "manifest.json", "probe.json"
+_AGAIN = "delete that file, and it is made again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,12 @@ class AnchorStore:
         journal = self._base_journal(settings)
         name = journal.path.name
         if name not in self._bases:
-            self._bases[name] = {
-                record["prompt"]: tuple(Response(tuple(r["ids"]), r["ended"]) for r in record["responses"])
-                for batch in journal.read()
-                for record in batch
-            }
+            with foreign(f"{journal.path} is damaged", _AGAIN):
+                self._bases[name] = {
+                    record["prompt"]: tuple(Response(_ids(r["ids"]), bool(r["ended"])) for r in record["responses"])
+                    for batch in journal.read()
+                    for record in batch
+                }
         return self._bases[name]
 
     def add_bases(self, settings: GenerationSettings, batch: dict[str, tuple[Response, ...]]) -> None:
@@ -132,11 +135,15 @@ class AnchorStore:
     def scores(self) -> dict[str, Score]:
         """Reference log-probs by the key of prompt and response."""
         if self._scores is None:
-            self._scores = {
-                record["key"]: Score(record["logp"], tuple(record["tokens"]) if "tokens" in record else None)
-                for batch in self._score_journal().read()
-                for record in batch
-            }
+            journal = self._score_journal()
+            with foreign(f"{journal.path} is damaged", _AGAIN):
+                self._scores = {
+                    record["key"]: Score(
+                        _logp(record["logp"]), tuple(map(_logp, record["tokens"])) if "tokens" in record else None
+                    )
+                    for batch in journal.read()
+                    for record in batch
+                }
         return self._scores
 
     def add_scores(self, batch: dict[str, Score]) -> None:
@@ -159,7 +166,9 @@ class AnchorStore:
         path = self.folder / _PROBE
         if not path.is_file():
             return None
-        return Probe.from_dict(read_record(path, "delete that file, and it is made again"))
+        content = read_record(path, _AGAIN)
+        with foreign(f"{path} is damaged", _AGAIN):
+            return Probe.from_dict(content)
 
     def add_probe(self, probe: Probe) -> None:
         """Keep it."""
@@ -204,6 +213,18 @@ class AnchorStore:
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
         dated = {} if self.today is None else {"today": self.today.isoformat()}
         write_record(path, {**self.identity, **about, **dated})
+
+
+def _ids(value: Any) -> TokenIds:
+    if not value or not all(type(number) is int and number >= 0 for number in value):
+        raise ValueError("token ids that are none")
+    return tuple(value)
+
+
+def _logp(value: Any) -> float:
+    if type(value) is not float or not math.isfinite(value):
+        raise ValueError("a log-prob that is no number")
+    return value
 
 
 def _day(path: Path, text: Any) -> datetime:
