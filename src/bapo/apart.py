@@ -43,5 +43,5 @@ def apart(code: str, about: Any, failed: str, todo: str, *, seconds: int, memory
     except subprocess.TimeoutExpired:
         took_too_long = True
     if took_too_long:
-        why = f"it takes more than {seconds} seconds"
+        why = f"it takes more than {seconds} s of the processor"
     raise BapoError(f"{failed} ({why[:LONGEST_REASON]}): {todo}.") from None

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -16,8 +17,8 @@ from typing import Any
 
 from bapo.files import checksum, write_json
 
-LIMIT_S = 10.0
-"""That an input may take."""
+LIMIT_S, SILENT_S = 10.0, 60.0
+"""Of the processor that an input may take, and how long a worker may say nothing."""
 
 START_S, SLICE_S = 180.0, 120.0
 """That a worker's imports may take, and how long a reader is fuzzed before the next one's turn."""
@@ -25,7 +26,7 @@ START_S, SLICE_S = 180.0, 120.0
 FAULTS = {
     "traceback": "an exception that is no sentence",
     "crash": "the process died",
-    "time": f"over {LIMIT_S:g} s",
+    "time": f"over {LIMIT_S:g} s of the processor, or silent for {SILENT_S:g} s",
     "memory": "over 1 GiB for one input, or out of memory",
     "wrong": "taken though outside of what is documented",
 }
@@ -121,22 +122,24 @@ class Run:
         start = time.monotonic()
         with os.fdopen(read, "rb", buffering=0) as pipe:
             try:
-                ready = self._listen(name, pipe, place, until)
+                ready = self._listen(name, pipe, place, until, process)
             finally:
                 process.kill()
                 code = process.wait()
-        if code != -9:
+        if code not in (-signal.SIGKILL, -signal.SIGABRT):
             self._fault(name, "crash", f"the process ended with {code}", f"exit {code}", place)
         return (ready or time.monotonic()) - start
 
-    def _listen(self, name: str, pipe: Any, place: Path, until: float) -> float | None:
+    def _listen(self, name: str, pipe: Any, place: Path, until: float, process: Any) -> float | None:
         """Take down what a worker says; when its imports were done."""
         rest, ready = b"", None
         start = heard = time.monotonic()
         while ready is None or time.monotonic() < until:
-            limit = START_S if ready is None else LIMIT_S
+            limit = START_S if ready is None else SILENT_S
             if not select.select([pipe], [], [], min(1.0, limit))[0]:
                 if time.monotonic() - heard > limit:
+                    process.send_signal(signal.SIGABRT)  # faulthandler writes where it is
+                    process.wait()
                     self._fault(name, "time", f"nothing for {limit:g} s", "hang", place)
                     return ready
                 continue
@@ -150,7 +153,7 @@ class Run:
                 told = json.loads(line)
                 if told["outcome"] == "ready":
                     ready, until = heard, until + heard - start
-                else:
+                elif told["outcome"] != "again":
                     self._note(name, told, place)
         return ready
 
@@ -185,7 +188,9 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "input").write_bytes(packed)
                 errors = (
-                    (place / "stderr").read_bytes()[-3000:].decode("utf-8", "replace") if outcome in ("crash",) else ""
+                    (place / "stderr").read_bytes()[-3000:].decode("utf-8", "replace")
+                    if outcome in ("crash", "time")
+                    else ""
                 )
                 (folder / "what.txt").write_text(f"{name}\n{outcome}\n{kind}\n{said}\nseed {self.seed}\n{errors}")
                 print(f"FAULT {folder.name}: {kind} {said[:200]}", flush=True)

@@ -15,7 +15,6 @@ import random
 import resource
 import shutil
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -68,12 +67,12 @@ class Worker:
         self.current.write_bytes(packed)
         shutil.rmtree(self.place, ignore_errors=True)
         self.target.laid_out(self.target.unpacked(packed), self.place, self.good)
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, _processor()
         told = self._read()
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
         if grown > GROWTH:
             told = {"outcome": "memory", "said": f"{grown >> 20} MiB more", "place": told.get("place", "")}
-        return {**told, "seconds": round(time.monotonic() - start, 3)}
+        return {**told, "seconds": round(_processor() - start, 3)}
 
     def _read(self) -> dict[str, Any]:
         from bapo.errors import BapoError
@@ -107,11 +106,17 @@ class Worker:
         """`one`, and a line about it, if it is a new input."""
         told, mark = self.one(packed), hashlib.sha256(packed).digest()[:12]
         if mark in self.seen:
-            return
+            told = {"outcome": "again"}
         self.seen.add(mark)
         if told["outcome"] not in ("accepted", "refused"):
             told["input"] = packed[: 2**15].hex()
         os.write(self.said, json.dumps(told).encode() + b"\n")
+
+
+def _processor() -> float:
+    """Seconds that this process and those that it started have computed: a busy machine is no fault."""
+    own, others = (resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -299,7 +299,9 @@ def _content(name: str) -> tuple[str, dict[str, Any]]:
         )
     content = read_yaml(text, f"The recipe {name}") or {}
     if not isinstance(content, dict):
-        raise BapoError(f"The recipe {name} must hold sections such as 'training:', not a {type(content).__name__}.")
+        raise BapoError(
+            f"The recipe {name} holds no sections such as 'training:': write them as `bapo recipe` prints them."
+        )
     return name, content
 
 
@@ -326,7 +328,7 @@ def sentence_of(where: str, error: ValidationError, known: Iterable[str]) -> str
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key[:80], list(known), n=1, cutoff=0.4)
-        return f"Unknown key {shortened(key)} in {where}" + (f": did you mean {near[0]!r}?" if near else ".")
+        return f"Unknown key {shortened(key)} in {where}" + (f": did you mean {near[0]!r}?" if near else ": remove it.")
     if problem["type"] == "value_error":  # of our own ranges
         must = f"must be {problem['ctx']['error']}"
     else:

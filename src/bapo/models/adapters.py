@@ -180,7 +180,9 @@ def _check_kind(config: Any, name: str) -> None:
 def _check_scaling(adapted: Any, name: str) -> None:
     for part in adapter_parts(adapted):
         if not abs(part.scaling) < torch.finfo(torch.float32).max:
-            raise BapoError(f"{name} multiplies with {part.scaling}: its lora_alpha and r must give a number.")
+            raise BapoError(
+                f"{name} multiplies with {part.scaling}: its lora_alpha and r must give a number that float32 holds."
+            )
 
 
 def _check_repeatable(config: Any, name: str) -> None:

@@ -58,7 +58,7 @@ def converted_gguf(gguf: Path) -> Path:
         return target
     with foreign(f"The converted {gguf} could not be kept in {target.parent}", "set BAPO_CACHE to a folder of yours"):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.parent / f".{target.name}.lock"):
+    with locked(cache_folder() / ".models.lock"):
         if (target / "config.json").is_file():  # another process finished it meanwhile
             return target
         for left in target.parent.glob(f".{target.name}-*"):  # by a conversion that was killed

@@ -193,7 +193,8 @@ class ChatTemplate:
         whole = self.render(answered, {})
         if PROBE not in whole:
             raise BapoError(
-                "The model's chat template hides what the assistant says, so responses cannot be scored with it."
+                "The model's chat template hides what the assistant says, so responses cannot be scored with it: "
+                "use the template that the model came with."
             )
         self._tail = whole.rpartition(PROBE)[2]
         added = [word for word in self.tokenizer.get_added_vocab() if word.strip()]

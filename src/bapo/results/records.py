@@ -122,7 +122,7 @@ class Kind(Generic[Content]):
             BapoError: there is none, or it is damaged, of another kind or of another version.
         """
         if not path.is_file():
-            raise BapoError(f"There is no {self.name} in {path}: make it first, or check the path.")
+            raise BapoError(f"There is no file {path} with {self.name}: make it first, or check the path.")
         stored = read_record(path, self.todo)
         if stored.get("kind") != self.name:
             raise BapoError(f"{path} holds {shown(stored.get('kind'))}, not {self.name}: name another file.")
