@@ -239,7 +239,7 @@ def _changed(value: Any, rng: random.Random) -> Any:
         holder[key] = rng.choice(([holder[key]], {"a": holder[key]}, str(holder[key])))
     elif kind == 4 and isinstance(holder, list):
         holder.extend(holder[:1] * rng.choice((1, 2, 500)))
-    elif kind == 5 and isinstance(holder[key], int | float):
+    elif kind == 5 and isinstance(holder[key], int | float) and abs(holder[key]) < 2**64:
         holder[key] = rng.choice((-1, 0.1, 1.0, 1e6, 2**16)) * holder[key]
     else:
         holder[key] = value_of(rng)
