@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 AUDIT := .venv-audit
 
-.PHONY: demo test test-lowest audit bench crash lint setup clean
+.PHONY: demo test test-lowest audit bench crash fuzz lint setup clean
 
 demo: $(READY)
 	$(BIN)/bapo personalize --recipe demo --output demo-output
@@ -40,11 +40,17 @@ $(AUDIT)/.ready:
 bench: $(READY)
 	$(BIN)/python benchmarks/training_speed.py
 
-# Every stage, disturbed at one operation on a file after another; counts in the last line. It goes on where it was.
+# What may go wrong, from a seed and for some minutes; both go on where they were and add up their totals.
 SEED := 0
 MINUTES := 30
+
+# Every stage, disturbed at one operation on a file after another; counts in the last line.
 crash: $(READY)
 	$(BIN)/python benchmarks/crash.py --seed $(SEED) --minutes $(MINUTES)
+
+# Bad inputs for every reader.
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --minutes $(MINUTES)
 
 lint: $(READY)
 	$(BIN)/ruff check .

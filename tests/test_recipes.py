@@ -138,7 +138,7 @@ def test_overrides_win_and_empty_ones_do_not() -> None:
         ("lora:\n  rank: many", "'lora.rank' in .* is 'many'"),
         ("lora:\n  dropout: 1.5", "'lora.dropout' in .* is 1.5"),
         ("training: [", "not valid YAML"),
-        ("- a\n- b", "must hold sections"),
+        ("- a\n- b", "holds no sections"),
         ("lora:\n  rank: 4\n  rank: 8", r"not valid YAML \(the key 'rank' repeats, line 2\)"),
         ("training: {max_steps: 1}\nalso_train: []\ntraining: {}", "the key 'training' repeats"),
         ("training:\n  num_train_epochs: .inf", "'training.num_train_epochs' in .* is inf"),

@@ -49,7 +49,15 @@ def foreign(failed: str, todo: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """What an error says, its first line; its type where it says nothing."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return _cut_middle(f"it lacks {error}", LONGEST_REASON)
     lines = str(error).strip().splitlines()
+    if len(lines) > 1 and lines[0].endswith(":"):
+        lines[0] += f" {lines[1].strip()}"
     return _cut_middle(lines[0].strip().removesuffix("."), LONGEST_REASON) if lines else type(error).__name__
 
 

@@ -126,7 +126,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "of another rank": (lambda a: reconfigure(a, r=8), "of another shape, e.g. .*layers.0"),
     "of other modules": (lambda a: reconfigure(a, target_modules=["c_attn"]), "does not fit the model .*c_attn"),
     "with a module that it lacks": (lambda a: reconfigure(a, modules_to_save=["lm_head"]), "1 missing, e.g. .*lm_head"),
-    "of a broken pattern": (lambda a: reconfigure(a, target_modules="[a"), "does not fit the model"),
+    "of a broken pattern": (lambda a: reconfigure(a, target_modules="[a"), "regular expression .* cannot be used"),
     "of an unknown kind": (lambda a: reconfigure(a, peft_type="NEWTUNER"), "cannot be read .*NEWTUNER"),
     "that is drawn": (lambda a: reconfigure(a, init_lora_weights="pissa_niter_4"), "not what was trained"),
     "of prompts": (lambda a: reconfigure(a, peft_type="PROMPT_TUNING", num_virtual_tokens=4), "adds tokens to prompts"),

@@ -174,7 +174,7 @@ def test_a_job_is_known_by_what_changes_its_outcome_and_not_by_where_it_runs(pla
             with_methods("a b", "a-b") | {"methods": {"a b": {"training.beta": 1}, "a-b": {"training.beta": 2}}},
             "both called",
         ),
-        ([1], "must hold sections"),
+        ([1], "holds no sections"),
         (with_methods("bpao"), "no method 'bpao' .did you mean 'bapo'"),
         (with_methods("dpo", vary={"model.precision": ["bf16"]}), "none of the model"),
         ({**STUDY, "evaluation": {"benchmarks": ["arc"]}}, "must be .all., or some of .*arc_challenge"),

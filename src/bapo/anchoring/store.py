@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from bapo.anchoring.generate import GENERATION_VERSION, GenerationSettings, Resp
 from bapo.anchoring.index import INDEX, Names, StoreIndex
 from bapo.anchoring.kept import exact, shared_ids
 from bapo.anchoring.probe import Probe
-from bapo.errors import BapoError
+from bapo.errors import BapoError, foreign
 from bapo.files import LOCK, is_hidden, locked, make_folder, read_record, remove_staged, write_record
 from bapo.journal import Journal
 from bapo.likelihood import TokenIds
@@ -35,6 +36,7 @@ FORMAT = 3
 """Of the files in a store."""
 
 _MANIFEST, _PROBE = "manifest.json", "probe.json"
+_AGAIN = "delete that file, and it is made again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +128,18 @@ class AnchorStore:
 
     def answered(self, settings: GenerationSettings, prompts: Collection[str]) -> set[str]:
         """Those prompts, by their keys, that have base responses by one way of generating."""
-        return {name.hex() for name in self.index.known(self._base_journal(settings), _names(prompts))}
+        journal = self._base_journal(settings)
+        with _records_of(journal):
+            return {name.hex() for name in self.index.known(journal, _names(prompts))}
 
     def bases(self, settings: GenerationSettings, prompts: Collection[str]) -> dict[str, tuple[Response, ...]]:
         """Base responses to those of the prompts that have some, by their keys, for one way of generating."""
-        return {
-            name.hex(): tuple(Response(shared_ids(r["ids"]), r["ended"]) for r in record["responses"])
-            for name, record in self.index.records(self._base_journal(settings), _names(prompts))
-        }
+        journal = self._base_journal(settings)
+        with _records_of(journal):
+            return {
+                name.hex(): tuple(Response(_ids(r["ids"]), bool(r["ended"])) for r in record["responses"])
+                for name, record in self.index.records(journal, _names(prompts))
+            }
 
     def add_bases(self, settings: GenerationSettings, batch: dict[str, tuple[Response, ...]]) -> None:
         """Keep the base responses of one batch of prompts."""
@@ -147,8 +153,9 @@ class AnchorStore:
 
     def unscored(self, keys: Collection[str], as_base: Collection[str] = ()) -> set[str]:
         """Those prompts with a response, by their keys, that have no score; of base responses none of each token."""
-        names = {_score_name(key, key in as_base): key for key in keys}
-        return {names[name] for name in names.keys() - self.index.known(self._score_journal(), names)}
+        journal, names = self._score_journal(), {_score_name(key, key in as_base): key for key in keys}
+        with _records_of(journal):
+            return {names[name] for name in names.keys() - self.index.known(journal, names)}
 
     def scores(self, keys: Collection[str], as_base: Collection[str] = ()) -> dict[str, Score]:
         """Reference log-probs of those that have one, by the keys of prompt and response.
@@ -157,11 +164,12 @@ class AnchorStore:
             keys: which.
             as_base: those whose tokens' log-probs are wanted too.
         """
-        names = {_score_name(key, key in as_base): key for key in keys}
-        return {
-            names[name]: Score(record["logp"], exact(record["tokens"]) if names[name] in as_base else None)
-            for name, record in self.index.records(self._score_journal(), names)
-        }
+        journal, names = self._score_journal(), {_score_name(key, key in as_base): key for key in keys}
+        with _records_of(journal):
+            return {
+                names[name]: _score(record, with_tokens=names[name] in as_base)
+                for name, record in self.index.records(journal, names)
+            }
 
     def add_scores(self, batch: dict[str, Score]) -> None:
         """Keep the scores of one batch of responses."""
@@ -182,7 +190,9 @@ class AnchorStore:
         path = self.folder / _PROBE
         if not path.is_file():
             return None
-        return Probe.from_dict(read_record(path, "delete that file, and it is made again"))
+        content = read_record(path, _AGAIN)
+        with foreign(f"{path} is damaged", _AGAIN):
+            return Probe.from_dict(content)
 
     def add_probe(self, probe: Probe) -> None:
         """Keep it."""
@@ -253,6 +263,27 @@ def _names_of_score(record: Mapping[str, Any]) -> tuple[bytes, ...]:
     """A score with each token's is found as such, and as one of the sum."""
     name = bytes.fromhex(record["key"])
     return (name, name + b"+") if "tokens" in record else (name,)
+
+
+def _records_of(journal: Journal) -> AbstractContextManager[None]:
+    """A line may be as it was written and still hold what no store writes."""
+    return foreign(f"{journal.path} is damaged", _AGAIN)
+
+
+def _score(record: Mapping[str, Any], *, with_tokens: bool) -> Score:
+    return Score(_logp(record["logp"]), exact([_logp(logp) for logp in record["tokens"]]) if with_tokens else None)
+
+
+def _ids(value: Any) -> TokenIds:
+    if not value or not all(type(number) is int and number >= 0 for number in value):
+        raise ValueError("token ids that are none")
+    return shared_ids(value)
+
+
+def _logp(value: Any) -> float:
+    if type(value) is not float or not math.isfinite(value):
+        raise ValueError("a log-prob that is no number")
+    return value
 
 
 def forget(folder: Path, prompts: Collection[str], scores: Collection[str]) -> int:

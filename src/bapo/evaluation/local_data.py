@@ -55,7 +55,7 @@ def _read(benchmark: str, path: Path, changed: int) -> tuple[Row, ...]:
     known = BENCHMARKS[benchmark]
     rows = tuple(known.to_hub(_checked(known, row, where)) for where, row in json_lines(read_text(path), path))
     if not rows:
-        raise BapoError(f"{path} holds no questions.")
+        raise BapoError(f"{path} holds no questions: write it again with `bapo benchmark-files {benchmark}`.")
     return rows
 
 

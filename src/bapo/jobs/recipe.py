@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,10 @@ Schedule = Literal[
 
 OF_ONE_OBJECTIVE = ("anchor", "anchor_strength", "anchor_control", "objective_settings")
 """Keys that other objectives do not share."""
+
+
+LONGEST_YAML, MOST_YAML = 200_000, 100_000
+"""Letters of a YAML text, and values that it stands for with its aliases."""
 
 
 class Section(BaseModel):
@@ -229,21 +234,51 @@ def read_yaml(text: str, what: str) -> Any:
     Raises:
         BapoError: it is not valid, or a key repeats.
     """
+    if len(text) > LONGEST_YAML:
+        raise BapoError(f"{what} has more than {LONGEST_YAML:,} letters: name a YAML file of settings, or shorten it.")
     with foreign(f"{what} is not valid YAML", "mend it"):
         try:
+            _check_aliases(text, what)
             return yaml.load(text, _EachKeyOnce)
         except yaml.MarkedYAMLError as error:
             line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
             raise BapoError(f"{what} is not valid YAML ({error.problem}{line}): mend it.") from error
+        except (AttributeError, TypeError) as error:  # of the constructor of a tag
+            raise BapoError(
+                f"{what} is not valid YAML (a value is not what its tag, !!..., says): leave tags out."
+            ) from error
+
+
+def _check_aliases(text: str, what: str) -> None:
+    """What aliases stand for is not too much, which a few lines of them can be, nor without end."""
+    if "*" not in text:
+        return
+    sizes: dict[int, int] = {}
+
+    def size_of(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MOST_YAML  # of a node that holds itself
+            inner = [
+                part
+                for entry in getattr(node, "value", ())
+                for part in (entry if isinstance(entry, tuple) else (entry,))
+            ]
+            sizes[id(node)] = 1 + sum(size_of(part) for part in inner if isinstance(part, yaml.Node))
+        return sizes[id(node)]
+
+    if size_of(yaml.compose(text, yaml.SafeLoader)) > MOST_YAML:
+        raise BapoError(
+            f"{what} stands for more than {MOST_YAML:,} values by its aliases (*name): write out what is meant."
+        )
 
 
 class _EachKeyOnce(yaml.SafeLoader):
     """Of two equal keys YAML's own loader silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in keys.items():
+            if count > 1:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} repeats", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -264,7 +299,9 @@ def _content(name: str) -> tuple[str, dict[str, Any]]:
         )
     content = read_yaml(text, f"The recipe {name}") or {}
     if not isinstance(content, dict):
-        raise BapoError(f"The recipe {name} must hold sections such as 'training:', not a {type(content).__name__}.")
+        raise BapoError(
+            f"The recipe {name} holds no sections such as 'training:': write them as `bapo recipe` prints them."
+        )
     return name, content
 
 
@@ -291,7 +328,7 @@ def sentence_of(where: str, error: ValidationError, known: Iterable[str]) -> str
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key[:80], list(known), n=1, cutoff=0.4)
-        return f"Unknown key {shortened(key)} in {where}" + (f": did you mean {near[0]!r}?" if near else ".")
+        return f"Unknown key {shortened(key)} in {where}" + (f": did you mean {near[0]!r}?" if near else ": remove it.")
     if problem["type"] == "value_error":  # of our own ranges
         must = f"must be {problem['ctx']['error']}"
     else:

@@ -131,11 +131,14 @@ def as_asked(asked: Asked) -> dict[str, Any]:
 
 def _kept(folder: Path) -> dict[str, Any] | None:
     """The record of the folder's run, if anything of it is worth keeping."""
-    if (folder / DONE).is_file():
-        return read_record(folder / DONE, AGAIN)
-    if (folder / STARTED).is_file() and any((folder / "checkpoints").glob("checkpoint-*")):
-        return read_record(folder / STARTED, AGAIN)
-    return None
+    started = (folder / STARTED).is_file() and any((folder / "checkpoints").glob("checkpoint-*"))
+    path = folder / DONE if (folder / DONE).is_file() else folder / STARTED if started else None
+    if path is None:
+        return None
+    kept = read_record(path, AGAIN)
+    if not isinstance(kept.get("settings", {}), dict) or "identity" not in kept:
+        raise BapoError(f"{path} is damaged, or of another version of bapo: {AGAIN}.")
+    return kept
 
 
 def dated(today: datetime | None) -> dict[str, str]:

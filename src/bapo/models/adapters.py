@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bapo.errors import BapoError, foreign
+from bapo.models.claims import check_adapter_claims, check_expressions
 from bapo.models.weights import check_finite, check_keys, mismatched_keys
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 _LEAVES_BASE_ALONE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 """What `init_lora_weights` may be where the model without its adapter is to be the model as it was."""
 
-_FITS = "name the model that it was trained on"
+_FITS = "name the model that it was trained on, or save or download the adapter again"
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,10 @@ def _check_kind(config: Any, name: str) -> None:
 
 def _check_scaling(adapted: Any, name: str) -> None:
     for part in adapter_parts(adapted):
-        if not math.isfinite(part.scaling):
-            raise BapoError(f"{name} multiplies with {part.scaling}: its lora_alpha and r must give a number.")
+        if not abs(part.scaling) < torch.finfo(torch.float32).max:
+            raise BapoError(
+                f"{name} multiplies with {part.scaling}: its lora_alpha and r must give a number that float32 holds."
+            )
 
 
 def _check_repeatable(config: Any, name: str) -> None:
@@ -227,6 +229,8 @@ def put_on(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
     _check_repeatable(config, f"The adapter {adapter}")
     _say_what_is_unknown(adapter, config)
     _say_another_base(adapter, config, model)
+    check_adapter_claims(config, (tuple(tensor.shape) for tensor in weights.values()), f"The adapter {adapter}")
+    check_expressions(config, model, f"the adapter {adapter}")
     config.inference_mode = not trainable
     _grow_embeddings(model, adapter, weights)
     whole = f"The adapter {adapter} does not fit the model"

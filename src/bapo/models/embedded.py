@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bapo.errors import BapoError, foreign
-from bapo.files import flush_folder, make_folder
+from bapo.files import flush_folder, locked, make_folder
 from bapo.models.weights import whole_model
 from bapo.progress import counted, tell
 
@@ -61,17 +61,21 @@ def converted_gguf(gguf: Path) -> Path:
         return target
     with foreign(f"The converted {gguf} could not be kept in {target.parent}", "set BAPO_CACHE to a folder of yours"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            _convert(gguf, staging)
-            flush_folder(staging)
+    with locked(cache_folder() / ".models.lock"):
+        if (target / "config.json").is_file():  # another process finished it meanwhile
+            return target
+        for left in target.parent.glob(f".{target.name}-*"):  # by a conversion that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with foreign(
+            f"The converted {gguf} could not be kept in {target.parent}", "set BAPO_CACHE to a folder of yours"
+        ):
+            staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
             try:
+                _convert(gguf, staging)
+                flush_folder(staging)
                 staging.rename(target)
-            except OSError:  # another process finished the same conversion first
-                if not (target / "config.json").is_file():
-                    raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     return target
 
 

@@ -14,6 +14,7 @@ import torch
 from bapo.errors import BapoError, foreign
 from bapo.models.adapters import check_adapter, put_on
 from bapo.models.chat import ChatFormat
+from bapo.models.claims import check_model_claims, shapes_in
 from bapo.models.embedded import EMBEDDED_MODEL, converted_gguf, embedded_gguf
 from bapo.models.fingerprint import tokenizer_fingerprint
 from bapo.models.machine import has_fast_bf16, instruction_set
@@ -138,7 +139,12 @@ def load_model(
 
 
 def _load_weights(name: str, source: str, **how: Any) -> Any:
+    from transformers import AutoConfig
+
     with _door(name):
+        if Path(source).is_dir():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=how["trust_remote_code"])
+            check_model_claims(config, shapes_in(Path(source)), f"The model {name} could not be loaded")
         model = whole_model(f"The model {name} could not be loaded", source, use_safetensors=True, **how)
     check_4bit(model, f"The model {name}")
     check_finite(model.state_dict(), f"The model {name}")

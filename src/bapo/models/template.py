@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from bapo.errors import BapoError, first_line
 from bapo.models.template_date import at_moment, writes_date
+from bapo.models.template_limits import TooMuchError, check_length, limited
 
 PROBE = "\u2042probe\u2042"
 """Stands for a text whose surroundings in the template are looked for."""
@@ -36,6 +37,10 @@ _REASONING = re.compile("think|thought|reason", re.IGNORECASE)
 
 QUESTION: tuple[dict[str, Any], ...] = ({"role": "user", "content": "x"},)
 """A conversation as short as one can be."""
+
+
+class RefusedError(BapoError):
+    """The template refuses turns."""
 
 
 class ChatTemplate:
@@ -84,16 +89,23 @@ class ChatTemplate:
             BapoError: the template refuses them.
         """
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                [dict(turn) for turn in turns],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_last,
-                chat_template=self._template_of_today(settings),
-                **settings,
-            )
-        except Exception as error:  # templates are programs
+            with limited():
+                text: str = self.tokenizer.apply_chat_template(
+                    [dict(turn) for turn in turns],
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_last,
+                    chat_template=self._template_of_today(settings),
+                    **settings,
+                )
+                check_length(text, [*turns, settings])
+        except TooMuchError as error:
             raise BapoError(
+                f"The model's chat template takes too much for one prompt ({error}), as faulty or hostile ones do: "
+                "take the template from where the model came from."
+            ) from error
+        except Exception as error:  # templates are programs
+            raise RefusedError(
                 f"The model's chat template refuses a prompt ({first_line(error)}): check its turns, their order and "
                 "what their tool calls hold."
             ) from error
@@ -130,7 +142,7 @@ class ChatTemplate:
         if role not in self._shown:
             try:
                 text = self.render([{"role": role, "content": PROBE}, *QUESTION], {}, add_generation_prompt=True)
-            except BapoError:
+            except RefusedError:
                 text = ""
             self._shown[role] = PROBE in text
         return self._shown[role]
@@ -181,7 +193,8 @@ class ChatTemplate:
         whole = self.render(answered, {})
         if PROBE not in whole:
             raise BapoError(
-                "The model's chat template hides what the assistant says, so responses cannot be scored with it."
+                "The model's chat template hides what the assistant says, so responses cannot be scored with it: "
+                "use the template that the model came with."
             )
         self._tail = whole.rpartition(PROBE)[2]
         added = [word for word in self.tokenizer.get_added_vocab() if word.strip()]
@@ -202,7 +215,7 @@ class ChatTemplate:
     def _rendered_or_nothing(self, turns: Sequence[Mapping[str, Any]]) -> str:
         try:
             return self.render(turns, {})
-        except BapoError:
+        except RefusedError:
             return ""
 
     def up_to_the_end(self, whole: str) -> str:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from bapo.errors import foreign
+
 _HELD = 0x100000
 """First of the characters that stand for held words: private use, plane 16."""
 
@@ -59,12 +61,16 @@ class TextEncoder:
 
     def plain(self, text: str) -> tuple[int, ...]:
         """Ids of a text at the beginning, with nothing added; control tokens in words are control tokens."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._encoded(text, add_special_tokens=False)
+
+    def _encoded(self, text: str, **how: Any) -> tuple[int, ...]:
+        with foreign("The model's tokenizer could not encode a text", "take its files from where the model came from"):
+            return tuple(self.tokenizer(text, **how)["input_ids"])
 
     def started(self, text: str) -> tuple[int, ...]:
         """The same with what the tokenizer puts before a text (BOS), once, and without what it puts behind (EOS)."""
         unmarked = self.plain(text)
-        marked = tuple(self.tokenizer(text)["input_ids"])
+        marked = self._encoded(text)
         front = next(
             (n for n in range(len(marked) - len(unmarked) + 1) if marked[n : n + len(unmarked)] == unmarked), None
         )

@@ -7,12 +7,12 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError, foreign
-from bapo.files import json_lines, parse_json, read_text
+from bapo.files import json_lines, parse_json, read_text, reading
+from bapo.preferences.arrow import check_readable
 from bapo.progress import counted, tell
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
@@ -93,7 +93,9 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet as parquet
 
     tell(_stage(path), 0, 1)
-    with _as_parquet(path):
+    with reading(path):
+        check_readable([path], *_as_parquet(path))
+    with foreign(*_as_parquet(path)):
         table = parquet.read_table(path)
         table.validate(full=True)  # a damaged one may end the process otherwise
     rows = (row for batch in table.to_batches(max_chunksize=_LINES) for row in _rows(path, batch))
@@ -102,10 +104,10 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _rows(path: Path, batch: Any) -> list[Any]:
-    with _as_parquet(path):
+    with foreign(*_as_parquet(path)):
         rows: list[Any] = batch.to_pylist()
     return rows
 
 
-def _as_parquet(path: Path) -> AbstractContextManager[None]:
-    return foreign(f"{path} could not be read as Parquet", "write it again, or download it again")
+def _as_parquet(path: Path) -> tuple[str, str]:
+    return f"{path} could not be read as Parquet", "write it again, or download it again"

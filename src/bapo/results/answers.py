@@ -98,10 +98,11 @@ class AnswerStore:
                 raise BapoError(f"The kept answers in {path} are damaged: delete that file, and they are asked again.")
             with foreign(f"The kept answers in {path} cannot be read", "delete that file, and they are asked again"):
                 rows = pq.read_table(io.BytesIO(content)).to_pylist()
-            for row in rows:
-                kept[row["document"]] = Answer(
-                    **{**row, "choices": tuple(row["choices"]), "logps": tuple(row["logps"])}
-                )
+                for row in rows:
+                    answer = Answer(**{**row, "choices": tuple(row["choices"]), "logps": tuple(row["logps"])})
+                    if len(answer.choices) != len(answer.logps) or not 0 <= answer.right < len(answer.choices):
+                        raise ValueError(f"question {answer.document} has no right choice among its choices")
+                    kept[answer.document] = answer
         return kept
 
     def add(self, answers: Sequence[Answer], made_on: Mapping[str, Any]) -> None:

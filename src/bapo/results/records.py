@@ -124,7 +124,7 @@ class Kind(Generic[Content]):
             BapoError: there is none, or it is damaged, of another kind or of another version.
         """
         if not path.is_file():
-            raise BapoError(f"There is no {self.name} in {path}: make it first, or check the path.")
+            raise BapoError(f"There is no file {path} with {self.name}: make it first, or check the path.")
         stored = read_record(path, self.todo)
         if stored.get("kind") != self.name:
             raise BapoError(f"{path} holds {shown(stored.get('kind'))}, not {self.name}: name another file.")
@@ -133,10 +133,8 @@ class Kind(Generic[Content]):
                 f"{path} holds {self.name} in version {stored.get('version')}, and this bapo reads version "
                 f"{self.version}: {self.todo}."
             )
-        from pydantic import TypeAdapter
-
+        content = typed(self.content, stored.get("content"), path, self.todo)
         with foreign(f"{path} is damaged", self.todo):
-            content = TypeAdapter(self.content).validate_python(stored["content"])
             made_from = Provenance(**stored["made_from"])
             return Record(path, stored["identity"], made_from, content, stored["items"])
 
@@ -151,6 +149,22 @@ class Kind(Generic[Content]):
         record = self.read(path)
         whole = record._items is None or _items_of(path).is_file()
         return record if whole and record.identity == identity else None
+
+
+def typed(content: type[Content], value: Any, path: Path, todo: str) -> Content:
+    """What a file of ours holds, as a dataclass.
+
+    Raises:
+        BapoError: it is something else; says what the first fault is.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(content).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part)[:40] for part in first["loc"][:4]) or "content"
+        raise BapoError(f"{path} is damaged ({place}: {first['msg'].lower()}): {todo}.") from error
 
 
 def identity_of(**settings: Any) -> str:

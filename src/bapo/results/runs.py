@@ -11,9 +11,12 @@ from typing import Any
 
 from bapo.errors import BapoError
 from bapo.files import checksum_of_file, read_bytes, read_record, write_record
+from bapo.results.records import typed
+from bapo.settings import shortened
 
 STARTED, DONE = "started.json", "run.json"
 VERSION = 2
+_SECTIONS = ("preferences", "anchoring", "lora", "training")
 AGAIN = "delete the folder and train again, or name another with --output"
 
 
@@ -32,6 +35,15 @@ class Run:
     folder: Path
     log: tuple[dict[str, float], ...]
     weights: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is read of a run's record."""
+
+    objective: str
+    log: tuple[dict[str, float], ...]
+    weights: dict[str, str]
 
 
 def write_run(folder: Path, record: Mapping[str, Any], weights: Mapping[str, str]) -> None:
@@ -54,10 +66,15 @@ def read_run(folder: Path) -> Run:
         raise BapoError(f"{folder} holds no finished run (no {DONE}): train it first.")
     content = read_record(path, AGAIN)
     _check_version(path, content)
-    for name, checksum in content["weights"].items():
+    kept = typed(_Kept, content, path, AGAIN)
+    if not kept.log or any(name not in entry for entry in kept.log for name in ("step", "loss", "pairs_per_second")):
+        raise BapoError(f"{path} is damaged (its log lacks steps, losses or speeds): {AGAIN}.")
+    for name, checksum in kept.weights.items():
+        if Path(name).name != name:
+            raise BapoError(f"{path} names weights outside of its folder ({shortened(name)}): {AGAIN}.")
         if checksum_of_file(folder / name) != checksum:
             raise BapoError(f"{folder / name} is not what was trained, but damaged or replaced: {AGAIN}.")
-    return Run(content["objective"], folder, tuple(content["log"]), content["weights"])
+    return Run(kept.objective, folder, kept.log, kept.weights)
 
 
 def _check_version(path: Path, content: Mapping[str, Any]) -> None:
@@ -78,8 +95,9 @@ def record_of(adapter: str | Path | None) -> dict[str, Any] | None:
         return None
     try:
         run = json.loads(read_bytes(path))
-        complete = "name" in run["recipe"]["model"] and "reference" in run
-    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = isinstance(run["recipe"]["model"]["name"], str) and isinstance(run["reference"], str)
+        complete &= all(isinstance(run["recipe"].get(section, {}), dict) for section in _SECTIONS)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         complete = False
     if not complete:
         return None
@@ -97,7 +115,7 @@ def day_of(folder: Path) -> datetime | None:
     for path in (folder / DONE, folder / STARTED):
         if path.is_file():
             try:
-                return datetime.fromisoformat(json.loads(path.read_text())["today"])
-            except (ValueError, KeyError, TypeError):
+                return datetime.fromisoformat(json.loads(read_bytes(path))["today"])
+            except (BapoError, ValueError, KeyError, TypeError, RecursionError):
                 continue
     return None

@@ -99,7 +99,7 @@ def read_study(path: Path) -> StudyFile:
     """
     content = read_yaml(read_text(path), f"The study {path}")
     if not isinstance(content, dict):
-        raise BapoError(f"The study {path} must hold sections such as 'grids:', not a {type(content).__name__}.")
+        raise BapoError(f"The study {path} holds no sections such as 'grids:': write them as docs/study.md has them.")
     try:
         return StudyFile.model_validate(content)
     except ValidationError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -22,6 +23,8 @@ from bapo.study.file import EvaluationSection, GridSection, StudyFile, read_stud
 from bapo.study.sizes import SizesSection
 
 Work = Literal["anchor", "train", "evaluate"]
+
+MOST_RUNS = 100_000
 
 PLACES: dict[str, Any] = {"preferences": {"data_folder"}, "anchoring": {"anchored_store"}}
 """Keys of a recipe that name folders."""
@@ -156,6 +159,11 @@ def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:
     models, seeds = grid.models or [common.model.name], grid.seeds or [common.training.seed]
     preferences = [each for named in grid.preferences for each in _of_all_users(named)]
     axes: tuple[list[Any], ...] = (models, preferences, grid.methods, seeds, *grid.vary.values())
+    runs = math.prod(len(axis) for axis in axes)
+    if runs > MOST_RUNS:
+        raise BapoError(
+            f"A grid of the study has {runs:,} runs, and at most {MOST_RUNS:,} are laid out: vary less at once."
+        )
     for model, preference, method, seed, *values in itertools.product(*axes):
         varied = dict(zip(grid.vary, values, strict=True))
         overrides = {

@@ -117,7 +117,7 @@ class Ledger:
 
     def sign_of_life(self, job: StudyJob) -> str | None:
         """What a running job said last, in words; None of one that has said nothing for a minute."""
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             said = json.loads(self._sign(job).read_text())
             if time.time() - said["at"] < _DEAD_S:
                 return f"{said['stage']} {said['done']}/{said['total']} on {said['host']}"

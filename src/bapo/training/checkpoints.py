@@ -67,9 +67,10 @@ def _mark(checkpoint: Path) -> dict[str, Any] | None:
         if "files" not in mark:
             sizes = {name: (checkpoint / name).stat().st_size for name in mark}
             return {"reference": None} if mark and sizes == mark else None
-        whole = all(checksum_of_file(checkpoint / name) == found for name, found in mark["files"].items())
+        inside = all((checkpoint / name).is_relative_to(checkpoint) and ".." not in name for name in mark["files"])
+        whole = inside and all(checksum_of_file(checkpoint / name) == kept for name, kept in mark["files"].items())
         return mark if mark["files"] and mark["reference"] and whole else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BapoError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, BapoError):
         return None
 
 

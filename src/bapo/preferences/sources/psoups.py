@@ -31,7 +31,7 @@ WHERE_TO_GET = "download data.zip, linked from GitHub joeljang/RLPHF, and unpack
 def _pattern(text: str) -> re.Pattern[str]:
     """The preference prompt at the end of a text, with any white space, and with or without commas."""
     words = [re.escape(word.rstrip(",.")) for word in text.split()]
-    return re.compile(r"\s*" + r",?\s+".join(words) + r"\.?\s*$", re.IGNORECASE)
+    return re.compile(r",?\s+".join(words) + r"\.?\s*$", re.IGNORECASE)
 
 
 _PATTERNS = {code: _pattern(text) for code, text in PREFERENCE_PROMPTS.items()}

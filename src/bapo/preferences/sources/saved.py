@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bapo.errors import BapoError, foreign
+from bapo.files import reading
+from bapo.preferences.arrow import check_readable
 from bapo.preferences.formats import pairs_from_dataset
 from bapo.preferences.record import Pair
 from bapo.preferences.registry import source
@@ -23,6 +25,8 @@ def read_saved(name: str, data_folder: Path | None = None) -> Iterator[Pair]:
         BapoError: the folder holds no data set, a damaged one, or several splits without ``train``.
     """
     folder = Path(name).expanduser()
+    with reading(folder):
+        check_readable(sorted(folder.rglob("*.arrow")), f"The data set in {folder} could not be read", "save it again")
     with foreign(
         f"The folder {folder} holds no data set saved with save_to_disk, or a damaged one", "name one, or a file"
     ):
