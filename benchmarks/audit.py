@@ -8,6 +8,7 @@ pip-audit itself ends with 0 where its service knows none of the packages, as be
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def outcome(report: str, error: str = "") -> tuple[list[str], int]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(VERSIONS), "--no-deps", "--disable-pip"]
     asked = subprocess.run(
         [*command, "--format", "json", "--progress-spinner", "off"], capture_output=True, text=True, timeout=1800

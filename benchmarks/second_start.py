@@ -112,10 +112,10 @@ def costs(folder: Path, model: str, groups: int) -> dict[str, Cost]:
     }
     recipe = read_recipe(None, told)
     return {
-        "`data`": in_a_process(sum_up, str(source)),
-        "first `anchor`": in_a_process(job.anchor, recipe),
+        "data": in_a_process(sum_up, str(source)),
+        "first anchor": in_a_process(job.anchor, recipe),
         "the same again": in_a_process(job.anchor, recipe),
-        "`train`, one step": in_a_process(job.train, recipe, folder / f"run-{groups}"),
+        "train, one step": in_a_process(job.train, recipe, folder / f"run-{groups}"),
     }
 
 

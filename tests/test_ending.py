@@ -118,7 +118,7 @@ def test_a_terminal_that_cannot_print_a_letter_gets_another(encoding: str, tmp_p
 
 ERRORS = {
     "RuntimeError('of ours')": (2, "(RuntimeError: of ours)"),
-    "MemoryError()": (2, "(MemoryError: MemoryError)"),
+    "MemoryError()": (2, "(MemoryError: there is not enough memory for it)"),
     "SystemExit(1)": (2, "bapo: stopped"),
     "SystemExit('bad')": (2, "bapo: stopped (bad)"),
     "BrokenPipeError(32, 'of a socket')": (2, "of a socket"),
@@ -128,7 +128,7 @@ ERRORS = {
         "and start the same command again; what was finished is kept.",
     ),
     "EOFError('nobody answers')": (2, "bapo: stopped (nobody answers)"),
-    "KeyError('x')": (2, "(KeyError: 'x')"),
+    "KeyError('x')": (2, "(KeyError: it lacks 'x')"),
 }
 
 

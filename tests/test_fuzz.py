@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import tempfile
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from tests.command import _server
+from tests.command import SERVER
 from tests.fuzz.messages import all_sentences, listed
 from tests.fuzz.run import LIMIT_S, Run
 from tests.fuzz.targets import READERS
@@ -36,8 +38,8 @@ def worked(name: str, seed: int, folder: str, told: Connection) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_bad_input_is_taken_or_refused_by_one_sentence(name: str, tmp_path: Path) -> None:
-    here, there = _server.Pipe()
-    process = _server.Process(target=worked, args=(name, 7, str(tmp_path), there), daemon=True)
+    here, there = SERVER.Pipe()
+    process = SERVER.Process(target=worked, args=(name, 7, str(tmp_path), there), daemon=True)
     process.start()
     there.close()
     outcomes = []
@@ -96,6 +98,15 @@ def test_what_hangs_or_dies_apart_is_a_sentence() -> None:
             apart(code, None, "It failed", "mend it", **how)
 
 
+@pytest.fixture
+def _limits_stay() -> Iterator[None]:
+    """A worker limits the memory of its process, which here is that of other tests too."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.usefixtures("_limits_stay")
 def test_a_worker_knows_a_fault(tmp_path: Path) -> None:
     from bapo.errors import BapoError
     from tests.fuzz.target import Target

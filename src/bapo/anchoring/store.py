@@ -15,7 +15,7 @@ import json
 import math
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -129,13 +129,13 @@ class AnchorStore:
     def answered(self, settings: GenerationSettings, prompts: Collection[str]) -> set[str]:
         """Those prompts, by their keys, that have base responses by one way of generating."""
         journal = self._base_journal(settings)
-        with _records_of(journal):
+        with foreign(f"{journal.path} is damaged", _AGAIN):
             return {name.hex() for name in self.index.known(journal, _names(prompts))}
 
     def bases(self, settings: GenerationSettings, prompts: Collection[str]) -> dict[str, tuple[Response, ...]]:
         """Base responses to those of the prompts that have some, by their keys, for one way of generating."""
         journal = self._base_journal(settings)
-        with _records_of(journal):
+        with foreign(f"{journal.path} is damaged", _AGAIN):
             return {
                 name.hex(): tuple(Response(_ids(r["ids"]), bool(r["ended"])) for r in record["responses"])
                 for name, record in self.index.records(journal, _names(prompts))
@@ -154,7 +154,7 @@ class AnchorStore:
     def unscored(self, keys: Collection[str], as_base: Collection[str] = ()) -> set[str]:
         """Those prompts with a response, by their keys, that have no score; of base responses none of each token."""
         journal, names = self._score_journal(), {_score_name(key, key in as_base): key for key in keys}
-        with _records_of(journal):
+        with foreign(f"{journal.path} is damaged", _AGAIN):
             return {names[name] for name in names.keys() - self.index.known(journal, names)}
 
     def scores(self, keys: Collection[str], as_base: Collection[str] = ()) -> dict[str, Score]:
@@ -165,7 +165,7 @@ class AnchorStore:
             as_base: those whose tokens' log-probs are wanted too.
         """
         journal, names = self._score_journal(), {_score_name(key, key in as_base): key for key in keys}
-        with _records_of(journal):
+        with foreign(f"{journal.path} is damaged", _AGAIN):
             return {
                 names[name]: _score(record, with_tokens=names[name] in as_base)
                 for name, record in self.index.records(journal, names)
@@ -263,11 +263,6 @@ def _names_of_score(record: Mapping[str, Any]) -> tuple[bytes, ...]:
     """A score with each token's is found as such, and as one of the sum."""
     name = bytes.fromhex(record["key"])
     return (name, name + b"+") if "tokens" in record else (name,)
-
-
-def _records_of(journal: Journal) -> AbstractContextManager[None]:
-    """A line may be as it was written and still hold what no store writes."""
-    return foreign(f"{journal.path} is damaged", _AGAIN)
 
 
 def _score(record: Mapping[str, Any], *, with_tokens: bool) -> Score:

@@ -92,22 +92,19 @@ def _next_row(reader: Any, path: Path, longest: int) -> list[str] | None:
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow.parquet as parquet
 
+    failed, todo = f"{path} could not be read as Parquet", "write it again, or download it again"
     tell(_stage(path), 0, 1)
     with reading(path):
-        check_readable([path], *_as_parquet(path))
-    with foreign(*_as_parquet(path)):
+        check_readable([path], failed, todo)
+    with foreign(failed, todo):
         table = parquet.read_table(path)
         table.validate(full=True)  # a damaged one may end the process otherwise
-    rows = (row for batch in table.to_batches(max_chunksize=_LINES) for row in _rows(path, batch))
-    for number, row in enumerate(counted(rows, _stage(path), table.num_rows), start=1):
+
+    def rows() -> Iterator[Any]:
+        for batch in table.to_batches(max_chunksize=_LINES):
+            with foreign(failed, todo):
+                part = batch.to_pylist()
+            yield from part
+
+    for number, row in enumerate(counted(rows(), _stage(path), table.num_rows), start=1):
         yield f"{path.name} row {number}", row
-
-
-def _rows(path: Path, batch: Any) -> list[Any]:
-    with foreign(*_as_parquet(path)):
-        rows: list[Any] = batch.to_pylist()
-    return rows
-
-
-def _as_parquet(path: Path) -> tuple[str, str]:
-    return f"{path} could not be read as Parquet", "write it again, or download it again"
