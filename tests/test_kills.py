@@ -15,7 +15,7 @@ from tests.command import LIMIT_S, Command, bapo
 from tests.test_cli import own_preferences
 from tests.tiny import tiny_model, tiny_tokenizer
 
-KILLS = 10
+KILLS = 6
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def _server_is_up(tmp_path: Path) -> None:
 
 
 def kill_often(arguments: list[str], cwd: Path, whole: float, expected: dict[str, bytes], pattern: str) -> None:
-    """Run again after every kill until a run is through, compare it, begin another; until ten kills have struck.
+    """Run again after every kill until a run is through, compare it, begin another; until so many kills have struck.
 
     What is written where is what ``arguments`` end with an option for.
     """
