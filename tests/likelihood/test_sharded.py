@@ -15,19 +15,19 @@ from tests.likelihood.test_scoring import gradients, groups, relative_gap, with_
 from tests.tiny import tiny_model
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder, script = tmp_path_factory.mktemp("sharded"), Path(__file__).with_name("sharded.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29514", str(script)]
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {rank: torch.load(folder / f"{rank}.pt") for rank in (0, 1)}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("full", [False, True], ids=["adapter", "all-weights"])
-@pytest.mark.parametrize("way", WAYS)
-def test_sharded_weights_give_one_processs_loss_and_gradients(way: str, full: bool, found: dict) -> None:
+def test_sharded_weights_give_one_processs_loss_and_gradients(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("sharded.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {rank: torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)}
+    for way in WAYS:
+        for full in (False, True):  # an adapter, or all weights
+            check(way, full, found)
+
+
+def check(way: str, full: bool, found: dict) -> None:
     model = tiny_model("llama") if full else with_lora(tiny_model("llama"))
     logps = ResponseScorer(model)(groups()).summed()
     logps.square().sum().backward()

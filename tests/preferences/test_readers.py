@@ -129,13 +129,13 @@ def test_a_source_is_what_it_was_registered_with(monkeypatch: pytest.MonkeyPatch
         return iter([Pair(name, "a", "b")])
 
     told = {"words": {"right": "Add."}, "aliases": {"r": "right"}, "fits": "sum".__eq__, "paper_rows": lambda *_: None}
-    assert registry.source("sums", "numbers", example="sums:one", **told)(read) is read
-    assert SOURCES["sums"] == registry.Source(read, "numbers", "sums:one", **told)
-    registry.source("sums")(read)
-    assert SOURCES["sums"] == registry.Source(read, "", "sums:NAME")
-    assert read_preferences("sums:any").groups[0].prompt == user("any")
-    registry.source("sums", words={"right": None})(read)
-    assert SOURCES["sums"].example == "sums:right"
+    assert registry.source("readings", "numbers", example="readings:one", **told)(read) is read
+    assert SOURCES["readings"] == registry.Source(read, "numbers", "readings:one", **told)
+    registry.source("readings")(read)
+    assert SOURCES["readings"] == registry.Source(read, "", "readings:NAME")
+    assert read_preferences("readings:any").groups[0].prompt == user("any")
+    registry.source("readings", words={"right": None})(read)
+    assert SOURCES["readings"].example == "readings:right"
 
 
 def test_help_names_every_source_and_on_request_all_that_is_known_by_name() -> None:

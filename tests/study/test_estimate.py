@@ -12,6 +12,7 @@ import yaml
 
 from bapo.errors import BapoError
 from bapo.jobs import stages
+from bapo.models import cache_folder
 from bapo.reporting import estimate_rows
 from bapo.study import Rates, datasheet_rates, estimate, open_study
 from tests.command import bapo
@@ -116,6 +117,8 @@ def test_a_shipped_study_is_planned_without_model_data_or_network(path: Path, tm
 @pytest.mark.slow
 def test_this_machine_is_measured_once(tmp_path: Path) -> None:
     write(tmp_path, CONTENT)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/models").symlink_to(cache_folder() / "models")  # which is not unpacked once more
     environment = {"BAPO_CACHE": str(tmp_path / "cache")}
     first = bapo("study", "plan", "study.yaml", cwd=tmp_path, environment=environment)
     assert "this machine" in first.stdout

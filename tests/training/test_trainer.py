@@ -405,7 +405,7 @@ def test_single_tokens_of_the_embeddings_can_be_trained(name: str, tmp_path: Pat
 
 def in_two_processes(folder: Path, weights: str) -> None:
     script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29513", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     root = Path(__file__).parents[2]
     done = subprocess.run([*command, str(folder), weights], capture_output=True, text=True, timeout=300, cwd=root)
     assert done.returncode == 0, done.stderr[-3000:]
