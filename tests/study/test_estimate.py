@@ -117,6 +117,7 @@ def test_a_shipped_study_is_planned_without_model_data_or_network(path: Path, tm
 @pytest.mark.slow
 def test_this_machine_is_measured_once(tmp_path: Path) -> None:
     write(tmp_path, CONTENT)
+    (cache_folder() / "models").mkdir(exist_ok=True)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/models").symlink_to(cache_folder() / "models")  # which is not unpacked once more
     environment = {"BAPO_CACHE": str(tmp_path / "cache")}
