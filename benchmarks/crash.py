@@ -86,6 +86,10 @@ def main() -> None:
     arguments.add_argument("--stages", default=",".join(STAGES))
     arguments.add_argument("--folder", type=Path, help="where totals lie; a folder in the cache by default")
     told = arguments.parse_args()
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as in a shell's background jobs, whose commands ignore it too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     until = time.monotonic() + 60 * told.minutes
     totals = (told.folder or cache_folder() / "crash") / f"totals-{told.seed}.json"
     totals.parent.mkdir(parents=True, exist_ok=True)
