@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.preferences import Preferences, read_preferences, response_text, summarize
+from bapo.preferences import Preferences, preference_in_words, read_preferences, response_text, summarize
 from bapo.settings import RANGES
 from tests.fuzz.target import Target
 
@@ -86,7 +86,7 @@ DSP = [
 ] * 2
 PSOUPS = [
     {
-        "user_input": "q Generate a response that can be easily understood by an elementary school student.",
+        "user_input": f"q {preference_in_words('psoups:P1A')}",
         "completion_a": "a",
         "completion_b": "b",
     }

@@ -51,6 +51,13 @@ def check_arguments(args: Any, others: Mapping[str, Any]) -> None:
         refuse(name, value, TRAINER_ARGUMENTS[name], "BAPOTrainer")
 
 
+def check_fills_a_batch(data: AnchoredPreferences, args: BAPOConfig) -> None:
+    """Refuse data that are fewer than one batch, where such a batch would be dropped."""
+    pairs = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and data.pair_count < pairs:
+        raise BapoError(f"dataloader_drop_last leaves nothing of {data.pair_count} pairs: a batch has {pairs}.")
+
+
 def check_models(model: Any, ref_model: Any, loaded: LoadedModel, args: BAPOConfig) -> None:
     """Refuse a reference that is none, and a precision that is not the model's.
 

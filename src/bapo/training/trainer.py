@@ -40,7 +40,14 @@ from bapo.training.metrics import (
 from bapo.training.pair_trainer import PairTrainer, Trained, score_through
 from bapo.training.reference import Reference
 from bapo.training.saved import check_saved
-from bapo.training.setup import check_arguments, check_models, loaded_model, made_ready, tokenizer_of
+from bapo.training.setup import (
+    check_arguments,
+    check_fills_a_batch,
+    check_models,
+    loaded_model,
+    made_ready,
+    tokenizer_of,
+)
 
 _BATCH_TOKENS = {True: 2048, False: 4096}
 """Input tokens in memory at once by default, on a CPU and elsewhere: with more, a CPU gets hardly faster."""
@@ -113,9 +120,7 @@ class BAPOTrainer(PairTrainer):
             evals = _map_datasets(lambda data: self._anchored(data, args), eval_dataset)
         self._with_base = self.objective.anchor is not None or args.track_base
         self._max_batch_tokens = args.max_batch_tokens or _BATCH_TOKENS[args.device.type == "cpu"]
-        pairs = args.train_batch_size * args.world_size
-        if args.dataloader_drop_last and train.pair_count < pairs:
-            raise BapoError(f"dataloader_drop_last leaves nothing of {train.pair_count} pairs: a batch has {pairs}.")
+        check_fills_a_batch(train, args)
         failed, todo = "The trainer could not be set up", "change the setting that this names"
         with foreign(failed, todo), as_it_came(policy, modules=False):
             super().__init__(
