@@ -85,24 +85,24 @@ def main() -> None:
     )
     arguments.add_argument("--stages", default=",".join(STAGES))
     arguments.add_argument("--folder", type=Path, help="where totals lie; a folder in the cache by default")
-    told = arguments.parse_args()
+    asked = arguments.parse_args()
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     ):  # as in a shell's background jobs, whose commands ignore it too
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    until = time.monotonic() + 60 * told.minutes
-    totals = (told.folder or cache_folder() / "crash") / f"totals-{told.seed}.json"
+    until = time.monotonic() + 60 * asked.minutes
+    totals = (asked.folder or cache_folder() / "crash") / f"totals-{asked.seed}.json"
     totals.parent.mkdir(parents=True, exist_ok=True)
     counts = json.loads(totals.read_text()) if totals.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         put_in_place(Path(folder))
-        names = [name for name in told.stages.split(",") if told.most is None or _done(counts, name) < told.most]
+        names = [name for name in asked.stages.split(",") if asked.most is None or _done(counts, name) < asked.most]
         undisturbed = dict(_undisturbed(Path(folder), names)) if names else {}
-        while stage := _next(counts, undisturbed, told.most):
+        while stage := _next(counts, undisturbed, asked.most):
             if time.monotonic() > until:
                 break
             number = counts.setdefault(stage, {"injections": 0, "by fault": {}, "faults": []})["injections"]
-            fault, outcome, why, code = _inject(undisturbed[stage], stage, told.seed, number, Path(folder, "now"))
+            fault, outcome, why, code = _inject(undisturbed[stage], stage, asked.seed, number, Path(folder, "now"))
             kept = counts[stage]
             kept["injections"] += 1
             kept["codes"] = dict(Counter(kept.get("codes", {})) + Counter([str(code)]))

@@ -11,19 +11,27 @@ from typing import Any
 from bapo.errors import LONGEST_REASON, BapoError
 
 _BOUNDED = """
-import json, resource, sys
-told = json.load(sys.stdin)
-resource.setrlimit(resource.RLIMIT_AS, (told["bytes"], told["bytes"]))
-resource.setrlimit(resource.RLIMIT_CPU, (told["seconds"], told["seconds"]))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+import json, sys
+asked = json.load(sys.stdin)
+try:
+    import resource
+except ImportError:
+    resource = None  # on Windows: what hangs is still ended, by the clock
+for name, most in (("AS", asked["bytes"]), ("CPU", asked["seconds"]), ("CORE", 0)):
+    try:
+        resource and resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
+    except ValueError:
+        pass  # a system that does not bound this
 """
+
+_ENDED_BY_LIMITS = [-getattr(signal, name) for name in ("SIGXCPU", "SIGKILL") if hasattr(signal, name)]
 
 
 def apart(code: str, about: Any, failed: str, todo: str, *, seconds: int, memory: int) -> None:
     """Run a few lines of Python that end well if all is well.
 
     Args:
-        code: finds what it is told in ``told["about"]``; what it raises becomes a sentence.
+        code: finds what it is asked about in ``asked["about"]``; what it raises becomes a sentence.
         about: of JSON's types.
         failed, todo: as of `bapo.errors.foreign`.
         seconds: of the processor that it may take; it may wait for it, but not without end.
@@ -33,13 +41,13 @@ def apart(code: str, about: Any, failed: str, todo: str, *, seconds: int, memory
         BapoError: it raised something, took too much, or died.
     """
     command = [sys.executable, "-I", "-c", _BOUNDED + code]
-    told = json.dumps({"about": about, "bytes": memory, "seconds": seconds})
+    asked = json.dumps({"about": about, "bytes": memory, "seconds": seconds})
     try:
-        done = subprocess.run(command, input=told, text=True, capture_output=True, timeout=30 + 10 * seconds)
+        done = subprocess.run(command, input=asked, text=True, capture_output=True, timeout=30 + 10 * seconds)
         if done.returncode == 0:
             return
         why = done.stderr.strip().rpartition("\n")[2] if done.returncode > 0 else "it ends the process that reads it"
-        took_too_long = done.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+        took_too_long = done.returncode in _ENDED_BY_LIMITS
     except subprocess.TimeoutExpired:
         took_too_long = True
     if took_too_long:

@@ -28,6 +28,9 @@ _MARKS = (
 
 CHECKSUM_DIGITS = 16  # of a checksum
 
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""Flag of `os.open`, where the system has it: a link is not followed."""
+
 LOCK = ".lock"
 """The lock of a folder."""
 
@@ -269,7 +272,7 @@ def is_hidden(path: Path) -> bool:
 
 def _flush(path: Path) -> None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | NO_LINK)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.ELOOP):  # a folder that may only be written, or a link
             return
@@ -277,7 +280,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EROFS, errno.ENOTSUP):  # some disks flush no folders
+        if error.errno not in (errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EBADF):  # some disks flush no folders
             raise
     finally:
         os.close(descriptor)

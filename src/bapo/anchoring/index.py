@@ -25,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from bapo.files import NO_LINK
 from bapo.journal import Batch, Extent, Journal
 
 INDEX = ".index.sqlite"
@@ -247,7 +248,7 @@ def _hash_of_places(database: sqlite3.Connection, indexed: _Indexed) -> str:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))  # SQLite's own would be wider
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | NO_LINK, 0o600))  # SQLite's own would be wider
     database = sqlite3.connect(path, timeout=1, check_same_thread=False)
     try:
         return _with_tables(database)

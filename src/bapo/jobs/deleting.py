@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError
-from bapo.files import locked
+from bapo.files import LOCK, locked
 from bapo.jobs import kept_folders
 from bapo.jobs.kept_folders import Kept, derived_records, remove
 from bapo.jobs.places import place_of, store_of
@@ -165,10 +165,10 @@ def _forget(part: StorePart) -> None:
     def busy() -> None:
         raise BapoError(f"Another process anchors into {part.folder}: wait for it, and start the command again.")
 
-    with locked(part.folder / ".lock", busy):
+    with locked(part.folder / LOCK, busy):
         forget(part.folder, part.prompts, part.scores)
         for path in part.folder.glob(".*"):  # what a killed process was writing
-            if path.name != ".lock" and path.is_file():
+            if path.name != LOCK and path.is_file():
                 remove(path)
         for use in part.uses:
             use.without(part.words)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.files import is_hidden, locked, read_text, write_json, writing
+from bapo.files import LOCK, is_hidden, locked, read_text, write_json, writing
 from bapo.jobs.evaluation import ADAPTERS
 from bapo.jobs.marks import adapter_mark
 from bapo.jobs.run_folder import is_own_page
@@ -105,14 +105,14 @@ def held(kept: Kept) -> Iterator[None]:
     with ExitStack() as stack:
         for run in (kept.folder, *kept.runs):
             if run.is_dir():
-                stack.enter_context(locked(run / ".lock", busy))
+                stack.enter_context(locked(run / LOCK, busy))
         if kept.folder.is_dir():
             known = {"kind": kept.kind, "data": sorted(kept.data), "marks": sorted(kept.marks)}
             known["runs"] = [run.name for run in kept.runs]
             write_json(kept.folder / _DELETING, known)
         yield
     for folder in (*kept.runs, kept.folder):
-        for name in (".lock", _DELETING):
+        for name in (LOCK, _DELETING):
             remove(folder / name)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -195,7 +195,7 @@ def _divided(folder: Path, own: Collection[str]) -> tuple[tuple[Path, ...], tupl
     ours: list[Path] = []
     others: list[Path] = []
     for path in sorted(_inside(folder)):
-        if path.name in (".lock", _DELETING):  # which go at the very end
+        if path.name in (LOCK, _DELETING):  # which go at the very end
             continue
         staged = is_hidden(path)
         page = path.name == "README.md" and path.is_file() and is_own_page(path)

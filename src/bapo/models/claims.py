@@ -25,7 +25,7 @@ _BEYOND_SIZES = 2**24
 
 _MATCHING = r"""
 import re
-names, whole, parts, layers = (told["about"][kind] for kind in ("names", "whole", "parts", "layers"))
+names, whole, parts, layers = (asked["about"][kind] for kind in ("names", "whole", "parts", "layers"))
 for name in names:
     for expression in whole:
         re.fullmatch(expression, name)

@@ -10,7 +10,7 @@ from bapo.apart import apart
 _READING = """
 import pyarrow as pa
 import pyarrow.parquet as parquet
-for path in told["about"]:
+for path in asked["about"]:
     if path.endswith(".arrow"):
         with pa.memory_map(path) as file:
             try:
