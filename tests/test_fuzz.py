@@ -87,7 +87,7 @@ def test_what_hangs_or_dies_apart_is_a_sentence() -> None:
     from bapo.errors import BapoError
 
     how = {"seconds": 1, "memory": 2**30}
-    apart("assert told['about'] == [1]", [1], "It failed", "mend it", **how)
+    apart("assert asked['about'] == [1]", [1], "It failed", "mend it", **how)
     for code, why in (
         ("import os; os.kill(os.getpid(), 11)", "it ends the process that reads it"),
         ("while True: pass", "it takes more than 1 s of the processor"),
