@@ -9,8 +9,8 @@ Lost is what makes the second run fail or end with other content, and work beyon
 
     python benchmarks/crash.py --minutes 30 --seed 7
 
-It goes on where it was with this seed, adds up its totals, and ends with 1 where something was lost. It needs a C
-compiler and Linux.
+It goes on where it was with this seed, adds up the totals of all seeds, and ends with 1 where something was lost. It
+needs a C compiler and Linux.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
                 kept["faults"].append(f"{stage} {number}: {fault.name}: {outcome}: {why}")
                 print(kept["faults"][-1], flush=True)
             write_json(totals, counts)
-    sys.exit(_report(counts))
+    sys.exit(_report(_of_all_seeds(totals.parent)))
 
 
 def _next(counts: dict, stages: dict, most: int | None) -> str | None:
@@ -247,6 +247,19 @@ def _repeated(fault: Fault, disturbed: Ended, again: Ended, left: dict[str, byte
     return None
 
 
+def _of_all_seeds(folder: Path) -> dict:
+    """The totals in a folder, added up."""
+    whole: dict = {}
+    for path in sorted(folder.glob("totals-*.json")):
+        for stage, kept in json.loads(path.read_text()).items():
+            into = whole.setdefault(stage, {"injections": 0, "codes": Counter(), "by fault": {}})
+            into["injections"] += kept["injections"]
+            into["codes"] += Counter(kept["codes"])
+            for fault, by_outcome in kept["by fault"].items():
+                into["by fault"].setdefault(fault, Counter()).update(by_outcome)
+    return whole
+
+
 def _report(counts: dict) -> int:
     outcomes = (SURVIVED, LOST, TRACEBACK, UNCLEAR, HANGS, NOT_MET)
     print("| stage | fault | " + " | ".join(outcomes) + " |\n|---|---|" + "---|" * len(outcomes))
@@ -255,7 +268,7 @@ def _report(counts: dict) -> int:
         for fault, by_outcome in kept["by fault"].items():
             print(f"| {stage} | {fault} | " + " | ".join(str(by_outcome.get(name, 0)) for name in outcomes) + " |")
             whole.update(by_outcome)
-        print(f"| {stage} | codes of the disturbed command: {kept['codes']} |")
+        print(f"| {stage} | codes of the disturbed command: {dict(kept['codes'])} |")
     injections = {stage: kept["injections"] for stage, kept in counts.items()}
     print(f"injections: {injections}; " + ", ".join(f"{whole[name]} {name}" for name in outcomes))
     return int(sum(whole.values()) > whole[SURVIVED] + whole[NOT_MET])
