@@ -10,6 +10,7 @@ import pytest
 
 from bapo.errors import BapoError
 from bapo.journal import Journal
+from bapo.progress import silent
 from bapo.study import Ledger, Storage, open_study, run_here
 from bapo.study.storage import _merge
 from tests.study.test_study import JOBS, STUDY, found, place, write_study
@@ -49,6 +50,7 @@ def test_an_archive_is_there_before_the_record_that_speaks_of_it(place: Path, mo
     put = Storage._put
     monkeypatch.setattr(Storage, "_put", lambda self, content, name: (pushed.append(name), put(self, content, name)))
     assert run_here(study) == []
+    pushed = [name for name in pushed if not name.startswith("running/")]
     for work, before in (("anchor", "artifacts/anchor"), ("train", "artifacts/train")):
         names = [name for name in pushed if name.partition("/")[2].startswith(work)]
         records = [at for at, name in enumerate(names) if name.endswith(".json")]
@@ -88,3 +90,25 @@ def test_it_may_be_anything_that_fsspec_reads(place: Path) -> None:
     assert fsspec.filesystem("memory").exists("/studies/one/study.yaml")
     with pytest.raises(BapoError, match="nowhere://x cannot be used"):
         Storage("nowhere://x")
+
+
+def test_others_see_that_a_job_runs_and_how_far_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(place / "shared")
+    here, elsewhere = (open_study(place / "study.yaml", place / name, storage=url) for name in ("here", "elsewhere"))
+    job = next(job for job in here.jobs.values() if job.work == "anchor")
+    monkeypatch.setattr("bapo.study.storage._BEAT_S", 0.0)
+
+    def seen() -> dict[str, str]:
+        Storage(url).fetch_all(elsewhere)
+        ledger = Ledger(elsewhere)
+        return {each.key: ledger.state(each) for each in elsewhere.jobs.values()}
+
+    with Storage(url).showing(here, job, silent) as shown, Ledger(here).alive(job, shown) as tell:
+        tell("base responses", 3, 8)
+        assert seen()[job.key] == "running"
+        assert (Ledger(elsewhere).sign_of_life(job) or "").startswith("starting 0/1")
+    assert not list((place / "shared/running").iterdir())
+    Ledger(elsewhere).sign(job).unlink()
+    assert seen()[job.key] == "waiting"
+    assert run_here(here) == []
+    assert set(seen().values()) == {"done"}

@@ -91,13 +91,14 @@ class Ledger:
         for job in self.study.jobs.values():
             self.failure(job).unlink(missing_ok=True)
 
-    def _sign(self, job: StudyJob) -> Path:
+    def sign(self, job: StudyJob) -> Path:
+        """Where a running job says that it is alive."""
         return self.study.folder / "running" / f"{job.key}.json"
 
     @contextmanager
     def alive(self, job: StudyJob, on_progress: OnProgress) -> Iterator[OnProgress]:
         """Show that a job runs, and how far it is, to whoever reads the folder."""
-        make_folder(self._sign(job).parent)
+        make_folder(self.sign(job).parent)
         last = 0.0
 
         def tell(stage: str, done: int, total: int, note: str = "") -> None:
@@ -107,18 +108,18 @@ class Ledger:
                 last = time.monotonic()
                 who = {"host": socket.gethostname(), "process": os.getpid(), "at": time.time()}
                 with suppress(BapoError):  # a sign that cannot be written stops no work
-                    write_json(self._sign(job), {**who, "stage": stage, "done": done, "total": total})
+                    write_json(self.sign(job), {**who, "stage": stage, "done": done, "total": total})
 
         tell("starting", 0, 1)
         try:
             yield tell
         finally:
-            self._sign(job).unlink(missing_ok=True)
+            self.sign(job).unlink(missing_ok=True)
 
     def sign_of_life(self, job: StudyJob) -> str | None:
         """What a running job said last, in words; None of one that has said nothing for a minute."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            said = json.loads(self._sign(job).read_text())
+            said = json.loads(self.sign(job).read_text())
             if time.time() - said["at"] < _DEAD_S:
                 return f"{said['stage']} {said['done']}/{said['total']} on {said['host']}"
         return None

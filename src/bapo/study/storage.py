@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from bapo.errors import foreign
+from bapo.errors import BapoError, foreign
 from bapo.files import LOCK, locked, make_folder, write_bytes
 from bapo.journal import Journal
+from bapo.progress import OnProgress
 from bapo.results.runs import DONE
 from bapo.study.grid import Study, StudyJob
 from bapo.study.ledger import Ledger
+
+_BEAT_S = 15.0
+"""How often a running job's sign of life is copied."""
 
 _TODO = "check the address and your access to it, and start the command again"
 
@@ -94,9 +99,34 @@ class Storage:
                     _unpack(study, job, self.fs.cat_file(f"{self.root}/{_archive_name(job)}"))
 
     def fetch_all(self, study: Study) -> None:
-        """Copy all records here that are there and not here."""
+        """Copy all records here that are there and not here, and signs of life of running jobs."""
+        ledger = Ledger(study)
+        there = {folder: self._names(folder) for folder in ("jobs", "failures", "running")}
         for job in study.jobs.values():
-            self.fetch(study, job)
+            name = f"{job.key}.json"
+            if name in there["jobs"] or name in there["failures"]:
+                self.fetch(study, job)
+            if name in there["running"]:
+                self._get(f"running/{name}", ledger.sign(job))
+
+    @contextmanager
+    def showing(self, study: Study, job: StudyJob, on_progress: OnProgress) -> Iterator[OnProgress]:
+        """Let others see that a job runs, and how far it is."""
+        sign, last = Ledger(study).sign(job), 0.0
+
+        def tell(stage: str, done: int, total: int, note: str = "") -> None:
+            nonlocal last
+            on_progress(stage, done, total, note)
+            if time.monotonic() - last >= _BEAT_S and sign.is_file():
+                last = time.monotonic()
+                with suppress(BapoError, OSError):  # a sign that cannot be copied stops no work
+                    self._put(sign.read_bytes(), f"running/{sign.name}")
+
+        try:
+            yield tell
+        finally:
+            with suppress(BapoError):
+                self._remove(f"running/{sign.name}")
 
     def fetch_needed(self, study: Study, job: StudyJob) -> None:
         """Copy here what a job needs, and its own record."""
@@ -112,6 +142,22 @@ class Storage:
             self.fs.makedirs(str(final.parent), exist_ok=True)
             self.fs.pipe_file(part, content)
             self.fs.mv(part, str(final))
+
+    def _names(self, folder: str) -> set[str]:
+        """What lies in a folder, without asking for each object."""
+        with self._reached():
+            self.fs.invalidate_cache()
+            there = f"{self.root}/{folder}"
+            return (
+                {PurePosixPath(path).name for path in self.fs.ls(there, detail=False)}
+                if self.fs.isdir(there)
+                else set()
+            )
+
+    def _remove(self, name: str) -> None:
+        with self._reached():
+            if self.fs.exists(f"{self.root}/{name}"):
+                self.fs.rm_file(f"{self.root}/{name}")
 
     def _get(self, name: str, path: Path) -> None:
         with self._reached():

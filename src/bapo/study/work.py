@@ -8,7 +8,6 @@ does one in a process of its own; what it found is in the record, and why it fai
 from __future__ import annotations
 
 import argparse
-import resource
 import sys
 import time
 from dataclasses import replace
@@ -48,7 +47,8 @@ def do(study: Study, job: StudyJob, on_progress: OnProgress = silent) -> bool:
         return _do(study, job, on_progress)
     storage = Storage(study.storage)
     storage.fetch_needed(study, job)
-    done = _do(study, job, on_progress)
+    with storage.showing(study, job, on_progress) as tell:
+        done = _do(study, job, tell)
     storage.push(study, job)
     return done
 
@@ -70,11 +70,21 @@ def _do(study: Study, job: StudyJob, on_progress: OnProgress) -> bool:
         except Exception as error:  # whatever a library raises: the study goes on, and says so
             ledger.fail(job, f"{type(error).__name__}: {first_line(error)}")
             return False
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         seconds = time.perf_counter() - start
-        content = FinishedJob(job.key, job.of, job.work, seconds, peak, **found)
+        content = FinishedJob(job.key, job.of, job.work, seconds, _peak_memory(), **found)
         ledger.finish(job, content, _without_places(study, job, made_from), items)
         return True
+
+
+def _peak_memory() -> int:
+    """The most memory that this process has had, bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _without_places(study: Study, job: StudyJob, made_from: Provenance) -> Provenance:
