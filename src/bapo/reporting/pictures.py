@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _INK = "#010203"
 """Of text and axes; a page replaces it by the colour of its own text."""
 
+MOST_BARS = 80
+"""Of more preferences the figure shows how they are distributed, without their names."""
+
 Draw = Callable[[Any], None]
 """Draws on a matplotlib figure."""
 
@@ -110,7 +113,11 @@ def pictures(report: StudyReport, logs: Mapping[str, Mapping[str, Log]]) -> dict
         caption = f"Mean over benchmarks of the change of the {FORGETTING}, nats; the line is the base."
         bars = sum(row.preferences for row in spread)
         title = "Change by preference (figures 2 and 3)."
-        drawn["by-preference"] = Picture(title, caption, partial(_by_preference, rows=spread), (6.4, 1.0 + 0.24 * bars))
+        drawn["by-preference"] = (
+            Picture(title, caption, partial(_by_preference, rows=spread), (6.4, 1.0 + 0.24 * bars))
+            if bars <= MOST_BARS
+            else Picture(title, caption, partial(_over_preferences, rows=spread), (6.4, 4.2))
+        )
     for key, name, title in (
         ("training.anchor_strength", "strengths", "Anchor strength (figure 7)."),
         ("lora.rank", "ranks", "LoRA rank (figure 8)."),
@@ -214,6 +221,20 @@ def _by_preference(figure: Any, rows: Sequence[TableRow]) -> None:
     _zero(axis)
     _bare(axis)
     axis.set_xlabel(f"{FORGETTING} (nats)")
+
+
+def _over_preferences(figure: Any, rows: Sequence[TableRow]) -> None:
+    axis = figure.subplots()
+    methods = list(dict.fromkeys(row.method for row in rows))
+    for row in rows:
+        changes = sorted(row.by_preference.values())
+        shares = [100 * (at + 1) / len(changes) for at in range(len(changes))]
+        axis.step(changes, shares, where="post", color=_colour(row.method, methods), label=_name(row))
+    _zero(axis)
+    _bare(axis)
+    axis.set_xlabel(f"{FORGETTING} (nats)")
+    axis.set_ylabel("preferences with at most this change (%)")
+    axis.legend(frameon=False)
 
 
 def _along(figure: Any, rows: Sequence[TableRow], key: str) -> None:

@@ -12,13 +12,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from bapo.errors import BapoError, foreign
 from bapo.files import checksum, make_folder, read_bytes, read_record, write_bytes, write_record
 from bapo.results.places import without_places
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
 Content = TypeVar("Content")
+
+_READERS: dict[type[Any], TypeAdapter[Any]] = {}
+"""By kind of content, made once: of a study's records there are thousands."""
 
 _AGAIN = "delete it, and it is made again"
 
@@ -159,8 +165,10 @@ def typed(content: type[Content], value: Any, path: Path, todo: str) -> Content:
     """
     from pydantic import TypeAdapter, ValidationError
 
+    reader: TypeAdapter[Content] = _READERS.get(content) or TypeAdapter(content)
+    _READERS[content] = reader
     try:
-        return TypeAdapter(content).validate_python(value)
+        return reader.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part)[:40] for part in first["loc"][:4]) or "content"

@@ -215,15 +215,12 @@ class Draws:
         ordered = sorted(cells, key=lambda cell: (cell.preference, cell.seed))
         self.cells = [list(group) for _, group in groupby(ordered, key=lambda cell: cell.preference)]
         count = len(self.cells)
-        self.weights = np.zeros((RESAMPLES, len(ordered)))
-        starts = np.cumsum([0, *map(len, self.cells)])
-        for _ in range(count):
-            picked = self.generator.integers(0, count, RESAMPLES)  # one of the count places of a resample
-            for preference, runs in enumerate(self.cells):
-                drawn = self.generator.integers(0, len(runs), (RESAMPLES, len(runs)))
-                share = np.stack([(drawn == at).mean(axis=1) for at in range(len(runs))], axis=1)
-                here = (picked == preference)[:, None] * share / count
-                self.weights[:, starts[preference] : starts[preference + 1]] += here
+        picked = self.generator.multinomial(count, np.full(count, 1 / count), RESAMPLES)
+        seeds = [
+            self.generator.multinomial(times * len(runs), np.full(len(runs), 1 / len(runs))) / len(runs)
+            for times, runs in zip(picked.T, self.cells, strict=True)
+        ]
+        self.weights = np.concatenate(seeds, axis=1) / count
         self.flat = [cell for runs in self.cells for cell in runs]
 
     def of_questions(self, measure: str, column: str, least: float = 0.0) -> tuple[list[list[float]], Array]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from bapo.errors import BapoError
@@ -41,40 +43,64 @@ def report(study: Study) -> Record[StudyReport]:
     bases: dict[str, EvaluatedCell] = {}
     cells: list[EvaluatedCell] = []
     before: dict[str, list[dict[str, Any]]] = {}
-    after: list[tuple[EvaluatedCell, list[dict[str, Any]]]] = []
+    flips: list[dict[str, Any]] = []
     spoken: dict[str, dict[str, Behaviour]] = {}
-    for key, record in done.items():
-        job = study.jobs[key]
-        if job.work != "evaluate":
-            continue
+    evaluated = [study.jobs[key] for key in done if study.jobs[key].work == "evaluate"]
+    for job in sorted(evaluated, key=lambda job: job.of != BASE):  # bases first; items of runs are not held together
+        record = done[job.key]
         cell = evaluated_cell(record, **_place(study, job))
         if job.of == BASE:
             bases[cell.model] = cell
             before[cell.model] = record.items()
         else:
             cells.append(cell)
-            after.append((cell, record.items()))
+            flips += flipped_questions(cell, before.get(cell.model, []), record.items())
             if record.content.base_behaviour is not None:
                 spoken.setdefault(cell.model, {}).setdefault(cell.preference, record.content.base_behaviour)
     if not bases and not cells:
         raise BapoError(f"No evaluation of {study.path} is done: start it with bapo study run {study.path}.")
     content = study_report(bases, cells, jobs=len(study.jobs), done=len(done), spoken=spoken)
     made_from = Provenance(model="", weights="", settings={"study": str(study.path.name), "jobs": sorted(done)})
-    flips = [flip for cell, rows in after for flip in flipped_questions(cell, before.get(cell.model, []), rows)]
     return STUDY_REPORT.write(path, content, identity=identity, made_from=made_from, items=flips)
 
 
-def logs_by_method(study: Study) -> dict[str, dict[str, tuple[Mapping[str, float], ...]]]:
+MOST_PLACES = 12
+"""Models and preferences that figures of training show one by one; of more, the mean over a model's preferences."""
+
+Log = tuple[Mapping[str, float], ...]
+
+
+def logs_by_method(study: Study) -> dict[str, dict[str, Log]]:
     """What the trainer logged, by model and preference and by method; of runs that are not varied, the first seed."""
-    by_place: dict[str, dict[str, tuple[Mapping[str, float], ...]]] = {}
+    by_place: dict[tuple[str, str], dict[str, Log]] = {}
     for key, log in logs(study).items():
         cell = study.cells[key]
         if not cell.varied:
-            by_place.setdefault(f"{cell.model}, {cell.preference}", {}).setdefault(cell.method, log)
-    return by_place
+            by_place.setdefault((cell.model, cell.preference), {}).setdefault(cell.method, log)
+    if len(by_place) <= MOST_PLACES:
+        return {", ".join(place): of_methods for place, of_methods in by_place.items()}
+    by_model: dict[str, dict[str, list[Log]]] = defaultdict(lambda: defaultdict(list))
+    for (model, _), of_methods in by_place.items():
+        for method, log in of_methods.items():
+            by_model[model][method].append(log)
+    return {
+        f"{model}, mean of {max(map(len, of_methods.values()))}": {
+            method: _mean_log(logs) for method, logs in of_methods.items()
+        }
+        for model, of_methods in by_model.items()
+    }
 
 
-def logs(study: Study) -> dict[str, tuple[Mapping[str, float], ...]]:
+def _mean_log(logs: Sequence[Log]) -> Log:
+    """Step by step the mean of what several trainings logged."""
+    values: dict[float, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for entry in (entry for log in logs for entry in log if "step" in entry):
+        for name, value in entry.items():
+            values[entry["step"]][name].append(value)
+    return tuple({name: mean(of) for name, of in values[step].items()} for step in sorted(values))
+
+
+def logs(study: Study) -> dict[str, Log]:
     """What the trainer logged of each finished training, by cell."""
     ledger = Ledger(study)
     records = {job.of: ledger.finished(job) for job in study.jobs.values() if job.work == "train"}
