@@ -6,9 +6,12 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError, foreign
@@ -155,35 +158,74 @@ def _run(study: Study, place: _Place, on_progress: OnProgress) -> list[StudyJob]
     return ledger.missing()
 
 
-def _told(study: Study, job: StudyJob) -> list[str]:
-    """What `bapo.study.work` is told of a job."""
+def _told(study: Study) -> list[str]:
+    """What `bapo.study.work` is told of a study."""
     data_folder = ["--data-folder", str(study.data_folder.resolve())] if study.data_folder else []
     storage = ["--storage", study.storage] if study.storage else []
-    return [str(study.path.resolve()), str(study.folder.resolve()), job.key, *data_folder, *storage]
+    return [str(study.path.resolve()), str(study.folder.resolve()), *data_folder, *storage]
+
+
+class _Worker:
+    """A process that does one job after another: Python and its libraries take longer to start than many a job."""
+
+    def __init__(self, study: Study, environment: Mapping[str, str], log: Path) -> None:
+        command = [sys.executable, "-m", "bapo.study.work", *_told(study)]
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        self.busy = False
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for _ in self.process.stdout:  # a line when a job has its record
+            self.busy = False
+
+    def begin(self, job: StudyJob) -> None:
+        """Let it do a job."""
+        assert self.process.stdin is not None
+        self.busy = True
+        with suppress(OSError):  # one that is dead is found dead
+            self.process.stdin.write(f"{job.key}\n")
+            self.process.stdin.flush()
+
+    def died(self) -> str | None:
+        """How it died, if it did."""
+        code = self.process.poll()
+        return None if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 class _Processes(_Place):
     def __init__(self, study: Study, most: int, threads: int) -> None:
         self.study, self.most = study, most
         self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        self.idle: list[_Worker] = []
+        self.started = 0
 
-    def start(self, job: StudyJob) -> subprocess.Popen[bytes]:
-        log = make_folder(self.study.folder / "running") / f"{job.key}.log"
-        with log.open("wb") as out:
-            command = [sys.executable, "-m", "bapo.study.work", *_told(self.study, job)]
-            return subprocess.Popen(command, env=self.environment, stdout=out, stderr=subprocess.STDOUT)
+    def start(self, job: StudyJob) -> _Worker:
+        self.idle = [worker for worker in self.idle if worker.died() is None]
+        worker = self.idle.pop() if self.idle else self._new()
+        worker.begin(job)
+        return worker
 
-    def ended(self, handle: subprocess.Popen[bytes]) -> str | None:
-        code = handle.poll()
-        if code is None:
-            return None
-        return "" if code in (0, 1) else f"signal {-code}" if code < 0 else f"exit code {code}"
+    def _new(self) -> _Worker:
+        self.started += 1
+        log = make_folder(self.study.folder / "running") / f"worker-{self.started}.log"
+        return _Worker(self.study, self.environment, log)
 
-    def stop(self, handles: Sequence[subprocess.Popen[bytes]]) -> None:
-        for handle in handles:
-            handle.terminate()
-        for handle in handles:
-            handle.wait()
+    def ended(self, handle: _Worker) -> str | None:
+        died = handle.died()
+        if not handle.busy:
+            self.idle.append(handle)
+            return ""
+        return died
+
+    def stop(self, handles: Sequence[_Worker]) -> None:
+        for worker in (*handles, *self.idle):
+            worker.process.terminate()
+        for worker in (*handles, *self.idle):
+            worker.process.wait()
 
 
 class _OnRay(_Place):
@@ -203,7 +245,7 @@ class _OnRay(_Place):
         self.task = ray.remote(max_retries=0, **resources)(_on_a_worker)  # how often it is tried is counted here
 
     def start(self, job: StudyJob) -> Any:
-        return self.task.remote(_told(self.study, job), dict(_kept_of(os.environ)))
+        return self.task.remote([*_told(self.study), "--job", job.key], dict(_kept_of(os.environ)))
 
     def ended(self, handle: Any) -> str | None:
         ready, _ = self.ray.wait([handle], timeout=0)

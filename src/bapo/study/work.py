@@ -1,13 +1,15 @@
 """Doing one job of a study, wherever it runs.
 
-    python -m bapo.study.work FILE FOLDER KEY [--data-folder FOLDER] [--storage URL]
+    python -m bapo.study.work FILE FOLDER [--data-folder FOLDER] [--storage URL] [--job KEY]
 
-does one in a process of its own; what it found is in the record, and why it failed in the record of that.
+does one in a process of its own, or without --job those whose keys it is told on standard input, a line each, with a
+line of its own behind each; what it found is in the record, and why it failed in the record of that.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import replace
@@ -224,13 +226,13 @@ _WORK = {"anchor": _anchor, "train": _train, "evaluate": _evaluate}
 
 
 def main(arguments: list[str]) -> int:
-    """Do the job that is named, quietly; 0 if it is done."""
+    """Do the jobs that are named, quietly; 0 if the one that --job names is done."""
     parser = argparse.ArgumentParser(prog="python -m bapo.study.work")
     for name in ("file", "folder"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("key")
     parser.add_argument("--data-folder", type=Path)
     parser.add_argument("--storage")
+    parser.add_argument("--job")
     given = parser.parse_args(arguments)
     file = (
         given.file
@@ -238,7 +240,24 @@ def main(arguments: list[str]) -> int:
         else Storage(given.storage).fetch_study(given.folder)
     )
     study = open_study(file, given.folder, given.data_folder, given.storage)
-    return 0 if do(study, study.jobs[given.key]) else 1
+    if given.job is not None:
+        return 0 if do(study, study.jobs[given.job]) else 1
+    _do_what_is_told(study)
+    return 0
+
+
+def _do_what_is_told(study: Study) -> None:
+    """Jobs by the lines of standard input; all that they print goes to a log of each."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        for line in sys.stdin:
+            job = study.jobs[line.strip()]
+            with (make_folder(study.folder / "running") / f"{job.key}.log").open("wb") as log:
+                sys.stdout.flush()
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            do(study, job)
+            answers.write("done\n")
+            answers.flush()
 
 
 if __name__ == "__main__":
