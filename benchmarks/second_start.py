@@ -2,7 +2,8 @@
 
 For each size a file of made-up comparisons, one a prompt, and a tiny random model. Every start is a process of its own,
 whose imports are done, so that what is left is the work: `data` reads and sums up; `anchor` generates and scores; the
-same again, of which everything is done; and `train`, which takes one step on what is anchored and so needs all of it.
+same again, of which everything is done; `train`, which takes one step on what is anchored and so needs all of it; and
+`train` on the first hundred of them alone, which must not cost more in a larger store.
 Of each: the seconds, in parentheses those in which a processor was at work, and the most memory.
 
     python benchmarks/second_start.py [100 10000 50000] [--model folder] [--keep folder]
@@ -34,6 +35,8 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+FEW = 100
 
 
 class Cost(NamedTuple):
@@ -111,11 +114,15 @@ def costs(folder: Path, model: str, groups: int) -> dict[str, Cost]:
         "training.max_steps": 1,
     }
     recipe = read_recipe(None, told)
+    few = folder / f"{groups}-few.jsonl"
+    few.write_text("".join(source.read_text().splitlines(keepends=True)[:FEW]))
+    of_few = read_recipe(None, {**told, "preferences.source": str(few)})
     return {
         "data": in_a_process(sum_up, str(source)),
         "first anchor": in_a_process(job.anchor, recipe),
         "the same again": in_a_process(job.anchor, recipe),
         "train, one step": in_a_process(job.train, recipe, folder / f"run-{groups}"),
+        f"train, first {FEW}": in_a_process(job.train, of_few, folder / f"run-{groups}-few"),
     }
 
 
