@@ -1,13 +1,13 @@
 """What a user costs where many share prompts: anchoring, training and evaluation, in the order in which users come.
 
-Users are made up: each has a taste, which is one style of the starter preferences (or one domain of DSP with
---source dsp), and likes, by a seeded choice, its response best on nine of ten prompts and another one on the rest.
-All draw their prompts from one pool, so base responses and reference log-probs of a prompt are made once. They are a
+Users are made up: each has a taste, which is one style of the starter preferences or one domain of DSP, and likes, by a
+seeded choice, its response best on nine of ten prompts and another one on the rest. All of a source draw their prompts
+from one pool, so base responses and reference log-probs of a prompt are made once. They are a
 study: a file with a column `user`, and a run for each. Printed are seconds of each kind of job for the first user and
 for later ones by how many came before; and of all users together the reward accuracy on their own held-out prompts,
 and what an adapter and the store of all of them take on the disk.
 
-    python benchmarks/many_users.py FOLDER [--users 50] [--steps 20] [--pool 40] [--prompts 24]
+    python benchmarks/many_users.py FOLDER [--users 50] [--sources starter dsp] [--steps 20] [--pool 40] [--prompts 24]
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ from bapo.reporting import markdown_table
 from bapo.results import FINISHED_JOB
 from bapo.study import Ledger, Study, open_study, run_here
 
-TASTES = {"starter": ("concise", "detailed", "elementary", "expert", "friendly", "unfriendly")}
-TASTES["dsp"] = ("academy", "business", "entertainment", "literature")
+TASTES = {
+    "starter": ("concise", "detailed", "elementary", "expert", "friendly", "unfriendly"),
+    "dsp": ("academy", "business", "entertainment", "literature"),
+}
 FAITHFUL = 0.9
 
+Pools = dict[tuple[str, str], Preferences]
+"""Prompts with their responses, by source and taste."""
 
-def rows_of(
-    user: int, pools: dict[str, Preferences], prompts: int, tastes: tuple[str, ...]
-) -> Iterator[dict[str, Any]]:
+
+def rows_of(user: int, pools: Pools, prompts: int) -> Iterator[dict[str, Any]]:
     """Comparisons of one user: what the user likes against one other response to each of some prompts."""
     rng = random.Random(user)
-    taste = tastes[user % len(tastes)]
-    for at in sorted(rng.sample(range(len(pools[taste].groups)), prompts)):
+    source, taste = sorted(pools)[user % len(pools)]
+    tastes = TASTES[source]
+    for at in sorted(rng.sample(range(len(pools[source, taste].groups)), prompts)):
         liked = taste if rng.random() < FAITHFUL else rng.choice(tastes)
-        group = pools[liked].groups[at]
+        group = pools[source, liked].groups[at]
         chosen, rejected = rng.choice(group.pairs)
         said = [response if isinstance(response, str) else response.content for response in group.responses]
         yield {
@@ -55,15 +59,13 @@ def rows_of(
 
 def write_study(arguments: argparse.Namespace) -> Path:
     """The users' file and their study."""
-    tastes = TASTES[arguments.source]
-    pools = {}
-    for taste in tastes:
-        read = read_preferences(f"{arguments.source}:{taste}")
-        pools[taste] = Preferences(read.name, read.groups[: arguments.pool], read.rows, {})
+    pools: Pools = {}
+    for source in arguments.sources:
+        for taste in TASTES[source]:
+            read = read_preferences(f"{source}:{taste}")
+            pools[source, taste] = Preferences(read.name, read.groups[: arguments.pool], read.rows, {})
     lines = (
-        json.dumps(row) + "\n"
-        for user in range(arguments.users)
-        for row in rows_of(user, pools, arguments.prompts, tastes)
+        json.dumps(row) + "\n" for user in range(arguments.users) for row in rows_of(user, pools, arguments.prompts)
     )
     arguments.folder.mkdir(parents=True, exist_ok=True)
     people = arguments.folder / "people.jsonl"
@@ -95,10 +97,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--source", choices=sorted(TASTES), default="starter")
+    parser.add_argument("--sources", nargs="+", choices=sorted(TASTES), default=["starter"], help="dsp needs its data")
     parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--pool", type=int, default=40, help="prompts that all users draw from")
+    parser.add_argument("--pool", type=int, default=40, help="prompts of a source that its users draw from")
     parser.add_argument("--prompts", type=int, default=24, help="of each user, held-out ones too")
     parser.add_argument("--held-out", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=96)

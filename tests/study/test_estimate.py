@@ -61,11 +61,25 @@ def test_tokens_and_seconds_are_those_that_one_counts_by_hand(tmp_path: Path) ->
     assert jobs["train"].tokens == 5 * 2 * 100  # five steps of four pairs, which are two groups
     per_token = 2 * 1000 + 4 * 2 * 8 * (10 + 20 / 2)
     assert jobs["train"].flops == jobs["train"].tokens * 2 * per_token
-    assert jobs["train"].seconds == pytest.approx(2 + jobs["train"].flops / 5e3)
+    assert jobs["train"].seconds == pytest.approx(jobs["train"].flops / 5e3)
     assert jobs["evaluate"].tokens == 7 * 50 + 2 * 10 * 100
     assert jobs["evaluate"].generated == 3 * 30
-    seconds = 2 + per_token * (jobs["evaluate"].tokens / 1e4 + 90 / 1e3)
+    seconds = per_token * (jobs["evaluate"].tokens / 1e4 + 90 / 1e3)
     assert jobs["evaluate"].seconds == pytest.approx(seconds)
+    per_token = 2 * 1000 + 4 * 2 * 8 * (10 + 30 / 2)
+    anchoring = 2 + per_token * (30 * 100 / 1e4 + 30 * 30 / 1e3)  # the first job, in which the model is loaded
+    assert jobs["anchor"].seconds == pytest.approx(anchoring)
+
+
+@pytest.mark.parametrize(("shared", "tokens", "generated"), [("prompts", 30 * 70, 0), ("responses", 0, 0)])
+def test_what_preferences_share_is_anchored_once(shared: str, tokens: int, generated: int, tmp_path: Path) -> None:
+    content = deepcopy(CONTENT)
+    content["grids"]["main"]["preferences"] = ["dsp:academy", "dsp:business"]
+    content["sizes"]["preferences"]["dsp:*"]["shared"] = shared
+    jobs = estimate(open_study(write(tmp_path, content)), datasheet_rates("h100", 0.3), {})
+    first, second = (each for each in jobs if each.work == "anchor")
+    assert (first.tokens, first.generated) == (30 * 100, 30 * 30)
+    assert (second.tokens, second.generated) == (tokens, generated)
 
 
 def test_pairs_that_are_shuffled_share_no_prompt(tmp_path: Path) -> None:
@@ -74,7 +88,7 @@ def test_pairs_that_are_shuffled_share_no_prompt(tmp_path: Path) -> None:
     rates = datasheet_rates("a100", 0.5)
     (train,) = [each for each in estimate(open_study(write(tmp_path, content)), rates, {}) if each.work == "train"]
     assert train.tokens == 5 * 4 * (10 + 2 * 20 + 30)
-    assert train.seconds == pytest.approx(60 + train.flops / (0.5 * 312e12))
+    assert train.seconds == pytest.approx(train.flops / (0.5 * 312e12))
 
 
 @pytest.mark.parametrize("kind", ["models", "preferences", "benchmarks"])
@@ -95,7 +109,8 @@ def test_a_gpu_that_nobody_knows_is_refused() -> None:
 def test_what_done_jobs_took_stands_beside_what_was_estimated_of_them(tmp_path: Path) -> None:
     study = open_study(write(tmp_path, CONTENT))
     took = {key: 360.0 for key in study.jobs if key.startswith("train")}
-    header, rows = estimate_rows(estimate(study, Rates(1e12, 1e12, 1e12, 720.0, "x"), took))
+    (train,) = (each for each in estimate(study, Rates(1e12, 1.0, 1e12, 720.0, "x"), {}) if each.work == "train")
+    header, rows = estimate_rows(estimate(study, Rates(1e12, train.seconds / 720, 1e12, 720.0, "x"), took))
     by_work = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert by_work["train"]["took (hours)"] == "0.10 of 0.20 estimated"
     assert by_work["all"]["done"] == "1"

@@ -9,6 +9,7 @@ import fsspec
 import pytest
 
 from bapo.errors import BapoError
+from bapo.jobs import stages
 from bapo.journal import Journal
 from bapo.progress import silent
 from bapo.study import Ledger, Storage, open_study, run_here
@@ -21,7 +22,10 @@ __all__ = ["place"]
 def test_a_worker_goes_on_with_what_another_one_finished(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(place / "shared")
     first = open_study(place / "study.yaml", place / "first", storage=url)
+    loads, load = [], stages.load
+    monkeypatch.setattr(stages, "load", lambda *told, **more: (loads.append(told), load(*told, **more))[1])
     assert run_here(first) == []
+    assert len(loads) == 1, "all jobs of a process that follow each other share their model"
     assert len(list((place / "shared/jobs").glob("*.json"))) == JOBS
     assert not list((place / "shared").rglob("*.part"))
 

@@ -38,7 +38,7 @@ from bapo.results import (
 
 if TYPE_CHECKING:
     from bapo.anchoring import AnchoredPreferences, AnchorStore
-    from bapo.models import LoadedModel
+    from bapo.models import LoadedModel, SharedModel
 
 Content = TypeVar("Content")
 
@@ -128,8 +128,15 @@ def anchor(recipe: Recipe, on_progress: OnProgress = silent) -> Record[AnchoredS
     return job.finish(_summary(store, preferences, anchored), made_from)
 
 
-def train(recipe: Recipe, folder: Path, on_progress: OnProgress = silent) -> tuple[Run, Split, Mapping[str, int]]:
+def train(
+    recipe: Recipe, folder: Path, on_progress: OnProgress = silent, *, shared: SharedModel | None = None
+) -> tuple[Run, Split, Mapping[str, int]]:
     """The job `bapo train`: the adapter of the recipe's objective, anchoring first what is not anchored yet.
+
+    Args:
+        recipe, folder: what is trained, and where to.
+        on_progress: told how far it is.
+        shared: the recipe's model, if the caller has it (`stages.shared_model`).
 
     Returns:
         The run; the preferences; and what was dropped or cut in tokens, by reason. No model is loaded if it is done.
@@ -146,7 +153,7 @@ def train(recipe: Recipe, folder: Path, on_progress: OnProgress = silent) -> tup
     if done is not None:
         return done[0], split, done[1]
     remember(make_folder(folder), recipe)
-    shared = stages.shared_model(recipe)
+    shared = shared or stages.shared_model(recipe)
     on_progress("loading the model", 0, 1)
     with shared.wearing(recipe.model.reference_adapter) as model:
         on_progress("loading the model", 1, 1)

@@ -53,7 +53,7 @@ class Work:
 
 
 def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[EstimatedJob]:
-    """What each job of a study will take.
+    """What each job of a study will take; a model is loaded in the first of its jobs, and kept.
 
     Args:
         study: whose file states sizes.
@@ -64,14 +64,23 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
         BapoError: the file does not state a size; says which.
     """
     labels = {cell.recipe.model.name: cell.model for cell in study.cells.values()}
-    estimates = []
+    estimates: list[EstimatedJob] = []
+    loaded: set[str] = set()
+    anchored: list[tuple[str, PreferenceSize]] = []
     for job in study.jobs.values():
         label = labels[job.recipe.model.name]
         model = study.sizes.models.get(label)
         if model is None:
             raise BapoError(f"{study.path} does not state how large {label} is: add it to sizes.models.")
-        work = _work(study, job, model)
+        data = size_of(study.sizes.preferences, job.recipe.preferences.source)
+        if data is None:
+            source = job.recipe.preferences.source
+            raise BapoError(f"{study.path} does not state how large {source} is: add it to sizes.preferences.")
+        work = _work(study, job, data, model, again=(label, data) in anchored)
         seconds = rates.seconds(model, work.forward, work.trained, work.generated, work.context)
+        seconds += 0.0 if label in loaded else rates.start
+        loaded.add(label)
+        anchored += [(label, data)] if job.work == "anchor" else []
         estimates.append(
             EstimatedJob(
                 job.key,
@@ -88,15 +97,12 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
     return estimates
 
 
-def _work(study: Study, job: StudyJob, model: ModelSize) -> Work:
-    recipe, source = job.recipe, job.recipe.preferences.source
-    data = size_of(study.sizes.preferences, source)
-    if data is None:
-        raise BapoError(f"{study.path} does not state how large {source} is: add it to sizes.preferences.")
+def _work(study: Study, job: StudyJob, data: PreferenceSize, model: ModelSize, *, again: bool) -> Work:
+    """Of one job; ``again`` says that preferences of this size were anchored to this model before."""
     if job.work == "anchor":
-        return _anchoring(recipe, data, model)
+        return _anchoring(job.recipe, data, model, data.shared if again else "nothing")
     if job.work == "train":
-        return _training(recipe, data, model)
+        return _training(job.recipe, data, model)
     return _evaluation(study, job, data, model)
 
 
@@ -113,10 +119,15 @@ def _group_tokens(data: PreferenceSize, pairs: float) -> float:
     return data.prompt_tokens + (pairs + 1) * data.response_tokens + data.base_tokens
 
 
-def _anchoring(recipe: Recipe, data: PreferenceSize, model: ModelSize) -> Work:
+def _anchoring(recipe: Recipe, data: PreferenceSize, model: ModelSize, shared: str) -> Work:
+    """Of all prompts, less what is shared with preferences that were anchored before."""
+    if shared == "responses":
+        return Work(memory=_weights(model))
     prompts = sum(_prompts(recipe, data))
     per_prompt = _group_tokens(data, data.pairs / data.prompts)
     generated = prompts * data.base_tokens * recipe.anchoring.base_responses
+    if shared == "prompts":
+        per_prompt, generated = per_prompt - data.base_tokens, 0.0
     context = data.prompt_tokens + data.base_tokens / 2
     return Work(prompts * per_prompt, generated=generated, context=context, memory=_weights(model), disk=prompts * 2000)
 

@@ -20,12 +20,15 @@ from bapo.progress import OnProgress, silent
 from bapo.study.grid import Study, StudyJob
 from bapo.study.ledger import Ledger
 from bapo.study.storage import Storage
-from bapo.study.work import do
+from bapo.study.work import do, let_go
 
 _TRIES = 3
 """How often a job is started whose process dies."""
 
 _LOOK_S = 0.2
+
+_NAMED = 4
+"""Running jobs that are named in the progress."""
 
 
 def run_here(study: Study, on_progress: OnProgress = silent) -> list[StudyJob]:
@@ -36,10 +39,13 @@ def run_here(study: Study, on_progress: OnProgress = silent) -> list[StudyJob]:
     """
     ledger = _begun(study)
     missing = ledger.missing()
-    for number, job in enumerate(missing):
-        on_progress("study", number, len(missing), job.key)
-        if ledger.state(job) != "blocked":
-            do(study, job, on_progress)
+    try:
+        for number, job in enumerate(missing):
+            on_progress("study", number, len(missing), job.key)
+            if ledger.state(job) != "blocked":
+                do(study, job, on_progress)
+    finally:
+        let_go()
     on_progress("study", len(missing), len(missing))
     return ledger.missing()
 
@@ -140,8 +146,8 @@ def _run(study: Study, place: _Place, on_progress: OnProgress) -> list[StudyJob]
                     left.insert(0, job)
                 elif died:
                     ledger.fail(job, f"Its process died {_TRIES} times, last of {died}: start the study again.")
+            unfinished = {job.key for job in left} | set(running)
             for job in list(left):
-                unfinished = {other.key for other in left} | set(running)
                 if place.most is not None and len(running) >= place.most:
                     break
                 if any(key in unfinished for key in job.needs):
@@ -150,7 +156,8 @@ def _run(study: Study, place: _Place, on_progress: OnProgress) -> list[StudyJob]
                 if ledger.state(job) != "blocked":
                     tries[job.key] = tries.get(job.key, 0) + 1
                     running[job.key] = (job, place.start(job))
-            on_progress("study", total - len(left) - len(running), total, ", ".join(running))
+            more = f" and {len(running) - _NAMED} more" if len(running) > _NAMED else ""
+            on_progress("study", total - len(left) - len(running), total, ", ".join([*running][:_NAMED]) + more)
             if running:
                 time.sleep(_LOOK_S)
     finally:

@@ -38,7 +38,7 @@ class Rates:
     Attributes:
         forward, trained: operations a second without and with a backward pass.
         generated: operations a second while tokens are generated, each of which reads all weights.
-        start: seconds that a job takes before it does anything, its process and the model's loading and probing.
+        start: seconds before a process does anything: its imports, and a model's loading and probing.
         called: what the machine is called.
     """
 
@@ -49,10 +49,10 @@ class Rates:
     called: str
 
     def seconds(self, model: ModelSize, forward: float, trained: float, generated: float, context: float) -> float:
-        """Seconds for so many tokens of a model."""
+        """Seconds for so many tokens of a model that is loaded."""
         per_token = 2 * model.parameters + 4 * model.layers * model.hidden * context
         times = forward / self.forward + 2 * trained / self.trained + generated / self.generated
-        return self.start + per_token * times
+        return per_token * times
 
 
 def datasheet_rates(gpu: str, share: float) -> Rates:

@@ -45,10 +45,11 @@ def report(study: Study) -> Record[StudyReport]:
     before: dict[str, list[dict[str, Any]]] = {}
     flips: list[dict[str, Any]] = []
     spoken: dict[str, dict[str, Behaviour]] = {}
+    varied = list(dict.fromkeys(key for cell in study.cells.values() for key in cell.varied))
     evaluated = [study.jobs[key] for key in done if study.jobs[key].work == "evaluate"]
     for job in sorted(evaluated, key=lambda job: job.of != BASE):  # bases first; items of runs are not held together
         record = done[job.key]
-        cell = evaluated_cell(record, **_place(study, job))
+        cell = evaluated_cell(record, **_place(study, job, varied))
         if job.of == BASE:
             bases[cell.model] = cell
             before[cell.model] = record.items()
@@ -107,12 +108,11 @@ def logs(study: Study) -> dict[str, Log]:
     return {key: record.content.log for key, record in records.items() if record is not None}
 
 
-def _place(study: Study, job: StudyJob) -> dict[str, Any]:
-    """Where an evaluation is in the grid."""
-    keys = list(dict.fromkeys(key for cell in study.cells.values() for key in cell.varied))
+def _place(study: Study, job: StudyJob, varied: Sequence[str]) -> dict[str, Any]:
+    """Where an evaluation is in the grid, in which so many keys are varied."""
     cell = study.cells.get(job.of)
     if cell is not None:
-        settings = {key: _value(cell.recipe, key) for key in keys}
+        settings = {key: _value(cell.recipe, key) for key in varied}
         where = {"model": cell.model, "preference": cell.preference, "method": cell.method, "seed": cell.seed}
         return {**where, "varied": cell.varied, "settings": settings}
     shared = study.cell_of(job)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from bapo.jobs.recipe import Section
@@ -26,6 +28,9 @@ class PreferenceSize(Section):
     prompt_tokens: float = Field(gt=0, description="mean length, as the model is asked")
     response_tokens: float = Field(gt=0, description="mean length of chosen and rejected responses")
     base_tokens: float = Field(gt=0, description="mean length of base responses")
+    shared: Literal["nothing", "prompts", "responses"] = Field(
+        "nothing", description="what all preferences that this stands for have in common; responses means prompts too"
+    )
     source: str = Field(description="where the numbers are from")
 
 

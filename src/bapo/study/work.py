@@ -26,6 +26,7 @@ from bapo.results import (
     AskedQuestions,
     FinishedJob,
     Provenance,
+    identity_of,
     question_rows,
     record_of,
     to_rows,
@@ -37,6 +38,10 @@ from bapo.study.storage import Storage
 
 if TYPE_CHECKING:
     from bapo.evaluation import BenchmarkPlan
+    from bapo.models import SharedModel
+
+_HELD: dict[str, SharedModel] = {}
+"""The model of this process's last job, which the next one most often has too."""
 
 
 def do(study: Study, job: StudyJob, on_progress: OnProgress = silent) -> bool:
@@ -67,9 +72,11 @@ def _do(study: Study, job: StudyJob, on_progress: OnProgress) -> bool:
             with ledger.alive(job, on_progress) as tell:
                 found, items, made_from = _WORK[job.work](study, ledger, job, tell)
         except BapoError as error:
+            let_go()
             ledger.fail(job, str(error))
             return False
         except Exception as error:  # whatever a library raises: the study goes on, and says so
+            let_go()
             ledger.fail(job, f"{type(error).__name__}: {first_line(error)}")
             return False
         seconds = time.perf_counter() - start
@@ -96,6 +103,24 @@ def _without_places(study: Study, job: StudyJob, made_from: Provenance) -> Prove
     return replace(made_from, adapter=adapter, settings=settings)
 
 
+def _model(recipe: Recipe) -> SharedModel:
+    """The recipe's model, loaded, hashed and probed once for all jobs of this process that follow each other."""
+    from bapo.jobs import stages
+
+    key = identity_of(**recipe.model.model_dump(mode="json", exclude={"reference_adapter"}))
+    if key not in _HELD:
+        let_go()
+        _HELD[key] = stages.shared_model(recipe)
+    return _HELD[key]
+
+
+def let_go() -> None:
+    """Keep no model for a next job."""
+    for model in _HELD.values():
+        model.drop()
+    _HELD.clear()
+
+
 Found = tuple[dict[str, Any], list[dict[str, Any]], Provenance]
 
 
@@ -115,19 +140,16 @@ def _anchor(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress
     recipe = _placed(study, job)
     stages.check(recipe)
     split = stages.read(recipe)
-    model = stages.load(recipe)
     data = stages.data_fingerprint(split)
-    anchored = stages.anchor_split(recipe, split, model, on_progress, data=data)
+    with _model(recipe).wearing(recipe.model.reference_adapter) as model:
+        anchored = stages.anchor_split(recipe, split, model, on_progress, data=data)
+        made_on = made_on_by(model, anchored.train)
     counts: dict[str, float] = {}
     for side, part in (("training", anchored.train), ("held-out", anchored.held_out)):
         bases = [base for group in part.groups for base in group.bases]
         counts |= {f"{side} prompts": len(part.groups), f"{side} pairs": part.pair_count}
         counts |= {f"{side} base tokens": sum(len(base.ids) for base in bases)}
-    return (
-        {"counts": counts},
-        [],
-        provenance(recipe, anchored.train.reference, made_on_by(model, anchored.train), data=data),
-    )
+    return {"counts": counts}, [], provenance(recipe, anchored.train.reference, made_on, data=data)
 
 
 def _check_data(study: Study, ledger: Ledger, job: StudyJob, recipe: Recipe) -> None:
@@ -154,7 +176,7 @@ def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress)
 
     recipe = _placed(study, job)
     _check_data(study, ledger, job, recipe)
-    run, _, _ = train(recipe, make_folder(ledger.run_folder(job)), on_progress)
+    run, _, _ = train(recipe, make_folder(ledger.run_folder(job)), on_progress, shared=_model(recipe))
     record = record_of(run.folder) or {}
     counts = {"pairs": float(record.get("pairs", 0)), "steps": float(record.get("steps", 0))}
     made_from = provenance(recipe, record.get("reference", ""), record.get("made_on", {}), data=record.get("data"))
@@ -170,7 +192,7 @@ def _evaluate(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgre
     _check_data(study, ledger, job, recipe)
     adapter = str(study.folder / "runs" / job.of) if job.of in study.cells else None
     system = in_words(stages.read(recipe).train, job.examples) if job.examples else job.system
-    variant, shared = Variant(job.of, adapter=adapter, system=system), stages.shared_model(recipe)
+    variant, shared = Variant(job.of, adapter=adapter, system=system), _model(recipe)
     plan, preferences = _questions(study, recipe), job.of != BASE
     ((findings, made_from),) = find_out(
         recipe, [variant], benchmarks=plan, preferences=preferences, records=records, shared=shared,
