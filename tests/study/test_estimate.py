@@ -62,6 +62,7 @@ def test_tokens_and_seconds_are_those_that_one_counts_by_hand(tmp_path: Path) ->
     per_token = 2 * 1000 + 4 * 2 * 8 * (10 + 20 / 2)
     assert jobs["train"].flops == jobs["train"].tokens * 2 * per_token
     assert jobs["train"].seconds == pytest.approx(jobs["train"].flops / 5e3)
+    assert jobs["train"].disk == 4 * 20 * 4 * 8 * 2  # an adapter of rank 4 in float32
     assert jobs["evaluate"].tokens == 7 * 50 + 2 * 10 * 100
     assert jobs["evaluate"].generated == 3 * 30
     seconds = per_token * (jobs["evaluate"].tokens / 1e4 + 90 / 1e3)

@@ -143,7 +143,7 @@ def _training(recipe: Recipe, data: PreferenceSize, model: ModelSize) -> Work:
     trained = _trained_parameters(recipe, model)
     kept = (asked.max_batch_tokens or 2048) * model.layers * model.hidden * _ACTIVATIONS * 2
     memory = _weights(model) + trained * _TRAINED_BYTES + kept
-    disk = trained * (_ADAPTER_BYTES + 2 * _TRAINED_BYTES)
+    disk = trained * _ADAPTER_BYTES  # checkpoints are deleted when a run is done
     context = data.prompt_tokens + data.response_tokens / 2
     return Work(trained=tokens, context=context, memory=memory, disk=disk)
 
