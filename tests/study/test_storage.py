@@ -10,10 +10,8 @@ import pytest
 
 from bapo.errors import BapoError
 from bapo.jobs import stages
-from bapo.journal import Journal
 from bapo.progress import silent
 from bapo.study import Ledger, Storage, open_study, run_here
-from bapo.study.storage import _merge
 from tests.study.test_study import JOBS, STUDY, found, place, write_study
 
 __all__ = ["place"]
@@ -72,17 +70,6 @@ def test_a_failure_is_told_where_others_read_it(place: Path) -> None:
     Storage(url).fetch_all(elsewhere)
     states = {job.work: Ledger(elsewhere).state(job) for job in elsewhere.jobs.values() if job.work == "anchor"}
     assert states == {"anchor": "failed"}
-
-
-def test_journals_of_two_workers_become_one(tmp_path: Path) -> None:
-    ours, theirs = Journal(tmp_path / "a.jsonl"), Journal(tmp_path / "b.jsonl")
-    for journal, batches in ((ours, [[{"n": 1}], [{"n": 2}]]), (theirs, [[{"n": 2}], [{"n": 3}]])):
-        list(journal.read())
-        for batch in batches:
-            journal.append(batch)
-    _merge(tmp_path / "a.jsonl", (tmp_path / "b.jsonl").read_bytes() + b'{"torn')
-    assert list(Journal(tmp_path / "a.jsonl").read()) == [[{"n": 1}], [{"n": 2}], [{"n": 3}]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
 
 
 def test_it_may_be_anything_that_fsspec_reads(place: Path) -> None:

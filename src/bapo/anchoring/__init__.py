@@ -9,6 +9,7 @@ from bapo.anchoring.anchored import (
 )
 from bapo.anchoring.candidates import Candidates, candidate_logps, sample_candidates, sample_responses
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
+from bapo.anchoring.parts import add_part, part_of
 from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
 from bapo.anchoring.settled import BaseResponse
 from bapo.anchoring.store import AnchorStore, forget
@@ -29,6 +30,7 @@ __all__ = [
     "Use",
     "UsedPrompt",
     "User",
+    "add_part",
     "anchor",
     "anchor_together",
     "candidate_logps",
@@ -36,6 +38,7 @@ __all__ = [
     "first_tokens",
     "forget",
     "generate_batch",
+    "part_of",
     "plan_batches",
     "sample_candidates",
     "sample_responses",

@@ -36,6 +36,10 @@ FORMAT = 3
 """Of the files in a store."""
 
 _MANIFEST, _PROBE = "manifest.json", "probe.json"
+
+FILES = (_MANIFEST, _PROBE)
+"""Of a store, beside its journals."""
+
 _AGAIN = "delete that file, and it is made again"
 
 
@@ -201,10 +205,10 @@ class AnchorStore:
     def _base_journal(self, settings: GenerationSettings) -> Journal:
         key = {**asdict(settings), "end_ids": sorted(self.end_ids), "version": GENERATION_VERSION}
         mark = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
-        return self._journal(f"base-{mark}.jsonl", lambda record: (bytes.fromhex(record["prompt"]),))
+        return self._journal(f"base-{mark}.jsonl", names_of_record)
 
     def _score_journal(self) -> Journal:
-        return self._journal("logps.jsonl", _names_of_score)
+        return self._journal("logps.jsonl", names_of_record)
 
     def _journal(self, name: str, names: Names) -> Journal:
         if name not in self._journals:
@@ -259,8 +263,10 @@ def _score_name(key: str, with_tokens: bool) -> bytes:
     return bytes.fromhex(key) + b"+" * with_tokens
 
 
-def _names_of_score(record: Mapping[str, Any]) -> tuple[bytes, ...]:
-    """A score with each token's is found as such, and as one of the sum."""
+def names_of_record(record: Mapping[str, Any]) -> tuple[bytes, ...]:
+    """By which a journal's record is found; a score with each token's is found as such, and as one of the sum."""
+    if "prompt" in record:
+        return (bytes.fromhex(record["prompt"]),)
     name = bytes.fromhex(record["key"])
     return (name, name + b"+") if "tokens" in record else (name,)
 

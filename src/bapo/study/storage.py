@@ -15,8 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from bapo.errors import BapoError, foreign
-from bapo.files import LOCK, locked, make_folder, write_bytes
-from bapo.journal import Journal
+from bapo.files import LOCK, locked, make_folder, read_bytes, write_bytes
 from bapo.progress import OnProgress
 from bapo.results.runs import DONE
 from bapo.study.grid import Study, StudyJob
@@ -188,35 +187,37 @@ def _archive(study: Study, job: StudyJob) -> bytes:
         return b""
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w") as archive:
-        for path in sorted(folder.iterdir(), key=lambda path: (path.name == DONE, path.name)):
-            if path.is_file() and not path.name.startswith("."):
-                archive.add(path, path.name)
+        for name, content in _files(study, job, folder).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     return written.getvalue()
+
+
+def _files(study: Study, job: StudyJob, folder: Path) -> dict[str, bytes]:
+    if job.work == "anchor":
+        from bapo.anchoring import part_of
+
+        record = Ledger(study).finished(job)
+        return part_of(folder, "" if record is None else record.made_from.data.get("preferences", ""))
+    paths = sorted(folder.iterdir(), key=lambda path: (path.name == DONE, path.name))
+    return {path.name: read_bytes(path) for path in paths if path.is_file() and not path.name.startswith(".")}
 
 
 def _unpack(study: Study, job: StudyJob, content: bytes) -> None:
     folder = _folder(study, job)
     assert folder is not None
-    make_folder(folder)
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive, locked(folder / LOCK):
-        for member in archive.getmembers():
-            file = archive.extractfile(member)
-            if file is None or "/" in member.name or member.name.startswith("."):
-                continue
-            path = folder / member.name
-            if path.suffix == ".jsonl" and path.is_file():
-                _merge(path, file.read())
-            elif job.work == "train" or not path.is_file():
-                write_bytes(path, file.read())
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        files = {
+            member.name: file.read()
+            for member in archive.getmembers()
+            if "/" not in member.name and not member.name.startswith(".") and (file := archive.extractfile(member))
+        }
+    with locked(make_folder(folder) / LOCK):
+        if job.work == "anchor":
+            from bapo.anchoring import add_part
 
-
-def _merge(path: Path, content: bytes) -> None:
-    """Add to a journal the batches of another one of the same name that it lacks; its lock is held."""
-    other = path.with_name(f".{uuid.uuid4().hex}")
-    write_bytes(other, content)
-    journal = Journal(path)
-    known = list(journal.read())
-    for batch in Journal(other).read():
-        if batch not in known:
-            journal.append(batch)
-    other.unlink()
+            add_part(folder, files)
+            return
+        for name, file_content in files.items():
+            write_bytes(folder / name, file_content)

@@ -1,0 +1,66 @@
+"""Parts of a store for another machine: what one user's data need, and nothing that others anchored."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from bapo.anchoring.store import FILES, names_of_record
+from bapo.anchoring.uses import uses_of
+from bapo.files import read_bytes, reading, write_bytes
+from bapo.journal import Journal
+
+
+def part_of(store: Path, data: str) -> dict[str, bytes]:
+    """What a store holds of some data, as files of a smaller store, by their names.
+
+    Args:
+        store: the folder.
+        data: fingerprint of the data, as whoever anchored them gave it; the whole store, if nobody did.
+
+    Raises:
+        BapoError: a file cannot be read, or is damaged.
+    """
+    used = [prompt for use in uses_of(store) if use.data == data for prompt in use.prompts]
+    prompts, scores = {each.prompt for each in used}, {key for each in used for key in each.scores}
+    files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted(store.glob("*.jsonl")):
+            with reading(path):
+                copied = Path(shutil.copyfile(path, Path(folder, path.name)))
+            if used:
+                Journal(copied).keep(lambda record: record.get("prompt") in prompts or record.get("key") in scores)
+            files[path.name] = copied.read_bytes()
+    return {**{name: read_bytes(store / name) for name in FILES if (store / name).is_file()}, **files}
+
+
+def add_part(store: Path, files: Mapping[str, bytes]) -> None:
+    """Add what a store lacks of another one over the same model; its lock is held.
+
+    Args:
+        store: the folder, which may be empty.
+        files: as of `part_of`.
+
+    Raises:
+        BapoError: a journal is damaged, or cannot be written.
+    """
+    for name, content in files.items():
+        path = store / name
+        if name.endswith(".jsonl") and path.is_file():
+            _add_records(path, content)
+        elif not path.is_file():
+            write_bytes(path, content)
+
+
+def _add_records(path: Path, content: bytes) -> None:
+    journal = Journal(path)
+    known = {name for batch in journal.read() for record in batch for name in names_of_record(record)}
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(folder, path.name)
+        other.write_bytes(content)
+        for batch in Journal(other).read():
+            new = [record for record in batch if not known.issuperset(names_of_record(record))]
+            if new:
+                journal.append(new)
