@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -73,3 +74,14 @@ def test_the_real_files_hold_what_the_benchmarks_hold(data_folder: Path) -> None
     assert sizes["arc_challenge"] == 1_172
     assert sizes["commonsense_qa"] == 1_221
     assert min(sizes.values()) > 200
+
+
+def test_a_file_that_changed_is_asked_anew(tmp_path: Path) -> None:
+    path = write_questions(tmp_path) / "knowledge/piqa.jsonl"
+    before = path.read_text()
+    assert "How do I" in before
+    for number, words in enumerate(("Why would I", "When did I"), start=1):
+        path.write_text(before.replace("How do I", words))
+        os.utime(path, ns=(number, number))
+        (task,) = load_tasks("piqa", data_folder=tmp_path)
+        assert words in task.task.doc_to_text(task.task.eval_docs[0])

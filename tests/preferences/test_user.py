@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,16 @@ def test_a_study_of_all_users_has_a_run_for_each(tmp_path: Path) -> None:
     cells = open_study(tmp_path / "study.yaml").cells.values()
     assert [cell.preference.rpartition("#")[2] for cell in cells] == ["anna", "ben", "cleo"]
     assert len({cell.key for cell in cells}) == 3
+
+
+@pytest.mark.parametrize("held", [2**20, 0])
+def test_a_file_that_changed_is_read_anew_and_a_large_one_is_not_held(
+    held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bapo.preferences.sources.user.MOST_HELD", held)
+    for number in (1, 2):
+        file = write(tmp_path, [row("anna", number), row("ben", number)])
+        os.utime(file, ns=(number, number))
+        for user in ("anna", "ben"):
+            (group,) = read_preferences(f"user:{file}#{user}").groups
+            assert group.responses[0] == f"{user} likes {number}"

@@ -12,6 +12,7 @@ from bapo.errors import BapoError
 from bapo.jobs import stages
 from bapo.progress import silent
 from bapo.study import Ledger, Storage, open_study, run_here
+from bapo.study.work import main
 from tests.study.test_study import JOBS, STUDY, found, place, write_study
 
 __all__ = ["place"]
@@ -35,6 +36,10 @@ def test_a_worker_goes_on_with_what_another_one_finished(place: Path, monkeypatc
     def must_not_run(*_: Any, **__: Any) -> None:
         raise AssertionError("done again")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "_put", must_not_run)
+        for job in first.jobs.values():
+            Storage(url).push(first, job)
     monkeypatch.setattr("bapo.anchoring.anchored.generate_batch", must_not_run)
     monkeypatch.setattr("bapo.training.BAPOTrainer.train", must_not_run)
     asked = {**STUDY["evaluation"], "limit": 7, "answers": 0, "questions": [], "divergence": 0, "few_shot": []}
@@ -103,3 +108,30 @@ def test_others_see_that_a_job_runs_and_how_far_it_is(place: Path, monkeypatch: 
     assert seen()[job.key] == "waiting"
     assert run_here(here) == []
     assert set(seen().values()) == {"done"}
+
+
+def test_a_job_that_ends_while_others_look_disturbs_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing may name what is gone, and be believed, as that of object storage is."""
+    url = str(place / "shared")
+    study = open_study(place / "study.yaml", place / "here", storage=url)
+    storage, names = Storage(url), Storage._names
+    signs = {f"{key}.json" for key in study.jobs}
+    monkeypatch.setattr(Storage, "_names", lambda self, of: signs if of == "running" else names(self, of))
+    monkeypatch.setattr(storage.fs, "exists", lambda path: True)
+    storage.fetch_all(study)
+    assert not any(Ledger(study).sign(job).exists() for job in study.jobs.values())
+
+
+def test_a_storage_that_fails_under_a_worker_is_why_its_job_failed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(place / "study.yaml", place / "here", storage=str(place / "shared"))
+    job = next(iter(study.jobs.values()))
+
+    def fail(*_: object) -> None:
+        raise BapoError("The storage is not there: wait.")
+
+    monkeypatch.setattr(Storage, "fetch_needed", fail)
+    arguments = [str(place / "study.yaml"), str(place / "here"), "--storage", str(place / "shared"), "--job", job.key]
+    assert main(arguments) == 1
+    assert Ledger(study).why_failed(job) == "The storage is not there: wait."

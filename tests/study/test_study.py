@@ -16,6 +16,7 @@ import yaml
 from bapo.errors import BapoError
 from bapo.results import FINISHED_JOB
 from bapo.study import Ledger, open_study, read_study, run_here
+from bapo.study.work import _model, let_go
 from tests.command import Command, bapo
 from tests.evaluation.questions import write_questions
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -335,6 +336,18 @@ def test_a_clone_of_what_may_be_shared_knows_what_is_done_and_makes_what_is_miss
     larger = open_study(write_study(place, more), clone)
     assert [job.work for job in Ledger(larger).missing()] == ["evaluate", "train", "evaluate"]
     assert run_here(larger) == []
+
+
+def test_a_model_is_kept_for_the_next_job_while_its_files_are_the_same(place: Path) -> None:
+    job, *_ = open_study(place / "study.yaml").jobs.values()
+    first = _model(job.recipe)
+    assert _model(job.recipe) is first
+    os.utime(place / "model/model.safetensors", ns=(1, 1))
+    second = _model(job.recipe)
+    assert second is not first
+    assert _model(job.recipe) is second
+    let_go()
+    assert _model(job.recipe) is not second
 
 
 def test_data_that_changed_under_a_study_are_refused(place: Path) -> None:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from bapo.anchoring.store import FILES, names_of_record
+from bapo.anchoring.store import MANIFEST, names_of_record
 from bapo.anchoring.uses import uses_of
 from bapo.files import read_bytes, reading, write_bytes
 from bapo.journal import Journal
@@ -33,7 +33,7 @@ def part_of(store: Path, data: str) -> dict[str, bytes]:
             if used:
                 Journal(copied).keep(lambda record: record.get("prompt") in prompts or record.get("key") in scores)
             files[path.name] = copied.read_bytes()
-    return {**{name: read_bytes(store / name) for name in FILES if (store / name).is_file()}, **files}
+    return {MANIFEST: read_bytes(store / MANIFEST), **files}
 
 
 def add_part(store: Path, files: Mapping[str, bytes]) -> None:

@@ -35,11 +35,7 @@ from bapo.settings import SCORING_VERSION
 FORMAT = 3
 """Of the files in a store."""
 
-_MANIFEST, _PROBE = "manifest.json", "probe.json"
-
-FILES = (_MANIFEST, _PROBE)
-"""Of a store, beside its journals."""
-
+MANIFEST, _PROBE = "manifest.json", "probe.json"
 _AGAIN = "delete that file, and it is made again"
 
 
@@ -127,7 +123,7 @@ class AnchorStore:
         """What was kept is there: nobody deleted the folder, or wrote into it in spite of the lock."""
         for journal in self._journals.values():
             journal.check()
-        if not (self.folder / _MANIFEST).is_file():
+        if not (self.folder / MANIFEST).is_file():
             raise BapoError(f"{self.folder} was deleted while anchored data were written: start the command again.")
 
     def answered(self, settings: GenerationSettings, prompts: Collection[str]) -> set[str]:
@@ -226,7 +222,7 @@ class AnchorStore:
         self._base_journal(settings), self._score_journal()
 
     def _check_or_create(self, about: dict[str, Any]) -> None:
-        path = self.folder / _MANIFEST
+        path = self.folder / MANIFEST
         if not path.is_file():
             with locked(make_folder(self.folder) / LOCK):  # two at once: the second takes the day of the first
                 if not path.is_file():

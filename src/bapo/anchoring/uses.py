@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bapo.errors import BapoError
 from bapo.files import checksum, make_folder, read_record, write_record
 
 _FOLDER, _WHOLE, _BEGUN = "uses", ".json", ".begun.json"
@@ -99,7 +100,12 @@ def uses_of(store: Path) -> Iterator[Use]:
         BapoError: a file is damaged.
     """
     for path in sorted((store / _FOLDER).glob("*.json")):
-        kept = read_record(path, "delete that file, and what only it names stays in the store")
+        try:
+            kept = read_record(path, "delete that file, and what only it names stays in the store")
+        except BapoError:
+            if path.exists():
+                raise
+            continue  # of a user who has finished meanwhile, whose file has another name now
         yield Use(path, kept["folder"], kept["data"], tuple(_prompt(line.split()) for line in kept["prompts"]))
 
 

@@ -71,8 +71,8 @@ def plan(
     works = ("anchor", "train", "evaluate")
     rows: list[tuple[str, ...]] = []
     for work in works:
-        keys = [key for key, job in study.jobs.items() if job.work == work]
-        users = sum(any(key in job.needs for key in keys) for job in study.jobs.values())
+        keys = {key for key, job in study.jobs.items() if job.work == work}
+        users = sum(any(needed in keys for needed in job.needs) for job in study.jobs.values())
         done = sum(states[key] == "done" for key in keys)
         rows.append((work, str(len(keys)), str(done), f"{users} jobs need them" if users else ""))
     print_table(("work", "jobs", "done", ""), rows, title=f"{file}: {len(study.cells)} runs, {len(study.jobs)} jobs")

@@ -68,7 +68,6 @@ def benchmark_names(wanted: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-@cache
 def load_tasks(name: str, *, asked: Asked = "harness", data_folder: Path | None = None) -> tuple[LoadedTask, ...]:
     """The tasks of a benchmark: one, or MMLU's 57.
 
@@ -81,6 +80,17 @@ def load_tasks(name: str, *, asked: Asked = "harness", data_folder: Path | None 
         BapoError: unknown benchmark or way of asking, or data that cannot be read.
     """
     benchmark = BENCHMARKS.find(name)
+    folder = data_folder if benchmark.files else None
+    paths = [] if folder is None else [folder / path for path in benchmark.files.values()]
+    changed = tuple((path, path.stat().st_mtime_ns) for path in paths if path.is_file())
+    return _loaded(name, asked, folder, changed)
+
+
+@cache
+def _loaded(
+    name: str, asked: Asked, folder: Path | None, changed: tuple[tuple[Path, int], ...]
+) -> tuple[LoadedTask, ...]:
+    benchmark = BENCHMARKS.find(name)
     if asked not in get_args(Asked):
         raise BapoError(f"Unknown way of asking {asked!r}: use {', '.join(get_args(Asked))}.")
     way = benchmark.native if asked == "harness" or benchmark.chat else asked
@@ -88,7 +98,6 @@ def load_tasks(name: str, *, asked: Asked = "harness", data_folder: Path | None 
     changes = dict(benchmark.variants.get(way, {})) if way != benchmark.native else {}
     by_text = way == "text" and benchmark.native == "letter"
     group = benchmark.text_task if by_text and benchmark.text_task else benchmark.task
-    folder = data_folder if benchmark.files else None
     tasks = benchmark.tasks(group, _task_manager(benchmark.task_folder).task_index)
     return tuple(_load(benchmark, task, category, chat, changes, folder) for task, category in tasks.items())
 

@@ -158,6 +158,7 @@ def train(
     with shared.wearing(recipe.model.reference_adapter) as model:
         on_progress("loading the model", 1, 1)
         anchored = stages.anchor_split(recipe, split, model, on_progress, today=today, folder=folder, data=data).train
+    del model  # where training loads one of its own, `shared` lets go of it
     run = training.train(
         recipe, objective, anchored, folder, on_progress, shared=shared, data=data, mark=mark_of(recipe)
     )

@@ -66,7 +66,7 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
     labels = {cell.recipe.model.name: cell.model for cell in study.cells.values()}
     estimates: list[EstimatedJob] = []
     loaded: set[str] = set()
-    anchored: list[tuple[str, PreferenceSize]] = []
+    anchored: set[tuple[str, str, str]] = set()
     for job in study.jobs.values():
         label = labels[job.recipe.model.name]
         model = study.sizes.models.get(label)
@@ -76,11 +76,13 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
         if data is None:
             source = job.recipe.preferences.source
             raise BapoError(f"{study.path} does not state how large {source} is: add it to sizes.preferences.")
-        work = _work(study, job, data, model, again=(label, data) in anchored)
+        how = (label, data.model_dump_json(), job.recipe.anchoring.model_dump_json())
+        work = _work(study, job, data, model, again=how in anchored)
         seconds = rates.seconds(model, work.forward, work.trained, work.generated, work.context)
         seconds += 0.0 if label in loaded else rates.start
         loaded.add(label)
-        anchored += [(label, data)] if job.work == "anchor" else []
+        if job.work == "anchor":
+            anchored.add(how)
         estimates.append(
             EstimatedJob(
                 job.key,

@@ -179,20 +179,27 @@ class _Worker:
         command = [sys.executable, "-m", "bapo.study.work", *_told(study)]
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                encoding="utf-8",
+                errors="replace",
             )
-        self.busy = False
+        self.doing = ""
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
-        for _ in self.process.stdout:  # a line when a job has its record
-            self.busy = False
+        for line in self.process.stdout:  # a job's key when it has its record; others may print something first
+            if line.strip() == self.doing:
+                self.doing = ""
 
     def begin(self, job: StudyJob) -> None:
         """Let it do a job."""
         assert self.process.stdin is not None
-        self.busy = True
+        self.doing = job.key
         with suppress(OSError):  # one that is dead is found dead
             self.process.stdin.write(f"{job.key}\n")
             self.process.stdin.flush()
@@ -218,21 +225,24 @@ class _Processes(_Place):
 
     def _new(self) -> _Worker:
         self.started += 1
-        log = make_folder(self.study.folder / "running") / f"worker-{self.started}.log"
+        log = make_folder(self.study.folder / "running") / f"worker-{os.getpid()}-{self.started}.log"
         return _Worker(self.study, self.environment, log)
 
     def ended(self, handle: _Worker) -> str | None:
         died = handle.died()
-        if not handle.busy:
+        if not handle.doing:
             self.idle.append(handle)
             return ""
         return died
 
     def stop(self, handles: Sequence[_Worker]) -> None:
-        for worker in (*handles, *self.idle):
+        workers = (*handles, *self.idle)
+        for worker in workers:
             worker.process.terminate()
-        for worker in (*handles, *self.idle):
+        for worker in workers:
             worker.process.wait()
+            with suppress(OSError):
+                worker.process.stdin.close()  # type: ignore[union-attr]
 
 
 class _OnRay(_Place):

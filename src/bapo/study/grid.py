@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,7 +116,11 @@ class Study:
 
     def cell_of(self, job: StudyJob) -> Cell:
         """The cell of a job, or one that shares its model and preference."""
-        return self.cells.get(job.of) or next(cell for cell in self.cells.values() if cell.recipe is job.recipe)
+        return self.cells.get(job.of) or self._by_recipe[id(job.recipe)]
+
+    @cached_property
+    def _by_recipe(self) -> dict[int, Cell]:
+        return {id(cell.recipe): cell for cell in reversed(list(self.cells.values()))}
 
 
 def open_study(

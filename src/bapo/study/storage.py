@@ -7,6 +7,7 @@ a record that is there speaks of artifacts that are there. Two workers that do t
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import time
 import uuid
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from bapo.errors import BapoError, foreign
-from bapo.files import LOCK, locked, make_folder, read_bytes, write_bytes
+from bapo.files import LOCK, locked, make_folder, read_bytes, write_bytes, write_text
 from bapo.progress import OnProgress
 from bapo.results.runs import DONE
 from bapo.study.grid import Study, StudyJob
@@ -62,8 +63,10 @@ class Storage:
         return path
 
     def push(self, study: Study, job: StudyJob) -> None:
-        """Copy what a job left, if it is finished: artifacts, items, record; else why it failed."""
+        """Copy what a job left, if it is finished here and not there: artifacts, items, record; else why it failed."""
         ledger = Ledger(study)
+        if self._has(job):
+            return
         if ledger.finished(job) is None:
             failure = ledger.failure(job)
             if failure.is_file():
@@ -72,6 +75,7 @@ class Storage:
         artifacts = _archive(study, job)
         if artifacts:
             self._put(artifacts, _archive_name(job))
+            _remember(study, job)
         record = ledger.path(job)
         items = record.with_suffix(".parquet")
         for path in (items, record) if items.is_file() else (record,):
@@ -96,6 +100,7 @@ class Storage:
             with self._reached():
                 if self.fs.exists(f"{self.root}/{_archive_name(job)}"):
                     _unpack(study, job, self.fs.cat_file(f"{self.root}/{_archive_name(job)}"))
+            _remember(study, job)
 
     def fetch_all(self, study: Study) -> None:
         """Copy all records here that are there and not here, and signs of life of running jobs."""
@@ -106,7 +111,8 @@ class Storage:
             if name in there["jobs"] or name in there["failures"]:
                 self.fetch(study, job)
             if name in there["running"]:
-                self._get(f"running/{name}", ledger.sign(job))
+                with suppress(BapoError):  # a job that has just ended has none any more
+                    self._get(f"running/{name}", ledger.sign(job))
 
     @contextmanager
     def showing(self, study: Study, job: StudyJob, on_progress: OnProgress) -> Iterator[OnProgress]:
@@ -141,6 +147,15 @@ class Storage:
             self.fs.makedirs(str(final.parent), exist_ok=True)
             self.fs.pipe_file(part, content)
             self.fs.mv(part, str(final))
+
+    def _has(self, job: StudyJob) -> bool:
+        """Whether somebody has copied the job's record."""
+        name = f"{self.root}/jobs/{job.key}.json"
+        with self._reached():
+            content = self.fs.cat_file(name) if self.fs.exists(name) else b"{}"
+        with suppress(ValueError, AttributeError):
+            return bool(json.loads(content).get("identity") == job.identity)
+        return False
 
     def _names(self, folder: str) -> set[str]:
         """What lies in a folder, without asking for each object."""
@@ -177,7 +192,17 @@ def _folder(study: Study, job: StudyJob) -> Path | None:
 
 
 def _is_there(study: Study, job: StudyJob) -> bool:
-    return job.work == "train" and Ledger(study).has_artifact(job)
+    return Ledger(study).has_artifact(job) if job.work == "train" else _mark(study, job).is_file()
+
+
+def _remember(study: Study, job: StudyJob) -> None:
+    """That what others need of an anchoring is in the store here."""
+    if job.work == "anchor":
+        write_text(_mark(study, job), "")
+
+
+def _mark(study: Study, job: StudyJob) -> Path:
+    return study.store_of(job) / f".has-{job.identity[:16]}"
 
 
 def _archive(study: Study, job: StudyJob) -> bytes:

@@ -9,6 +9,7 @@ line of its own behind each; what it found is in the record, and why it failed i
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bapo.errors import BapoError, first_line
 from bapo.files import locked, make_folder
 from bapo.jobs import Recipe, Variant
+from bapo.jobs.marks import model_mark
 from bapo.jobs.movement import MovementPlan, measure_movement
 from bapo.progress import OnProgress, silent
 from bapo.results import (
@@ -72,7 +74,6 @@ def _do(study: Study, job: StudyJob, on_progress: OnProgress) -> bool:
             with ledger.alive(job, on_progress) as tell:
                 found, items, made_from = _WORK[job.work](study, ledger, job, tell)
         except BapoError as error:
-            let_go()
             ledger.fail(job, str(error))
             return False
         except Exception as error:  # whatever a library raises: the study goes on, and says so
@@ -107,7 +108,8 @@ def _model(recipe: Recipe) -> SharedModel:
     """The recipe's model, loaded, hashed and probed once for all jobs of this process that follow each other."""
     from bapo.jobs import stages
 
-    key = identity_of(**recipe.model.model_dump(mode="json", exclude={"reference_adapter"}))
+    asked = recipe.model.model_copy(update={"reference_adapter": None})
+    key = identity_of(mark=model_mark(asked), **asked.model_dump(mode="json"))  # of its files too, which may change
     if key not in _HELD:
         let_go()
         _HELD[key] = stages.shared_model(recipe)
@@ -119,6 +121,7 @@ def let_go() -> None:
     for model in _HELD.values():
         model.drop()
     _HELD.clear()
+    gc.collect()  # trainers are in circles, and hold what they trained
 
 
 Found = tuple[dict[str, Any], list[dict[str, Any]], Provenance]
@@ -141,7 +144,10 @@ def _anchor(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress
     stages.check(recipe)
     split = stages.read(recipe)
     data = stages.data_fingerprint(split)
-    with _model(recipe).wearing(recipe.model.reference_adapter) as model:
+    shared, adapter = _model(recipe), recipe.model.reference_adapter
+    without = recipe.model_copy(update={"model": recipe.model.model_copy(update={"reference_adapter": None})})
+    stages.check_base(without, adapter, shared.bare)
+    with shared.wearing(adapter) as model:
         anchored = stages.anchor_split(recipe, split, model, on_progress, data=data)
         made_on = made_on_by(model, anchored.train)
     counts: dict[str, float] = {}
@@ -177,6 +183,7 @@ def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress)
     recipe = _placed(study, job)
     _check_data(study, ledger, job, recipe)
     run, _, _ = train(recipe, make_folder(ledger.run_folder(job)), on_progress, shared=_model(recipe))
+    gc.collect()  # what the optimizer kept; trainers are in circles
     record = record_of(run.folder) or {}
     counts = {"pairs": float(record.get("pairs", 0)), "steps": float(record.get("steps", 0))}
     made_from = provenance(recipe, record.get("reference", ""), record.get("made_on", {}), data=record.get("data"))
@@ -262,24 +269,37 @@ def main(arguments: list[str]) -> int:
         else Storage(given.storage).fetch_study(given.folder)
     )
     study = open_study(file, given.folder, given.data_folder, given.storage)
-    if given.job is not None:
-        return 0 if do(study, study.jobs[given.job]) else 1
-    _do_what_is_told(study)
-    return 0
+    if given.job is None:
+        _do_what_is_told(study)
+        return 0
+    try:
+        return 0 if _done(study, study.jobs[given.job]) else 1
+    finally:
+        let_go()  # the process may go on with something else
 
 
 def _do_what_is_told(study: Study) -> None:
     """Jobs by the lines of standard input; all that they print goes to a log of each."""
     with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
         for line in sys.stdin:
             job = study.jobs[line.strip()]
             with (make_folder(study.folder / "running") / f"{job.key}.log").open("wb") as log:
                 sys.stdout.flush()
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
-            do(study, job)
-            answers.write("done\n")
+            _done(study, job)
+            answers.write(f"{job.key}\n")
             answers.flush()
+
+
+def _done(study: Study, job: StudyJob) -> bool:
+    """As `do`; a storage that cannot be reached is a failure of the job."""
+    try:
+        return do(study, job)
+    except BapoError as error:
+        Ledger(study).fail(job, str(error))
+        return False
 
 
 if __name__ == "__main__":
