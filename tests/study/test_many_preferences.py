@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import t
 
 from bapo.reporting.page import render
 from bapo.results import FinishedJob, PromptScores, Provenance, to_rows
-from bapo.results.study_cells import Draws
+from bapo.results.study_cells import RESAMPLES, Draws
 from bapo.study import Ledger, Study, logs_by_method, open_study, report, study_page
 from tests.results.test_study_report import cell
 
@@ -75,12 +76,23 @@ def test_the_page_names_no_user_in_its_figures_and_stays_small(study: Study) -> 
     assert len(render(page)) < 400_000
 
 
-def test_a_resample_draws_preferences_and_then_as_many_seeds_as_each_has() -> None:
-    """Of preference a two seeds, of b and c one: variances of their weights by hand."""
-    weights = Draws([cell("dpo", "a", 0), cell("dpo", "a", 1), cell("dpo", "b"), cell("dpo", "c")]).weights
-    assert np.allclose(weights.sum(axis=1), 1)
-    assert weights.mean(axis=0) == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3], abs=0.01)
-    of_one = (1 / 3) * (2 / 3) / 3
-    # a seed's share given N draws of its preference is Binomial(2 N, 1/2) / 2: E[N / 8] + Var(N) / 4, over 3 squared
-    of_two = (1 / 8 + (3 * (1 / 3) * (2 / 3)) / 4) / 9
-    assert weights.var(axis=0) == pytest.approx([of_two, of_two, of_one, of_one], rel=0.1)
+@pytest.mark.parametrize("kept", ["preferences", "seeds of one"])
+def test_draws_of_few_runs_are_students_t(kept: str) -> None:
+    """Of preference a two seeds, of b and c one; or four seeds of one preference."""
+    if kept == "preferences":
+        drawn = Draws([cell("dpo", "a", 0), cell("dpo", "a", 1), cell("dpo", "b"), cell("dpo", "c")])
+        values, means = np.array([1.0, 3.0, 4.0, 9.0]), [2.0, 4.0, 9.0]
+    else:
+        drawn = Draws([cell("dpo", "a", seed) for seed in range(4)])
+        values, means = np.array([1.0, 3.0, 4.0, 9.0]), [1.0, 3.0, 4.0, 9.0]
+    draws, count = drawn.mean(values, np.broadcast_to(values, (RESAMPLES, len(values)))), len(means)
+    error = np.std(means, ddof=1) / count**0.5
+    for level in (0.5, 0.8, 0.95):
+        expected = np.mean(means) + t.ppf((0.5 - level / 2, 0.5 + level / 2), count - 1) * error
+        assert np.quantile(draws, (0.5 - level / 2, 0.5 + level / 2)) == pytest.approx(
+            expected, abs=1.5 * level**4 * error
+        )
+
+
+def test_of_one_run_nothing_is_drawn() -> None:
+    assert (Draws([cell("dpo", "a", 0)]).mean(np.array([3.0]), np.full((RESAMPLES, 1), 2.0)) == 2.0).all()

@@ -108,9 +108,9 @@ def as_markdown(report: StudyReport, title: str) -> str:
 
 
 HOW = (
-    "Means over preferences, of the mean over seeds; in brackets the standard deviation over preferences; 95 % "
-    "intervals over resampled preferences, seeds, and questions or prompts. Verdicts are corrected for the number of "
-    "claims (Holm)."
+    "Means over preferences, of the mean over seeds; in brackets the standard deviation over preferences. 95 % "
+    "intervals: between preferences (or seeds of one) as Student's t says, with questions or prompts resampled; of one "
+    "run its questions or prompts alone. Verdicts need more than one run, and are corrected for all claims (Holm)."
 )
 
 

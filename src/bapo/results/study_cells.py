@@ -1,8 +1,9 @@
-"""What the runs of a study found, item by item, and resamples of it: preferences, seeds within them, and items.
+"""What the runs of a study found, item by item, and draws of what another study like it would find.
 
-Means are over preferences, of the mean over their seeds. Intervals resample what the means are over: preferences,
-seeds within a preference, and questions (the same ones for all models) or held-out prompts (of each preference its
-own). With few preferences they are wide: that is what few preferences say.
+Means are over preferences, of the mean over their seeds. Runs differ by preference and by seed; what that makes of a
+mean of few is Student's t, with one degree of freedom less than there are preferences (of one preference, seeds), so
+with few preferences intervals are wide. Questions are resampled for all models together, and held-out prompts for all
+preferences that have the same ones. Of one run alone nothing is known but its items.
 """
 
 from __future__ import annotations
@@ -99,6 +100,24 @@ class EvaluatedCell:
         if list(ours) != list(theirs):
             raise BapoError(f"Models were not asked the same questions of {column}: evaluate them again.")
         return replace(self, questions={measure: {column: {key: ours[key] - theirs[key] for key in ours}}})
+
+    def minus_prompts(self, other: EvaluatedCell, measure: str) -> EvaluatedCell:
+        """The cell with what a measure sums over each prompt less another's.
+
+        Raises:
+            BapoError: they were not evaluated on the same prompts.
+        """
+        ours, theirs = self.prompts[measure], other.prompts[measure]
+        if ours.shape != theirs.shape or not np.array_equal(ours[:, 1], theirs[:, 1]):
+            raise BapoError(f"Runs on {self.preference} were not evaluated on the same prompts: evaluate them again.")
+        difference = np.stack([ours[:, 0] - theirs[:, 0], ours[:, 1]], axis=1)
+        return replace(self, prompts={**self.prompts, measure: difference})
+
+    def prompts_key(self, measure: str) -> tuple[Any, ...]:
+        """The same for cells whose held-out prompts are the same: they have base responses of the same lengths."""
+        known = self.prompts.get(DRIFT)
+        mark = self.preference if known is None else known[:, 1].tobytes()
+        return mark, len(self.prompts[measure])
 
 
 def evaluated_cell(
@@ -202,12 +221,39 @@ def right_of(prompt: PromptScores) -> tuple[float, float]:
     return 100 * won, float(len(prompt.pairs))
 
 
+def deviations(generator: np.random.Generator, count: int) -> Array:
+    """How much more or less than its share each of so many independent values weighs in a draw of their mean.
+
+    Draws of a mean are then distributed as Student's t says of it: the mean, and s / sqrt(n) times a t with n - 1
+    degrees of freedom. Of one value nothing is known.
+
+    Args:
+        generator: of the draws.
+        count: of values.
+
+    Returns:
+        One row a draw, one column a value.
+    """
+    if count == 1:
+        return np.zeros((RESAMPLES, 1))
+    normal = generator.standard_normal((RESAMPLES, count))
+    scale = np.sqrt(count / generator.chisquare(count - 1, RESAMPLES))
+    deviation: Array = scale[:, None] * (normal - normal.mean(axis=1, keepdims=True))
+    return deviation
+
+
+def units_of(cells: Sequence[EvaluatedCell]) -> int:
+    """Independent runs of what some cells are: their preferences, or the seeds of one."""
+    preferences = {cell.preference for cell in cells}
+    return len(preferences) if len(preferences) > 1 else len({cell.seed for cell in cells})
+
+
 class Draws:
-    """Resamples of preferences and of seeds within them, the same for all that is computed of some cells.
+    """Draws of what another study like it would find, the same for all that is computed of some cells.
 
     Args:
         cells: of one row.
-        seed: of the resampling.
+        seed: of the draws.
     """
 
     def __init__(self, cells: Sequence[EvaluatedCell], seed: int = 0) -> None:
@@ -215,13 +261,22 @@ class Draws:
         ordered = sorted(cells, key=lambda cell: (cell.preference, cell.seed))
         self.cells = [list(group) for _, group in groupby(ordered, key=lambda cell: cell.preference)]
         count = len(self.cells)
-        picked = self.generator.multinomial(count, np.full(count, 1 / count), RESAMPLES)
-        seeds = [
-            self.generator.multinomial(times * len(runs), np.full(len(runs), 1 / len(runs))) / len(runs)
-            for times, runs in zip(picked.T, self.cells, strict=True)
-        ]
-        self.weights = np.concatenate(seeds, axis=1) / count
+        self.shares = np.concatenate([np.full(len(runs), 1 / len(runs) / count) for runs in self.cells])
+        unit = np.repeat(np.arange(count), [len(runs) for runs in self.cells])
+        if count == 1:
+            count, unit = len(self.cells[0]), np.arange(len(self.cells[0]))
+        self.deviations = self.shares * deviations(self.generator, count)[:, unit]
         self.flat = [cell for runs in self.cells for cell in runs]
+
+    def mean(self, values: Array, resampled: Array) -> Array:
+        """Draws of a mean: of its items, which are resampled, and of its runs.
+
+        Args:
+            values: of each run.
+            resampled: a row a resample of items, a column a run.
+        """
+        drawn: Array = resampled @ self.shares + self.deviations @ values
+        return drawn
 
     def of_questions(self, measure: str, column: str, least: float = 0.0) -> tuple[list[list[float]], Array]:
         """Mean value by preference and seed; and the resampled mean over preferences, questions resampled together.
@@ -238,28 +293,32 @@ class Draws:
             raise BapoError(f"Models were not asked the same questions of {column}: evaluate them again.")
         scores = np.array([[values[question] for question in questions] for values in asked])
         number, is_share = len(questions), measure == ACCURACY
-        counts = _counts(np.random.default_rng(number), number, pseudo=is_share)
+        counts = _counts(np.random.default_rng([number, *column.encode()]), number, pseudo=is_share)
         ends = np.broadcast_to([least, 1.0] if is_share else [], (len(scores), 2 if is_share else 0))
         by_cell = counts @ np.concatenate([scores, ends], axis=1).T / number  # (resamples, cells)
         means = iter(scores.mean(axis=1))
-        return [[float(next(means)) for _ in runs] for runs in self.cells], (self.weights * by_cell).sum(axis=1)
+        drawn = self.mean(scores.mean(axis=1), by_cell)
+        return [[float(next(means)) for _ in runs] for runs in self.cells], drawn
 
-    def of_prompts(self, measure: str) -> tuple[list[list[float]], Array]:
-        """The same of a measure of held-out prompts, which are resampled for each preference."""
+    def of_prompts(self, measure: str, least: float = 0.0) -> tuple[list[list[float]], Array]:
+        """The same of a measure of held-out prompts; ``least`` and 100 are the ends of a share, in percent."""
         by_cell, means = [], []
         is_share = measure in SHARES
+        resampled: dict[tuple[Any, ...], Array] = {}
         for runs in self.cells:
-            counts = _counts(self.generator, len(runs[0].prompts[measure]), pseudo=is_share)
-            row = []
+            key = runs[0].prompts_key(measure)
+            if key not in resampled:
+                resampled[key] = _counts(self.generator, len(runs[0].prompts[measure]), pseudo=is_share)
+            counts, row = resampled[key], []
             for cell in runs:
                 above, below = cell.prompts[measure].T
                 row.append(float(above.sum() / below.sum()))
                 if is_share:
-                    above = np.concatenate([above, np.multiply((0.0, 100.0), below.mean())])
+                    above = np.concatenate([above, np.multiply((least, 100.0), below.mean())])
                     below = np.concatenate([below, [below.mean()] * 2])
                 by_cell.append(counts @ above / np.maximum(counts @ below, 1e-12))
             means.append(row)
-        return means, (self.weights * np.stack(by_cell, axis=1)).sum(axis=1)
+        return means, self.mean(np.concatenate(means), np.stack(by_cell, axis=1))
 
 
 def _counts(generator: np.random.Generator, number: int, *, pseudo: bool) -> Array:

@@ -14,6 +14,7 @@ from bapo.results.records import Kind
 from bapo.results.study_cells import (
     ACCURACY,
     FORGETTING,
+    LEVEL,
     PROMPT_MEASURES,
     QUESTION_MEASURES,
     RIGHT_CHOICE,
@@ -164,16 +165,21 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
 
 
 def _spoken(of_preferences: Mapping[str, Behaviour]) -> dict[str, TableCell]:
-    """What the base's answers are like; the intervals of preferences, which are independent, add up in squares."""
+    """What the base's answers are like: between preferences as Student's t says, and within them as if all had the same
+    prompts, so that their intervals are no narrower for being several."""
+    from scipy.stats import t
+
     if not of_preferences:
         return {}
-    cells = {}
+    cells, count = {}, len(of_preferences)
     for measure, (name, scale) in SPOKEN.items():
         parts = {preference: getattr(of, name) for preference, of in of_preferences.items()}
         values = {preference: scale * part.value for preference, part in parts.items()}
-        half = scale * float(np.sqrt(sum(((part.high - part.low) / 2) ** 2 for part in parts.values()))) / len(parts)
         mean = float(np.mean(list(values.values())))
-        deviation = float(np.std(list(values.values()), ddof=1)) if len(values) > 1 else None
+        within = scale * float(np.mean([(part.high - part.low) / 2 for part in parts.values()]))
+        deviation = float(np.std(list(values.values()), ddof=1)) if count > 1 else None
+        between = 0.0 if deviation is None else float(t.ppf(1 - LEVEL / 2, count - 1)) * deviation / count**0.5
+        half = (within**2 + between**2) ** 0.5
         cells[measure] = TableCell(Estimate(mean, mean - half, mean + half), deviation, by_preference=values)
     return cells
 
