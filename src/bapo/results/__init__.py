@@ -56,7 +56,14 @@ from bapo.results.study import (
 )
 from bapo.results.study_cells import EvaluatedCell, evaluated_cell, flipped_questions
 from bapo.results.study_claims import Claim
-from bapo.results.study_report import STUDY_REPORT, StudyReport, TableCell, TableRow, study_report
+from bapo.results.study_report import (
+    STATISTICS_VERSION,
+    STUDY_REPORT,
+    StudyReport,
+    TableCell,
+    TableRow,
+    study_report,
+)
 from bapo.results.work import (
     ANCHORED,
     ASKED,
@@ -90,6 +97,7 @@ __all__ = [
     "PROMPT_ONLY",
     "REFERENCE_LOGPS",
     "SAMPLED",
+    "STATISTICS_VERSION",
     "STUDY_REPORT",
     "AnchoredSummary",
     "Answer",

@@ -94,6 +94,9 @@ class StudyReport:
     done: int
 
 
+STATISTICS_VERSION = 2
+"""Counts up where the same records make other numbers, so that a report of before is made again."""
+
 STUDY_REPORT = Kind("a study's report", 2, StudyReport)
 
 

@@ -11,6 +11,7 @@ from bapo.errors import BapoError
 from bapo.jobs import Recipe
 from bapo.results import (
     BASE,
+    STATISTICS_VERSION,
     STUDY_REPORT,
     Behaviour,
     EvaluatedCell,
@@ -36,7 +37,7 @@ def report(study: Study) -> Record[StudyReport]:
     finished = {key: ledger.finished(job) for key, job in study.jobs.items()}
     done = {key: record for key, record in finished.items() if record is not None}
     path = study.folder / "report.json"
-    identity = identity_of(**{key: record.identity for key, record in done.items()})
+    identity = identity_of(statistics=STATISTICS_VERSION, **{key: record.identity for key, record in done.items()})
     known = STUDY_REPORT.find(path, identity)
     if known is not None:
         return known
