@@ -100,7 +100,7 @@ class Storage:
             with self._reached():
                 if self.fs.exists(f"{self.root}/{_archive_name(job)}"):
                     _unpack(study, job, self.fs.cat_file(f"{self.root}/{_archive_name(job)}"))
-            _remember(study, job)
+                    _remember(study, job)
 
     def fetch_all(self, study: Study) -> None:
         """Copy all records here that are there and not here, and signs of life of running jobs."""
