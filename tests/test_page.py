@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,21 @@ def test_tables_are_sorted_by_number_and_by_text(browser: Any, tmp_path: Path) -
     assert tab.get_attribute("table.sortable th:nth-child(2)", "aria-sort") == "descending"
     tab.click("table.sortable th:nth-child(1) button")
     assert column(1) == ["a", "b", "c"]
+
+
+def test_it_opens_at_its_top_and_the_explorer_scrolls_by_itself(browser: Any, tmp_path: Path) -> None:
+    many = replace(PAGE, flips=[flip(number) for number in range(60)], figures=[], summary=["line"] * 80)
+    tab = open_page(browser, tmp_path, many, viewport={"width": 900, "height": 500})
+    assert tab.evaluate("window.scrollY") == 0
+    tab.evaluate("document.getElementById('flips').focus()")
+    where = tab.evaluate("window.scrollY")
+    for key, times in (("j", 55), ("k", 50)):
+        for _ in range(times):
+            tab.keyboard.press(key)
+        item, box = (tab.locator(name).bounding_box() for name in ("#flips li[aria-selected=true]", "#flips"))
+        assert box["y"] - 1 <= item["y"]
+        assert item["y"] + item["height"] <= box["y"] + box["height"] + 1
+    assert tab.evaluate("window.scrollY") == where
 
 
 def test_the_explorer_is_filtered_and_walked_by_keyboard(browser: Any, tmp_path: Path) -> None:

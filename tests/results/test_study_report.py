@@ -260,6 +260,16 @@ def test_ranks_that_only_one_method_has_are_not_compared() -> None:
     assert "from rank 8 to 32" in claim.says
 
 
+def test_along_a_setting_the_same_runs_are_compared() -> None:
+    """At rank 32 there are two preferences more, which the others do not have."""
+    cells = ranks({"dpo": 0.3, "bapo": 0.0})
+    more = [replace(each, preference=f"{each.preference} too") for each in cells if each.settings[RANK] == 32]
+    report = study_report({"m": cell("base", "", right=(0,) * QUESTIONS)}, [*cells, *more], jobs=1, done=1)
+    found = [(row.method, row.settings[RANK], sorted(row.by_preference)) for row in report.along[RANK]]
+    assert found == [(method, rank, ["a", "b"]) for method in ("dpo", "bapo") for rank in (8, 32, 128)]
+    assert report.along[STRENGTH] == ()
+
+
 def test_a_claim_of_two_parts_needs_both() -> None:
     """BAPO's gain with the rank is not DPO's loss, and a collapse at the largest strength is no levelling off."""
     assert named(ranks({"dpo": 0.0, "bapo": -0.3}))["C6"].verdict != "holds"

@@ -122,9 +122,10 @@ def pictures(report: StudyReport, logs: Mapping[str, Mapping[str, Log]]) -> dict
         ("training.anchor_strength", "strengths", "Anchor strength (figure 7)."),
         ("lora.rank", "ranks", "LoRA rank (figure 8)."),
     ):
-        varied = [row for row in moved if isinstance(row.settings.get(key), int | float) and _only(row, key)]
+        varied = [row for row in report.along.get(key, ()) if row.overall and DRIFT in row.prompts]
         if len({row.settings[key] for row in varied}) > 2:
-            caption = f"{FORGETTING} (nats) and reward accuracy (%) against the base; 95 % intervals."
+            runs = ", ".join(dict.fromkeys(f"{_method(row)} {row.runs}" for row in varied))
+            caption = f"{FORGETTING} (nats, against the base) and reward accuracy (%); 95 % intervals. Runs: {runs}."
             drawn[name] = Picture(title, caption, partial(_along, rows=varied, key=key), (7.6, 3.2))
     return {**drawn, **training_pictures(logs)}
 
@@ -149,13 +150,12 @@ def training_pictures(logs: Mapping[str, Mapping[str, Log]]) -> dict[str, Pictur
     }
 
 
-def _only(row: TableRow, key: str) -> bool:
-    return row.varied in ("", f"{key.rpartition('.')[2]} {row.settings[key]}")
+def _method(row: TableRow) -> str:
+    return row.method.upper() if row.method.isalpha() else row.method
 
 
 def _name(row: TableRow) -> str:
-    method = row.method.upper() if row.method.isalpha() else row.method
-    return " ".join(part for part in (row.model, method, row.varied) if part)
+    return " ".join(part for part in (row.model, _method(row), row.varied) if part)
 
 
 def _colour(name: str, names: Sequence[str]) -> str:

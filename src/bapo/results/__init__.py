@@ -57,7 +57,6 @@ from bapo.results.study import (
 from bapo.results.study_cells import EvaluatedCell, evaluated_cell, flipped_questions
 from bapo.results.study_claims import Claim
 from bapo.results.study_report import (
-    STATISTICS_VERSION,
     STUDY_REPORT,
     StudyReport,
     TableCell,
@@ -97,7 +96,6 @@ __all__ = [
     "PROMPT_ONLY",
     "REFERENCE_LOGPS",
     "SAMPLED",
-    "STATISTICS_VERSION",
     "STUDY_REPORT",
     "AnchoredSummary",
     "Answer",

@@ -192,7 +192,7 @@ def _spread(pairs: Sequence[tuple[EvaluatedCell, EvaluatedCell]]) -> tuple[float
 
 def _strengths(cells: Sequence[EvaluatedCell]) -> Iterator[_Open]:
     """C5: from no anchor to a middle strength drift changes by more than twice as much as from there to the largest."""
-    by_strength = _by_setting(cells, STRENGTH)
+    by_strength = by_setting(cells, STRENGTH)
     if len(by_strength) < 3 or 0 not in by_strength:
         return
     largest = max(by_strength)
@@ -218,7 +218,7 @@ def _strengths(cells: Sequence[EvaluatedCell]) -> Iterator[_Open]:
 
 def _ranks(cells: Sequence[EvaluatedCell]) -> Iterator[_Open]:
     """C6: from the smallest to the largest rank that both methods have, DPO loses, and BAPO loses less."""
-    ours, theirs = (_by_setting([cell for cell in cells if cell.method == method], RANK) for method in ("bapo", "dpo"))
+    ours, theirs = (by_setting([cell for cell in cells if cell.method == method], RANK) for method in ("bapo", "dpo"))
     ranks = sorted(ours.keys() & theirs.keys())
     if len(ranks) < 2:
         return
@@ -238,7 +238,7 @@ def _ranks(cells: Sequence[EvaluatedCell]) -> Iterator[_Open]:
     yield _Open("C6", says, change - their_change, draws - their_draws, units=units, also=(-their_draws,))
 
 
-def _by_setting(cells: Sequence[EvaluatedCell], key: str) -> Mapping[float, list[EvaluatedCell]]:
+def by_setting(cells: Sequence[EvaluatedCell], key: str) -> Mapping[float, list[EvaluatedCell]]:
     """Runs of which only one setting differs, by its value; those that name none have the recipe's own."""
     by_value: dict[float, list[EvaluatedCell]] = {}
     for cell in cells:

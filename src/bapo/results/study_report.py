@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -28,7 +28,7 @@ from bapo.results.study_cells import (
     mean_of,
     scale_of,
 )
-from bapo.results.study_claims import Claim, judge_claims
+from bapo.results.study_claims import RANK, STRENGTH, Claim, by_setting, judge_claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,8 @@ class StudyReport:
         columns: benchmarks and categories, in order.
         claims: verdicts.
         jobs, done: how many there are, and how many are done.
+        along: by a setting that methods were run with at several values, rows of each method and value, over those
+            preferences and seeds that the method has at all of them.
     """
 
     rows: tuple[TableRow, ...]
@@ -92,12 +94,11 @@ class StudyReport:
     claims: tuple[Claim, ...]
     jobs: int
     done: int
+    along: Mapping[str, tuple[TableRow, ...]]
 
 
-STATISTICS_VERSION = 2
-"""Counts up where the same records make other numbers, so that a report of before is made again."""
-
-STUDY_REPORT = Kind("a study's report", 2, StudyReport)
+STUDY_REPORT = Kind("a study's report", 3, StudyReport)
+"""Its version counts up also where the same records make other numbers."""
 
 
 def study_report(
@@ -128,7 +129,18 @@ def study_report(
         for model, base in bases.items()
     ]
     rows += [_row(by_row[key], bases.get(key[0]), columns) for key in dict.fromkeys(cell.row for cell in cells)]
-    return StudyReport(tuple(rows), columns, judge_claims(cells), jobs, done)
+    along = {key: tuple(_along(cells, key, bases, columns)) for key in (STRENGTH, RANK)}
+    return StudyReport(tuple(rows), columns, judge_claims(cells), jobs, done, along)
+
+
+def _along(
+    cells: Sequence[EvaluatedCell], key: str, bases: Mapping[str, EvaluatedCell], columns: Sequence[str]
+) -> Iterator[TableRow]:
+    for model, method in dict.fromkeys((cell.model, cell.method) for cell in cells):
+        by_value = by_setting([cell for cell in cells if (cell.model, cell.method) == (model, method)], key)
+        runs = [{(cell.preference, cell.seed): cell for cell in of} for _, of in sorted(by_value.items())]
+        common = [where for where in runs[0] if all(where in of for of in runs)] if len(runs) > 1 else []
+        yield from (_row([of[where] for where in common], bases.get(model), columns) for of in runs if common)
 
 
 def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Sequence[str]) -> TableRow:

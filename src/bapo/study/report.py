@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from statistics import mean
 from typing import Any
 
@@ -11,7 +12,6 @@ from bapo.errors import BapoError
 from bapo.jobs import Recipe
 from bapo.results import (
     BASE,
-    STATISTICS_VERSION,
     STUDY_REPORT,
     Behaviour,
     EvaluatedCell,
@@ -37,10 +37,11 @@ def report(study: Study) -> Record[StudyReport]:
     finished = {key: ledger.finished(job) for key, job in study.jobs.items()}
     done = {key: record for key, record in finished.items() if record is not None}
     path = study.folder / "report.json"
-    identity = identity_of(statistics=STATISTICS_VERSION, **{key: record.identity for key, record in done.items()})
-    known = STUDY_REPORT.find(path, identity)
-    if known is not None:
-        return known
+    identity = identity_of(**{key: record.identity for key, record in done.items()})
+    with suppress(BapoError):  # one of another version, or damaged, is made again
+        known = STUDY_REPORT.find(path, identity)
+        if known is not None:
+            return known
     bases: dict[str, EvaluatedCell] = {}
     cells: list[EvaluatedCell] = []
     before: dict[str, list[dict[str, Any]]] = {}
