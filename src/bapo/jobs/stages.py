@@ -21,6 +21,7 @@ __all__ = [
     "Anchored",
     "anchor_preferences",
     "anchor_split",
+    "bare",
     "check",
     "check_base",
     "data_fingerprint",
@@ -88,7 +89,7 @@ def load(recipe: Recipe, *, adapter: str | None = None, trainable: bool = False)
     asked, adapter = recipe.model, adapter or recipe.model.reference_adapter
     record = record_of(adapter)
     if record is not None and record["recipe"]["model"]["name"] != asked.name:
-        without = recipe.model_copy(update={"model": asked.model_copy(update={"reference_adapter": None})})
+        without = bare(recipe)
         check_base(without, adapter, load(without))
     loaded = load_model(
         asked.name,
@@ -104,8 +105,13 @@ def shared_model(recipe: Recipe) -> SharedModel:
     """The recipe's model without its adapter, loaded when it is first needed, for adapters to be put on and off."""
     from bapo.models import SharedModel
 
-    bare = recipe.model_copy(update={"model": recipe.model.model_copy(update={"reference_adapter": None})})
-    return SharedModel(lambda adapter, trainable: load(bare, adapter=adapter, trainable=trainable))
+    without = bare(recipe)
+    return SharedModel(lambda adapter, trainable: load(without, adapter=adapter, trainable=trainable))
+
+
+def bare(recipe: Recipe) -> Recipe:
+    """The recipe with its model as it is without the adapter that it already had."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"reference_adapter": None})})
 
 
 def check_base(recipe: Recipe, adapter: str | None, base: LoadedModel) -> None:

@@ -108,7 +108,7 @@ def _model(recipe: Recipe) -> SharedModel:
     """The recipe's model, loaded, hashed and probed once for all jobs of this process that follow each other."""
     from bapo.jobs import stages
 
-    asked = recipe.model.model_copy(update={"reference_adapter": None})
+    asked = stages.bare(recipe).model
     key = identity_of(mark=model_mark(asked), **asked.model_dump(mode="json"))  # of its files too, which may change
     if key not in _HELD:
         let_go()
@@ -145,8 +145,7 @@ def _anchor(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress
     split = stages.read(recipe)
     data = stages.data_fingerprint(split)
     shared, adapter = _model(recipe), recipe.model.reference_adapter
-    without = recipe.model_copy(update={"model": recipe.model.model_copy(update={"reference_adapter": None})})
-    stages.check_base(without, adapter, shared.bare)
+    stages.check_base(stages.bare(recipe), adapter, shared.bare)
     with shared.wearing(adapter) as model:
         anchored = stages.anchor_split(recipe, split, model, on_progress, data=data)
         made_on = made_on_by(model, anchored.train)
