@@ -12,9 +12,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from bapo.anchoring.index import StoreIndex
 from bapo.errors import BapoError
 from bapo.files import locked
-from bapo.jobs import deleting, kept_folders
+from bapo.jobs import deleting, job, kept_folders, read_recipe
 from tests.command import bapo
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -237,6 +238,27 @@ def test_a_run_that_was_removed_by_hand_can_be_forgotten_too(tree: Path) -> None
     delete("mine")
     assert holders(tree) == set()
     assert len(base_responses(tree)) == 6
+
+
+def test_a_run_that_was_killed_while_its_texts_were_tokenized(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(index: StoreIndex, *, last: bool = False) -> None:
+        commit(index, last=last)
+        if not last:
+            raise KeyboardInterrupt
+
+    commit = StoreIndex.commit
+    monkeypatch.setattr(StoreIndex, "commit", killed)
+    preferences(Path("new.jsonl"), shared=0, secret=3)
+    recipe = read_recipe(None, {"model.name": "model", "preferences.source": "new.jsonl", "preferences.held_out": 1})
+    store = next(Path("cache/anchors").iterdir())
+    (store / ".index.sqlite").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        job.train(recipe, Path("new"))
+    assert (store / ".index.sqlite").is_file(), "which has its ids by now"
+    before = base_responses(tree)
+    delete("new")
+    assert not (store / ".index.sqlite").exists()
+    assert base_responses(tree) == before
 
 
 def test_an_evaluation_with_a_folder_of_its_own(kept: Path, tree: Path) -> None:

@@ -126,13 +126,14 @@ def anchor_together(
     user = user or User(None, "".join(preferences.fingerprint() for preferences in parts))
     use = Registration(store.folder, user, [asdict(generation), asdict(lengths), today or store.today])
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
+        use.announce()
         tokenized = [_tokenized(preferences, model, lengths, store, on_progress) for preferences in parts]
         groups = [group for part in tokenized for group in part.groups]
-        use.begin(lambda: (_used(group) for group in groups))
         settling = Settling(store, model, generation, lengths)
         settled = settling.kept(groups, on_progress)
         probe = store.probe()
         if probe is None or None in settled:
+            use.begin(lambda: map(_used, groups))
             scorer = ResponseScorer(model.model, model.kernels)
             whole = _settle_all(groups, settled, settling, scorer, use, on_progress)
             probe = probe or _probe(groups, whole, scorer, store)

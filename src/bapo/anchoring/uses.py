@@ -79,6 +79,11 @@ class Registration:
         name = checksum(json.dumps([self._folder, user.data, how], default=str).encode())
         self._begun, self._whole = (store / _FOLDER / f"{name}{end}" for end in (_BEGUN, _WHOLE))
 
+    def announce(self) -> None:
+        """Say that somebody is at work here, before the index keeps anything of what is read."""
+        if not self._whole.is_file() and not self._begun.is_file():
+            self.begin(tuple)
+
     def begin(self, prompts: Callable[[], Iterable[UsedPrompt]]) -> None:
         """Say which prompts are used, before anything of them is kept; nothing is done where that is known."""
         if not self._whole.is_file():
