@@ -284,7 +284,7 @@ def test_on_a_cluster_of_two_workers_of_which_one_is_killed_the_same_is_found(
     pytest.importorskip("ray", reason="needs Ray: pip install 'bapo[ray]'")
     write_study(place, LONGER)
     training = place / "study/running/train_tiny_mine.jsonl_dpo_seed0.json"
-    with Command(["study", "run", "study.yaml", "--ray", "local"], place) as command:
+    with Command(["study", "run", "study.yaml", "--ray", "local", "--storage", "shared"], place) as command:
         worker = _worker_of(training, place / "study/runs/tiny_mine.jsonl_dpo_seed0/checkpoints")
         os.kill(worker, signal.SIGKILL)
         assert command.wait()
@@ -292,6 +292,7 @@ def test_on_a_cluster_of_two_workers_of_which_one_is_killed_the_same_is_found(
     assert done.returncode == 0, done.stderr
     assert f"{JOBS} of {JOBS} jobs are done" in done.stdout
     assert found(place / "study") == undisturbed
+    assert found(place / "shared") == undisturbed
 
 
 def _process(sign: Path) -> int | None:
