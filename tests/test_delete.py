@@ -21,28 +21,35 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 SECRET = "Zanzibar"
 ANCHORED = ["-m", "model", "--set", "anchoring.base_max_new_tokens=9"]
+LITTLE = {"anchoring.base_max_new_tokens": 9, "preferences.held_out": 2, "training.max_steps": 2}
 SHORT = [*ANCHORED, "--max-steps", "2", "--held-out", "2", "--set", "generations.max_new_tokens=5"]
 
 
-def preferences(path: Path, *, shared: int, secret: int) -> None:
+def preferences(path: Path, *, shared: int, secret: int, first: int = 0) -> None:
     asked = [f"What is {i} plus one?" for i in range(shared)]
-    asked += [f"Whom did Anna meet in {SECRET} on day {i}?" for i in range(secret)]
+    asked += [f"Whom did Anna meet in {SECRET} on day {first + i}?" for i in range(secret)]
     rows = [{"prompt": prompt, "chosen": f"{prompt} Yes!", "rejected": "No."} for prompt in asked]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A personalization with the secret, another run that shares prompts with it, and an evaluation of the first."""
+    """A personalization with the secret, another run that shares prompts with it, and an evaluation of the first.
+
+    Its data are anchored to a second model, too, in a store outside of the cache.
+    """
     folder = tmp_path_factory.mktemp("kept")
-    tiny_model("llama").save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    for seed, name in enumerate(("model", "model2")):
+        tiny_model("llama", seed).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
     preferences(folder / "mine.jsonl", shared=4, secret=4)
     preferences(folder / "other.jsonl", shared=6, secret=0)
     told = {"BAPO_CACHE": str(folder / "cache")}
     bapo("personalize", "mine.jsonl", *SHORT, "-o", "mine", cwd=folder, environment=told)
     bapo("train", "other.jsonl", *SHORT, "-o", "other", cwd=folder, environment=told)
     bapo("evaluate", "mine/bapo", "-m", "model", cwd=folder, environment=told)
+    to_another = [*ANCHORED, "-m", "model2", "--anchored-store", "elsewhere"]
+    bapo("anchor", "mine.jsonl", *to_another, cwd=folder, environment=told)
     return folder
 
 
@@ -51,7 +58,7 @@ def tree(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it; what names folders by where they are names the copy."""
     shutil.copytree(kept, tmp_path / "tree")
     for path in (tmp_path / "tree" / "cache").rglob("*"):
-        if path.is_file() and path.parent.name in ("uses", "places", "records"):
+        if path.is_file() and path.parent.name in ("uses", "places", "records", "stores"):
             moved = path.read_text(errors="surrogateescape").replace(str(kept), str(tmp_path / "tree"))
             path.write_text(moved, errors="surrogateescape")
             if path.suffix == ".json":
@@ -96,7 +103,7 @@ def holders(folder: Path) -> set[str]:
     return {
         str(path.relative_to(folder))
         for path, text in texts(folder)
-        if (SECRET in text or ids.search(text)) and path.name != "mine.jsonl" and path.parent.name != "model"
+        if (SECRET in text or ids.search(text)) and path.parent not in (folder, folder / "model")
     }
 
 
@@ -106,6 +113,12 @@ def base_responses(folder: Path) -> dict[str, list[int]]:
         record for path in journals for line in path.read_text().splitlines() for record in json.loads(line)["records"]
     ]
     return {record["prompt"]: record["responses"][0]["ids"] for record in records}
+
+
+def held_elsewhere(folder: Path) -> bool:
+    """Whether the store outside of the cache holds token ids."""
+    store = folder / "elsewhere"
+    return (store / ".index.sqlite").exists() or any(path.read_bytes() for path in store.glob("*.jsonl"))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -118,12 +131,16 @@ def delete(folder: str) -> None:
 
 def test_nothing_of_it_is_left_and_what_another_run_uses_is_kept_and_listed(tree: Path) -> None:
     before, theirs = base_responses(tree), files(tree / "other")
-    assert {name.split("/")[0] for name in holders(tree)} == {"mine", "cache"}, "or the search finds nothing"
+    assert {name.split("/")[0] for name in holders(tree)} == {"mine", "cache", "elsewhere"}, (
+        "or the search finds nothing"
+    )
     listed = bapo("delete", "mine", "--dry-run", cwd=tree).stdout
     assert f"kept: what was made of 4 prompts, which {tree / 'other'} uses too" in listed
     assert base_responses(tree) == before, "a dry run deletes nothing"
+    assert held_elsewhere(tree)
     assert bapo("delete", "mine", "--yes", cwd=tree).stdout.startswith(listed)
     assert holders(tree) == set()
+    assert not held_elsewhere(tree), "by a user who has no folder"
     assert not (tree / "mine").exists()
     after = base_responses(tree)
     assert len(before) - len(after) == 4, "those of the secret prompts"
@@ -141,9 +158,11 @@ def test_the_last_run_takes_everything_with_it(tree: Path) -> None:
     delete("mine")
     delete("other")
     assert base_responses(tree) == {}
-    (store,) = (path.parent for path in tree.glob("cache/anchors/*/manifest.json"))
-    assert (store / "logps.jsonl").read_bytes() == b""
-    assert not any((store / "uses").iterdir())
+    stores = [path.parent for path in (*tree.glob("cache/anchors/*/manifest.json"), Path("elsewhere/manifest.json"))]
+    assert len(stores) == 2
+    for store in stores:
+        assert (store / "logps.jsonl").read_bytes() == b""
+        assert not any((store / "uses").iterdir())
     assert not list((tree / "cache/answers").rglob("*.json"))
     assert not list((tree / "cache/places").iterdir())
 
@@ -188,6 +207,7 @@ def test_a_killed_deletion_goes_on_when_it_is_started_again(
         assert holders(tree) == set(), f"killed at its operation {kills}"
         assert not files(Path("mine"))
         assert len(base_responses(tree)) == 6
+        assert not held_elsewhere(tree), f"killed at its operation {kills}"
         shutil.rmtree(tree)
         (tmp_path / "away").rename(tree)
         if finished:
@@ -199,16 +219,16 @@ def test_a_killed_deletion_goes_on_when_it_is_started_again(
 def test_it_deletes_nothing_that_bapo_did_not_write(tree: Path) -> None:
     Path("mine/notes.txt").write_text("mine")
     Path("mine/bapo/diary.txt").write_text("mine")
-    Path("elsewhere").mkdir()
-    Path("elsewhere/kept").write_text("x")
-    Path("mine/bapo/checkpoints").symlink_to("../../elsewhere")
+    Path("away").mkdir()
+    Path("away/kept").write_text("x")
+    Path("mine/bapo/checkpoints").symlink_to("../../away")
     shutil.rmtree("mine/answers")
-    Path("mine/answers").symlink_to("../elsewhere")
+    Path("mine/answers").symlink_to("../away")
     said = bapo("delete", "mine", "--yes", cwd=tree).stdout
     assert "kept: mine/notes.txt, which bapo did not write" in said
     assert "kept: mine/bapo/diary.txt, which bapo did not write" in said
     assert set(files(tree / "mine")) == {"notes.txt", "bapo/diary.txt"}
-    assert Path("elsewhere/kept").read_text() == "x"
+    assert Path("away/kept").read_text() == "x"
 
 
 @pytest.mark.parametrize("folder", ["model", ".", "cache", "nowhere", "mine.jsonl", "mine/bapo", "link"])
@@ -240,25 +260,115 @@ def test_a_run_that_was_removed_by_hand_can_be_forgotten_too(tree: Path) -> None
     assert len(base_responses(tree)) == 6
 
 
-def test_a_run_that_was_killed_while_its_texts_were_tokenized(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("store", ["", "nobody"])
+def test_who_was_killed_while_texts_were_tokenized(store: str, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run, or one who anchors its data elsewhere and for nobody."""
+    known = holders(tree)
+    preferences(Path("new.jsonl"), shared=0, secret=3, first=10)
+    of_run = {"model.name": "model", "preferences.source": "new.jsonl", "preferences.held_out": 1}
+    of_nobody = {
+        **of_run,
+        "model.name": "model2",
+        "anchoring.anchored_store": store,
+        "anchoring.base_max_new_tokens": 4,
+    }
+    if store:
+        job.train(read_recipe(None, {**of_run, "training.max_steps": 1}), Path("new"))
+    folder = Path(store) if store else next(Path("cache/anchors").iterdir())
+    (folder / ".index.sqlite").unlink(missing_ok=True)
+    commit = StoreIndex.commit
+
     def killed(index: StoreIndex, *, last: bool = False) -> None:
         commit(index, last=last)
         if not last:
             raise KeyboardInterrupt
 
-    commit = StoreIndex.commit
-    monkeypatch.setattr(StoreIndex, "commit", killed)
-    preferences(Path("new.jsonl"), shared=0, secret=3)
-    recipe = read_recipe(None, {"model.name": "model", "preferences.source": "new.jsonl", "preferences.held_out": 1})
-    store = next(Path("cache/anchors").iterdir())
-    (store / ".index.sqlite").unlink()
-    with pytest.raises(KeyboardInterrupt):
-        job.train(recipe, Path("new"))
-    assert (store / ".index.sqlite").is_file(), "which has its ids by now"
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreIndex, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            job.anchor(read_recipe(None, of_nobody)) if store else job.train(read_recipe(None, of_run), Path("new"))
+    assert (folder / ".index.sqlite").is_file(), "which has ids by now"
     before = base_responses(tree)
     delete("new")
-    assert not (store / ".index.sqlite").exists()
-    assert base_responses(tree) == before
+    assert not (folder / ".index.sqlite").exists()
+    assert {key: ids for key, ids in before.items() if key in base_responses(tree)} == base_responses(tree)
+    assert holders(tree) <= known
+
+
+def test_a_run_of_its_own_is_no_part_of_what_was_begun_above_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("all").mkdir()
+    bapo("train", "mine.jsonl", *SHORT, "-o", "all/first", cwd=tree)
+    Path("all/answers").mkdir()
+    recipe = read_recipe(None, {"model.name": "model", "preferences.source": "mine.jsonl"})
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bapo.anchoring.anchored.Settling", stopped)  # once it is registered, before it says what it is
+        with pytest.raises(KeyboardInterrupt):
+            job.train(recipe, Path("all"))
+    before = {name: content for name, content in files(tree / "all").items() if name.startswith("first/")}
+    with pytest.raises(BapoError, match="holds no run"):
+        delete("all")
+    shutil.rmtree("all/answers")
+    assert {name: content for name, content in files(tree / "all").items() if name.startswith("first/")} == before
+    delete("all/first")
+    assert not Path("all/first").exists()
+
+
+def test_a_folder_with_files_of_somebody_else_is_not_taken(tree: Path) -> None:
+    before = files(tree)
+    said = bapo("train", "other.jsonl", *SHORT, "-o", "model", cwd=tree, code=2).stderr
+    assert "model holds " in said
+    assert "config.json" in said
+    assert "name another folder with --output" in said
+    Path("theirs/answers").mkdir(parents=True)
+    assert "theirs holds answers" in bapo("personalize", "other.jsonl", *SHORT, "-o", "theirs", cwd=tree, code=2).stderr
+    assert {name: content for name, content in files(tree).items() if name != "theirs/.lock"} == before
+
+
+def test_a_folder_is_known_by_any_of_its_names(tree: Path) -> None:
+    Path("linked").symlink_to(tree)
+    delete("linked/mine")
+    assert holders(tree) == set()
+    assert len(base_responses(tree)) == 6
+    assert not held_elsewhere(tree)
+
+
+def test_two_that_share_prompts_and_are_planned_at_once_leave_nothing(tree: Path) -> None:
+    first, second = deleting.plan(Path("mine")), deleting.plan(Path("other"))
+    deleting.carry_out(first)
+    deleting.carry_out(second)
+    assert base_responses(tree) == {}
+
+
+def test_what_somebody_begins_to_use_while_it_is_asked_is_kept(tree: Path) -> None:
+    asked = deleting.plan(Path("other"))
+    delete("mine")
+    job.train(read_recipe(None, {"model.name": "model", "preferences.source": "other.jsonl", **LITTLE}), Path("third"))
+    kept = base_responses(tree)
+    deleting.carry_out(asked)
+    assert base_responses(tree) == kept
+    assert not Path("other").exists()
+
+
+def test_it_says_that_it_is_deleted_when_it_is(tree: Path) -> None:
+    with locked(Path("other/.lock")):
+        assert bapo("delete", "other", "--yes", "--json", cwd=tree, code=2).stdout == ""
+    assert json.loads(bapo("delete", "other", "--yes", "--json", cwd=tree).stdout)["deleted"] is True
+
+
+def test_what_was_sampled_for_an_evaluation_goes_with_it(tree: Path) -> None:
+    preferences(Path("topics.jsonl"), shared=0, secret=4, first=10)
+    with_topics = ["--divergence", "4", "--other-topics", "topics.jsonl", "--records", "judged"]
+    before = base_responses(tree)
+    bapo("evaluate", "other", "-m", "model", *with_topics, cwd=tree)
+    assert len(base_responses(tree)) == len(before) + 4, "of prompts that no run has"
+    Path("judged/records/notes.txt").write_text("mine")
+    delete("judged")
+    assert set(base_responses(tree)) == set(before)
+    assert set(files(tree / "judged")) == {"records/notes.txt"}
 
 
 def test_an_evaluation_with_a_folder_of_its_own(kept: Path, tree: Path) -> None:

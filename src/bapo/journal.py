@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,7 +162,7 @@ class Journal:
         kept = [[record for record in batch if wanted(record)] for batch in batches]
         forgotten = sum(map(len, batches)) - sum(map(len, kept))
         if forgotten or self._whole < self._size:
-            write_bytes(self.path, b"".join(_line(batch) for batch in kept if batch))
+            write_bytes(self.path, as_journal(kept))
             self.start_again()
         return forgotten
 
@@ -185,9 +185,25 @@ class Journal:
         batch: Batch = json.loads(parsed["records"])
         return batch
 
+    def add(self, content: bytes, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Append the wanted records of another journal's content, batch by batch.
+
+        Raises:
+            BapoError: it is damaged, or cannot be appended.
+        """
+        for number, line in enumerate(content.splitlines(keepends=True), 1):
+            batch = [record for record in self._parsed(line, number) if wanted(record)]
+            if batch:
+                self.append(batch)
+
     def _number_at(self, place: int) -> int:
         with self.path.open("rb") as file:
             return file.read(place).count(b"\n") + 1
+
+
+def as_journal(batches: Iterable[Batch]) -> bytes:
+    """The content of a journal of these batches, without empty ones."""
+    return b"".join(_line(batch) for batch in batches if batch)
 
 
 def _line(batch: Batch) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,27 @@ def test_a_storage_that_fails_under_a_worker_is_why_its_job_failed(
     arguments = [str(place / "study.yaml"), str(place / "here"), "--storage", str(place / "shared"), "--job", job.key]
     assert main(arguments) == 1
     assert Ledger(study).why_failed(job) == "The storage is not there: wait."
+
+
+def test_what_was_finished_and_not_copied_is_copied_by_the_next_start(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(place / "study.yaml", place / "here", storage=str(place / "shared"))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "push", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_here(study)
+    (finished,) = [job for job in study.jobs.values() if Ledger(study).finished(job)]
+    before = os.umask(0)
+    try:
+        Storage(str(place / "shared")).push_all(study)
+    finally:
+        os.umask(before)
+    assert {path.name for path in (place / "shared/jobs").iterdir()} == {f"{finished.key}.json"}
+    (archive,) = (place / "shared/artifacts").iterdir()
+    assert archive.stat().st_mode & 0o777 == 0o600
+    assert archive.parent.stat().st_mode & 0o777 == 0o700

@@ -9,6 +9,7 @@ from bapo.anchoring.anchored import (
 )
 from bapo.anchoring.candidates import Candidates, candidate_logps, sample_candidates, sample_responses
 from bapo.anchoring.generate import GenerationSettings, Response, generate_batch, plan_batches
+from bapo.anchoring.known import stores_of
 from bapo.anchoring.parts import add_part, part_of
 from bapo.anchoring.probe import Probe, ProbedTokens, first_tokens
 from bapo.anchoring.settled import BaseResponse
@@ -42,5 +43,6 @@ __all__ = [
     "plan_batches",
     "sample_candidates",
     "sample_responses",
+    "stores_of",
     "uses_of",
 ]

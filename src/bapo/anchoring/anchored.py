@@ -126,7 +126,7 @@ def anchor_together(
     user = user or User(None, "".join(preferences.fingerprint() for preferences in parts))
     use = Registration(store.folder, user, [asdict(generation), asdict(lengths), today or store.today])
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
-        use.announce()
+        use.announce(lambda: (words_hash(prompt_text(group.prompt)) for part in parts for group in part.groups))
         tokenized = [_tokenized(preferences, model, lengths, store, on_progress) for preferences in parts]
         groups = [group for part in tokenized for group in part.groups]
         settling = Settling(store, model, generation, lengths)

@@ -126,9 +126,9 @@ def sample_responses(
     if not prompts:
         raise BapoError(f"No prompt of {preferences.name} has at most {most} tokens, so there is nothing to sample.")
     check_vocabulary(model.model, model.tokenizer, (ids for _, ids in prompts))
-    used = [UsedPrompt(words_hash(prompt_text(prompt)), group_key(ids), ()) for prompt, ids in prompts]
+    used = [UsedPrompt(words_hash(prompt_text(prompt)), group_key(ids)) for prompt, ids in prompts]
     with store.writing(lambda: on_progress("waiting for another process that anchors to this model", 0, 1)):
-        _register(store, used)
+        _register(store, used, preferences.fingerprint())
         moved = replace(model, chat=chat)
         generate_missing([ids for _, ids in prompts], moved, store, settings, _called("sampled", on_progress))
         drawn = store.bases(settings, [group_key(ids) for _, ids in prompts])
@@ -163,16 +163,16 @@ def candidate_logps(
         if group.responses
     ]
     with store.writing():
-        _register(store, used)
+        _register(store, used, "")
         score_missing([(group, ()) for group in groups], ResponseScorer(model.model, model.kernels), store, report)
         scores = store.scores({group_key(group.ids, ids) for group in candidates for ids in group.responses})
     return [[scores[group_key(group.ids, ids)].logp for ids in group.responses] for group in candidates]
 
 
-def _register(store: AnchorStore, used: Sequence[UsedPrompt]) -> None:
-    """Nobody goes on to use candidates: they go with the data of their prompts."""
-    data = checksum("".join(chain.from_iterable((each.prompt, *each.scores) for each in used)).encode())
-    Registration(store.folder, User(None, data), "candidates").finish(lambda: used)
+def _register(store: AnchorStore, used: Sequence[UsedPrompt], data: str) -> None:
+    """Nobody goes on to use candidates: they go with their prompts, and with the data whose fingerprint is given."""
+    keys = checksum("".join(chain.from_iterable((each.prompt, *each.scores) for each in used)).encode())
+    Registration(store.folder, User(None, data), ["candidates", keys]).finish(lambda: used)
 
 
 def _text(ids: TokenIds, prompt: Prompt, chat: ChatFormat) -> str | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from bapo.anchoring.store import MANIFEST, names_of_record
+from bapo.anchoring.known import MANIFEST
+from bapo.anchoring.store import names_of_record
 from bapo.anchoring.uses import uses_of
-from bapo.files import read_bytes, reading, write_bytes
-from bapo.journal import Journal
+from bapo.files import read_bytes, write_bytes
+from bapo.journal import Journal, as_journal
 
 
 def part_of(store: Path, data: str) -> dict[str, bytes]:
@@ -25,14 +25,12 @@ def part_of(store: Path, data: str) -> dict[str, bytes]:
     """
     used = [prompt for use in uses_of(store) if use.data == data for prompt in use.prompts]
     prompts, scores = {each.prompt for each in used}, {key for each in used for key in each.scores}
-    files = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for path in sorted(store.glob("*.jsonl")):
-            with reading(path):
-                copied = Path(shutil.copyfile(path, Path(folder, path.name)))
-            if used:
-                Journal(copied).keep(lambda record: record.get("prompt") in prompts or record.get("key") in scores)
-            files[path.name] = copied.read_bytes()
+
+    def is_used(record: Mapping[str, Any]) -> bool:
+        return not used or record.get("prompt") in prompts or record.get("key") in scores
+
+    journals = {path.name: Journal(path).read() for path in sorted(store.glob("*.jsonl"))}
+    files = {name: as_journal(list(filter(is_used, batch)) for batch in read) for name, read in journals.items()}
     return {MANIFEST: read_bytes(store / MANIFEST), **files}
 
 
@@ -57,10 +55,4 @@ def add_part(store: Path, files: Mapping[str, bytes]) -> None:
 def _add_records(path: Path, content: bytes) -> None:
     journal = Journal(path)
     known = {name for batch in journal.read() for record in batch for name in names_of_record(record)}
-    with tempfile.TemporaryDirectory() as folder:
-        other = Path(folder, path.name)
-        other.write_bytes(content)
-        for batch in Journal(other).read():
-            new = [record for record in batch if not known.issuperset(names_of_record(record))]
-            if new:
-                journal.append(new)
+    journal.add(content, lambda record: not known.issuperset(names_of_record(record)))

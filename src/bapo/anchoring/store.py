@@ -24,6 +24,7 @@ from typing import Any
 from bapo.anchoring.generate import GENERATION_VERSION, GenerationSettings, Response
 from bapo.anchoring.index import INDEX, Names, StoreIndex
 from bapo.anchoring.kept import exact, shared_ids
+from bapo.anchoring.known import MANIFEST, STORES, note_store
 from bapo.anchoring.probe import Probe
 from bapo.errors import BapoError, foreign
 from bapo.files import LOCK, is_hidden, locked, make_folder, read_record, remove_staged, write_record
@@ -35,7 +36,7 @@ from bapo.settings import SCORING_VERSION
 FORMAT = 3
 """Of the files in a store."""
 
-MANIFEST, _PROBE = "manifest.json", "probe.json"
+_PROBE = "probe.json"
 _AGAIN = "delete that file, and it is made again"
 
 
@@ -73,11 +74,12 @@ class AnchorStore:
             "tokenizer": tokenizer_fingerprint(model.tokenizer),
             "scoring_version": SCORING_VERSION,
         }
-        self.folder = folder or cache_folder() / "anchors" / self._name
+        self.folder = folder or cache_folder() / STORES / self._name
         self.end_ids = model.chat.end_ids
         self.today = model.chat.today
         about = {"model_name": model.name, "precision": model.precision, "machine": machine(model.model.device)}
         self._check_or_create(about)
+        note_store(self.folder, cache_folder())
         self._journals: dict[str, Journal] = {}
         self._index: StoreIndex | None = None
 

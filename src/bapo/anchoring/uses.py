@@ -32,11 +32,14 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class UsedPrompt:
-    """A prompt of a use: hash of its words, key of its base responses, and keys of the scores behind it."""
+    """A prompt of a use: hash of its words, key of its base responses, and keys of the scores behind it.
+
+    The keys are known once it has been tokenized.
+    """
 
     words: str
-    prompt: str
-    scores: tuple[str, ...]
+    prompt: str = ""
+    scores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,15 @@ class Registration:
     """
 
     def __init__(self, store: Path, user: User, how: object) -> None:
-        self._folder = None if user.folder is None else os.path.abspath(user.folder)
+        self._folder = None if user.folder is None else os.path.realpath(user.folder)
         self._data = user.data
         name = checksum(json.dumps([self._folder, user.data, how], default=str).encode())
         self._begun, self._whole = (store / _FOLDER / f"{name}{end}" for end in (_BEGUN, _WHOLE))
 
-    def announce(self) -> None:
-        """Say that somebody is at work here, before the index keeps anything of what is read."""
-        if not self._whole.is_file() and not self._begun.is_file():
-            self.begin(tuple)
+    def announce(self, words: Callable[[], Iterable[str]]) -> None:
+        """Say which words' hashes are at work here, before the index keeps tokens of them."""
+        if not self._begun.is_file():
+            self.begin(lambda: map(UsedPrompt, words()))
 
     def begin(self, prompts: Callable[[], Iterable[UsedPrompt]]) -> None:
         """Say which prompts are used, before anything of them is kept; nothing is done where that is known."""
@@ -111,7 +114,8 @@ def uses_of(store: Path) -> Iterator[Use]:
             if path.exists():
                 raise
             continue  # of a user who has finished meanwhile, whose file has another name now
-        yield Use(path, kept["folder"], kept["data"], tuple(_prompt(line.split()) for line in kept["prompts"]))
+        folder = kept["folder"] and os.path.realpath(kept["folder"])
+        yield Use(path, folder, kept["data"], tuple(_prompt(line.split()) for line in kept["prompts"]))
 
 
 def words_hash(text: str) -> str:
@@ -120,9 +124,9 @@ def words_hash(text: str) -> str:
 
 
 def _write(path: Path, folder: str | None, data: str, prompts: Iterable[UsedPrompt]) -> None:
-    lines = [" ".join((used.words, used.prompt, *used.scores)) for used in prompts]
+    lines = [" ".join((used.words, used.prompt, *used.scores)).rstrip() for used in prompts]
     write_record(path, {"folder": folder, "data": data, "prompts": lines})
 
 
 def _prompt(parts: Sequence[str]) -> UsedPrompt:
-    return UsedPrompt(parts[0], parts[1], tuple(parts[2:]))
+    return UsedPrompt(parts[0], "".join(parts[1:2]), tuple(parts[2:]))

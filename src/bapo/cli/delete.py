@@ -34,10 +34,10 @@ def delete(
     from bapo.jobs.deleting import carry_out, plan
 
     deletion = plan(folder, records or [])
-    if as_json:
-        print_json({**_as_dict(deletion), "deleted": not dry_run and yes})
-    else:
+    if not as_json:
         _show(deletion)
+    elif dry_run or not yes:
+        print_json({**_as_dict(deletion), "deleted": False})
     if dry_run:
         return
     if not yes and (as_json or not sys.stdin.isatty()):
@@ -46,7 +46,9 @@ def delete(
         out.print("nothing was deleted")
         return
     carry_out(deletion)
-    if not as_json:
+    if as_json:
+        print_json({**_as_dict(deletion), "deleted": True})
+    else:
         out.print(f"{folder} is deleted", soft_wrap=True)
 
 

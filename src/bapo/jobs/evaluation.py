@@ -15,7 +15,7 @@ from bapo.errors import BapoError
 from bapo.jobs import stages
 from bapo.jobs.cell import Cell
 from bapo.jobs.job import Job, anchoring_settings, provenance, reference_name
-from bapo.jobs.marks import adapter_mark
+from bapo.jobs.marks import ADAPTERS, adapter_mark
 from bapo.jobs.movement import MovementPlan, measure_movement
 from bapo.jobs.recipe import Recipe
 from bapo.jobs.variants import Variant, check_split, variants_of
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from bapo.evaluation.asking import BenchmarkPlan
     from bapo.evaluation.preference import Logps
     from bapo.models import LoadedModel, SharedModel
-
-ADAPTERS = "adapters"
-"""Of what a comparison was made from, the marks of its adapters by name."""
 
 logger = logging.getLogger(__name__)
 

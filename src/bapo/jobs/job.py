@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from bapo.files import make_folder
 from bapo.jobs import stages, training
+from bapo.jobs.kept_folders import check_free
 from bapo.jobs.marks import adapter_mark, model_mark
-from bapo.jobs.places import remember
+from bapo.jobs.places import RUN, remember
 from bapo.jobs.recipe import Recipe
 from bapo.preferences import Preferences, Split, doubtful
 from bapo.progress import OnProgress, silent
@@ -152,7 +153,8 @@ def train(
     done = _trained(recipe, folder, data)
     if done is not None:
         return done[0], split, done[1]
-    remember(make_folder(folder), recipe)
+    check_free(folder, RUN)
+    remember(make_folder(folder), recipe, RUN)
     shared = shared or stages.shared_model(recipe)
     on_progress("loading the model", 0, 1)
     with shared.wearing(recipe.model.reference_adapter) as model:

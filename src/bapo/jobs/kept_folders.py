@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,8 +14,8 @@ from typing import Any
 
 from bapo.errors import BapoError
 from bapo.files import LOCK, is_hidden, locked, read_text, write_json, writing
-from bapo.jobs.evaluation import ADAPTERS
-from bapo.jobs.marks import adapter_mark
+from bapo.jobs.marks import ADAPTERS, adapter_mark
+from bapo.jobs.places import PART, RUN, WHOLE, kind_of
 from bapo.jobs.run_folder import is_own_page
 from bapo.results import ANCHORED, ASKED, PERSONALIZATION
 from bapo.results.runs import DONE, STARTED
@@ -28,8 +29,10 @@ _OF_A_RUN = (
 """What a trainer and the libraries that save for it write."""
 
 _REPORT, _RECORDS = "report.json", "records"
+_FOLDERS_OF_RECORDS = (_RECORDS, "comparisons")
 _OF_A_PERSONALIZATION = ("held-out", "answers", "report.html", _REPORT)
-_OF_AN_EVALUATION = ("comparisons", "[0-9a-f]" * 16, _RECORDS)
+_EVALUATION = "evaluation"
+_OF_AN_EVALUATION = ("[0-9a-f]" * 16,)
 _DELETING = "deleting.json"
 """In a folder that is being deleted, what it held; a killed deletion goes on from it."""
 
@@ -57,12 +60,33 @@ class Kept:
     others: tuple[Path, ...]
 
 
-def find(folder: Path, *, registered: bool = False) -> Kept:
+def check_free(folder: Path, kind: str) -> None:
+    """Refuse a folder in which a file that bapo did not write bears the name of one that it would write.
+
+    Args:
+        folder: that is to be filled, if it is there.
+        kind: `RUN` or `WHOLE`, of `bapo.jobs.places`.
+
+    Raises:
+        BapoError: it has such a file.
+    """
+    if _kind(folder):
+        return
+    own, _ = _divided(folder, _OF_A_RUN if kind == RUN else _OF_A_PERSONALIZATION)
+    taken = [path.name for path in own if not is_hidden(path) and path.name not in ("README.md", STARTED, DONE)]
+    if taken:
+        raise BapoError(
+            f"{folder} holds {', '.join(taken[:3])}, which no run there has written and which would be replaced: name "
+            "another folder with --output."
+        )
+
+
+def find(folder: Path, users: Collection[str] = ()) -> Kept:
     """What a folder holds.
 
     Args:
         folder: of a run, a personalization or an evaluation.
-        registered: whether a store knows it, though it may hold nothing yet.
+        users: the folders that stores know as users of what they hold.
 
     Raises:
         BapoError: it holds nothing of these, is a link, or belongs to a personalization.
@@ -70,18 +94,18 @@ def find(folder: Path, *, registered: bool = False) -> Kept:
     if folder.is_symlink():
         raise BapoError(f"{folder} is a link, and what it leads to is not deleted through it: name the folder itself.")
     begun = _content(folder / _DELETING)
-    records = sorted((folder / _RECORDS).glob("*.json"))
-    if _is_run(folder) or begun.get("kind") == "run":
-        if not registered and _is_personalization(folder.parent):
-            raise BapoError(f"{folder} belongs to the personalization {folder.parent}: delete that as a whole.")
-        kept = _run(folder)
-    elif _is_personalization(folder) or registered or begun.get("kind") == "personalization":
-        kept = _personalization(folder, begun.get("runs", ()))
-    elif any("made_from" in _content(path) for path in records) or begun.get("kind") == "evaluation":
-        own, others = _divided(folder, _OF_AN_EVALUATION)
-        kept = Kept(folder, "evaluation", _data_in(records), frozenset(), (), own, others)
-    else:
-        kept = None
+    kind, registered = begun.get("kind") or _kind(folder), os.path.realpath(folder) in users
+    if kind == PART and not registered:
+        raise BapoError(f"{folder} belongs to the personalization {folder.parent}: delete that as a whole.")
+    if not kind and registered and all(map(is_hidden, _inside(folder))):
+        kind = RUN  # of which nothing has been written, or is left
+    kept = None
+    if kind in (RUN, PART):
+        kept = _run(folder, is_one=bool(begun) or _is_run(folder))
+    elif kind == WHOLE:
+        kept = _personalization(folder, begun.get("runs", ()), users)
+    elif kind == _EVALUATION:
+        kept = _evaluation(folder)
     if kept is not None:
         data, marks = kept.data | set(begun.get("data", ())), kept.marks | set(begun.get("marks", ()))
         return replace(kept, data=data, marks=marks)
@@ -89,6 +113,11 @@ def find(folder: Path, *, registered: bool = False) -> Kept:
         f"{folder} holds no run, personalization or evaluation of bapo (no {DONE}, {STARTED}, {_REPORT} or records of "
         "one), so nothing was deleted: name the folder that was its --output or --records."
     )
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder is there, and is not being deleted."""
+    return folder.is_dir() and not (folder / _DELETING).is_file()
 
 
 @contextmanager
@@ -121,7 +150,7 @@ def held(kept: Kept) -> Iterator[None]:
 def clear(kept: Kept) -> None:
     """Delete what is its own."""
     for run in kept.runs:
-        clear(_run(run))
+        clear(_run(run, is_one=True))
     for path in kept.own:
         remove(path)
 
@@ -144,16 +173,16 @@ def derived_records(root: Path, marks: Collection[str], data: Collection[str]) -
 
     Answers to benchmarks go with the last record that speaks of them.
     """
-    contents = {path: _content(path) for name in (_RECORDS, "comparisons") for path in (root / name).glob("*.json")}
+    contents = {path: _content(path) for name in _FOLDERS_OF_RECORDS for path in (root / name).glob("*.json")}
     gone = [path for path, content in contents.items() if _is_of(content.get("made_from", {}), marks, data)]
-    for path in gone:
-        yield from (path.with_suffix(end) for end in (".parquet", ".html") if path.with_suffix(end).is_file())
-        yield path
     needed = {store for path, content in contents.items() if path not in gone for store in _answers(content)}
     for store in sorted({store for path in gone for store in _answers(contents[path])} - needed):
         folder = Path(store)
         if folder.is_dir() and folder.resolve().is_relative_to(root.resolve()):
             yield folder
+    for path in gone:  # last, because they name the folders
+        yield from _beside(path)
+        yield path
 
 
 def records_of_stores(root: Path, stores: Collection[str]) -> Iterator[Path]:
@@ -164,22 +193,65 @@ def records_of_stores(root: Path, stores: Collection[str]) -> Iterator[Path]:
             yield path
 
 
-def _run(folder: Path) -> Kept:
-    mark = adapter_mark(folder)
+def _kind(folder: Path) -> str:
+    """What a folder is by what lies in it, and where nothing does by what is known of it."""
+    known = kind_of(folder)
+    if _is_run(folder):
+        return known if known in (RUN, PART) else PART if _is_personalization(folder.parent) else RUN
+    if _is_personalization(folder):
+        return WHOLE
+    if any("made_from" in _content(path) for path in (folder / _RECORDS).glob("*.json")):
+        return _EVALUATION
+    if known == WHOLE and any(map(_is_run, _inside(folder))):
+        return known
+    return known if all(map(is_hidden, _inside(folder))) else ""
+
+
+def _run(folder: Path, *, is_one: bool) -> Kept:
+    """The run of a folder; of one that has not written anything, ``is_one`` is false."""
+    mark = adapter_mark(folder) if is_one else None
     data = frozenset(str(content["data"]) for name in (DONE, STARTED) if "data" in (content := _content(folder / name)))
-    own, others = _divided(folder, _OF_A_RUN)
-    return Kept(folder, "run", data, frozenset([mark] if mark else []), (), own, others)
+    own, others = _divided(folder, _OF_A_RUN if is_one else ())
+    return Kept(folder, RUN, data, frozenset([mark] if mark else []), (), own, others)
 
 
-def _personalization(folder: Path, begun: Collection[str]) -> Kept:
-    folders = [path for path in sorted(_inside(folder)) if path.is_dir() and not path.is_symlink()]
-    runs = tuple(path for path in folders if path.name in begun or _is_run(path))
+def _personalization(folder: Path, begun: Collection[str], users: Collection[str]) -> Kept:
+    """Its own runs are those that it names or began, and no run that a store knows by itself."""
+    named = set(_content(folder / _REPORT).get("content", {}).get("adapters", {}).values())
+    runs = tuple(
+        path
+        for path in sorted(_inside(folder))
+        if path.is_dir()
+        and not path.is_symlink()
+        and os.path.realpath(path) not in users
+        and (path.name in begun or (_is_run(path) and (path.name in named or kind_of(path) == PART)))
+    )
     own, others = _divided(folder, _OF_A_PERSONALIZATION)
-    ours = [_run(run) for run in runs]
+    ours = [_run(run, is_one=True) for run in runs]
     others = tuple(path for path in others if path not in runs) + tuple(path for run in ours for path in run.others)
     data = _data_in([folder / _REPORT]).union(*(run.data for run in ours))
     marks: frozenset[str] = frozenset().union(*(run.marks for run in ours))
-    return Kept(folder, "personalization", data, marks, runs, own, others)
+    return Kept(folder, WHOLE, data, marks, runs, own, others)
+
+
+def _evaluation(folder: Path) -> Kept:
+    """Of its folders of records only what is a record, or belongs to one."""
+    own, others = map(list, _divided(folder, (*_OF_AN_EVALUATION, *_FOLDERS_OF_RECORDS)))
+    records = [path for name in _FOLDERS_OF_RECORDS for path in sorted((folder / name).glob("*.json"))]
+    ours = {each for path in records if "kind" in _content(path) for each in (path, *_beside(path))}
+    for of_records in [path for path in own if path.name in _FOLDERS_OF_RECORDS]:
+        there = _inside(of_records)
+        foreign = sorted(path for path in there if path not in ours and not is_hidden(path))
+        if foreign:
+            own.remove(of_records)
+            own += sorted(set(there) - set(foreign))
+            others += foreign
+    return Kept(folder, _EVALUATION, _data_in(records), frozenset(), (), tuple(own), tuple(others))
+
+
+def _beside(record: Path) -> list[Path]:
+    """What belongs to a record: its rows, and its page."""
+    return [path for end in (".parquet", ".html") if (path := record.with_suffix(end)).is_file()]
 
 
 def _is_run(folder: Path) -> bool:

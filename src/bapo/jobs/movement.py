@@ -117,13 +117,16 @@ class _Work:
 
     def job(self, variant: Variant) -> Job[Movement]:
         identity = identity_of(
-            data={topic: read.fingerprint() for topic, read in self.topics.items()},
+            data=self._data(),
             text=checksum(self.text.encode()),
             plan={**asdict(self.plan), "text": None},
             adapter=adapter_mark(variant.adapter),
             **anchoring_settings(self.recipe),
         )
         return Job(MOVEMENT, self.records / "records" / f"{identity}.json", identity)
+
+    def _data(self) -> dict[str, str]:
+        return {topic: read.fingerprint() for topic, read in self.topics.items()}
 
     def measure(self, variant: Variant) -> Record[Movement]:
         job = self.job(variant)
@@ -151,7 +154,7 @@ class _Work:
         made_from = provenance(
             self.recipe, self._weights, self._made_on, adapter=variant.adapter, movement=asdict(self.plan)
         )
-        return job.finish(content, made_from, rows)
+        return job.finish(content, replace(made_from, data=self._data()), rows)
 
     def _switches_off(self, variant: Variant) -> bool:
         """Whether the model with the adapter becomes its reference by switching that off."""

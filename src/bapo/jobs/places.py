@@ -1,4 +1,4 @@
-"""Where a run's data and anchored store lie: kept for this machine in the cache, and not in the run's folder."""
+"""Where a run's data lie and what its folder is: kept for this machine in the cache, and not in the run's folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from bapo.files import checksum, make_folder, write_json
 from bapo.jobs.recipe import Recipe
 from bapo.results import shared_name
 
+RUN, PART, WHOLE = "run", "part", "personalization"
+"""What a folder is: of a run by itself, of a run of a personalization, or of a personalization."""
+
 
 def as_shared(recipe: Recipe) -> dict[str, Any]:
     """A recipe for a record that goes with an adapter: names of what it was trained on, and no places of it.
@@ -24,34 +27,28 @@ def as_shared(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def remember(folder: Path, recipe: Recipe) -> None:
-    """Keep where the data and the store of a run or a personalization lie.
+def remember(folder: Path, recipe: Recipe, kind: str) -> None:
+    """Keep what a folder is, and where its data lie.
 
     Raises:
         BapoError: it cannot be written.
     """
-    store = recipe.anchoring.anchored_store
-    content = {
-        "folder": os.path.abspath(folder),
-        "source": recipe.preferences.source,
-        "anchored_store": None if store is None else os.path.abspath(store),
-    }
+    content = {"folder": os.path.realpath(folder), "kind": kind, "source": recipe.preferences.source}
     path = place_of(folder)
     if _kept(path) != content:
         write_json(path, content)
 
 
 def place_of(folder: Path) -> Path:
-    """The file that says where those of a run lie."""
+    """The file that says it of a folder."""
     from bapo.models import cache_folder
 
-    return make_folder(cache_folder() / "places") / f"{checksum(os.path.abspath(folder).encode())}.json"
+    return make_folder(cache_folder() / "places") / f"{checksum(os.path.realpath(folder).encode())}.json"
 
 
-def store_of(folder: Path) -> Path | None:
-    """The store of a run that was told one; None of one that uses the cache, and where it is not known."""
-    store = _kept(place_of(folder)).get("anchored_store")
-    return Path(store) if store else None
+def kind_of(folder: Path) -> str:
+    """What a folder is; nothing where that is not known here."""
+    return str(_kept(place_of(folder)).get("kind", ""))
 
 
 def recipe_as_placed(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:

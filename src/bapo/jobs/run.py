@@ -12,7 +12,8 @@ from bapo.files import LOCK, locked, make_folder, remove_staged
 from bapo.jobs import stages, training
 from bapo.jobs.generating import answer, shown
 from bapo.jobs.job import Job, anchoring_settings, made_on_by, mark_of, processes, provenance, reference_name
-from bapo.jobs.places import remember
+from bapo.jobs.kept_folders import check_free
+from bapo.jobs.places import PART, RUN, WHOLE, remember
 from bapo.jobs.recipe import Recipe
 from bapo.preferences import Split, doubtful, prompt_text
 from bapo.progress import OnProgress, silent
@@ -130,9 +131,13 @@ class Grid:
 
     def _run(self, on_progress: OnProgress) -> Record[Personalization]:
         recipe = self.recipe
-        remember(self.folder, recipe)
+        check_free(self.folder, WHOLE)
         for name in self.objectives:
             training.check_run(recipe, name, self.folder / name, self.data)
+            check_free(self.folder / name, RUN)
+        remember(self.folder, recipe, WHOLE)
+        for name in self.objectives:
+            remember(self.folder / name, recipe, PART)
         _ = self.split  # what cannot be read should be known before the model is loaded
         on_progress("loading the model", 0, 1)
         shared = stages.shared_model(recipe)

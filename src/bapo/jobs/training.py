@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bapo.errors import BapoError, foreign
 from bapo.files import make_folder
 from bapo.jobs import stages
-from bapo.jobs.places import as_shared, remember
+from bapo.jobs.places import as_shared
 from bapo.jobs.recipe import Recipe, TrainingSection
 from bapo.jobs.run_folder import Asked, alone, as_asked, check_asked, dated, finish, start
 from bapo.kernels import chosen
@@ -61,7 +61,6 @@ def train(
     identity, asked = adapter_identity(recipe, settings, anchored), asked_of(recipe, objective, data)
     with alone(make_folder(folder), lambda note: on_progress(f"training {objective}", 0, 1, note)):
         start(folder, identity, asked, anchored.today)
-        remember(folder, recipe)
         if (folder / DONE).is_file():
             return read_run(folder)
         on_progress(f"checks before {objective}", 0, 1)

@@ -105,6 +105,7 @@ def _begun(study: Study) -> Ledger:
         storage = Storage(study.storage)
         storage.push_study(study)
         storage.fetch_all(study)
+        storage.push_all(study)
     ledger.forget_failures()
     return ledger
 

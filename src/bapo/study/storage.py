@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from bapo.errors import BapoError, foreign
-from bapo.files import LOCK, locked, make_folder, read_bytes, write_bytes, write_text
+from bapo.files import LOCK, locked, make_folder, private, read_bytes, write_bytes, write_text
 from bapo.progress import OnProgress
 from bapo.results.runs import DONE
 from bapo.study.grid import Study, StudyJob
@@ -44,7 +44,8 @@ class Storage:
         self.url = url
         with self._reached():
             self.fs, self.root = url_to_fs(url)
-            self.fs.makedirs(self.root, exist_ok=True)
+            with private():
+                self.fs.makedirs(self.root, exist_ok=True)
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
@@ -102,6 +103,13 @@ class Storage:
                     _unpack(study, job, self.fs.cat_file(f"{self.root}/{_archive_name(job)}"))
                     _remember(study, job)
 
+    def push_all(self, study: Study) -> None:
+        """Copy what was finished here and is not there, because whoever finished it was killed before it was copied."""
+        there, ledger = self._names("jobs"), Ledger(study)
+        for job in study.jobs.values():
+            if f"{job.key}.json" not in there and ledger.finished(job) is not None and ledger.has_artifact(job):
+                self.push(study, job)
+
     def fetch_all(self, study: Study) -> None:
         """Copy all records here that are there and not here, and signs of life of running jobs."""
         ledger = Ledger(study)
@@ -143,7 +151,7 @@ class Storage:
         """One whole object: first under a name of its own, then under its name."""
         final = PurePosixPath(self.root) / name
         part = f"{final}.{uuid.uuid4().hex}.part"
-        with self._reached():
+        with self._reached(), private():
             self.fs.makedirs(str(final.parent), exist_ok=True)
             self.fs.pipe_file(part, content)
             self.fs.mv(part, str(final))

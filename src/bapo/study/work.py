@@ -147,7 +147,7 @@ def _anchor(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress
     shared, adapter = _model(recipe), recipe.model.reference_adapter
     stages.check_base(stages.bare(recipe), adapter, shared.bare)
     with shared.wearing(adapter) as model:
-        anchored = stages.anchor_split(recipe, split, model, on_progress, data=data)
+        anchored = stages.anchor_split(recipe, split, model, on_progress, folder=study.folder, data=data)
         made_on = made_on_by(model, anchored.train)
     counts: dict[str, float] = {}
     for side, part in (("training", anchored.train), ("held-out", anchored.held_out)):
