@@ -111,6 +111,23 @@ def test_others_see_that_a_job_runs_and_how_far_it_is(place: Path, monkeypatch: 
     assert set(seen().values()) == {"done"}
 
 
+def test_who_only_shares_a_storage_does_first_what_nobody_is_at(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(place / "shared")
+    here, elsewhere = (open_study(place / "study.yaml", place / name, storage=url) for name in ("here", "elsewhere"))
+    at_work = next(job for job in here.jobs.values() if job.work == "train")
+    done: list[str] = []
+    monkeypatch.setattr("bapo.study.executors.do", lambda study, job, _: done.append(job.key))
+    run_here(elsewhere)
+    assert done == list(elsewhere.jobs), "in the order of the file"
+    done.clear()
+    with Storage(url).showing(here, at_work, silent) as shown, Ledger(here).alive(at_work, shown):
+        Storage(url)._put(Ledger(here).sign(at_work).read_bytes(), f"running/{at_work.key}.json")
+        run_here(elsewhere)
+    of_it = [job.key for job in here.jobs.values() if at_work.key in job.needs]
+    assert done[-1 - len(of_it) :] == [at_work.key, *of_it]
+    assert sorted(done) == sorted(elsewhere.jobs)
+
+
 def test_a_job_that_ends_while_others_look_disturbs_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listing may name what is gone, and be believed, as that of object storage is."""
     url = str(place / "shared")

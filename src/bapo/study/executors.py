@@ -32,22 +32,37 @@ _NAMED = 4
 
 
 def run_here(study: Study, on_progress: OnProgress = silent) -> list[StudyJob]:
-    """Do all missing jobs in this process, one after another.
+    """Do all missing jobs in this process, one after another; those that another process is at come last.
 
     Returns:
         The jobs that are not done, because they failed or because others did that they need.
     """
     ledger = _begun(study)
-    missing = ledger.missing()
+    left = {job.key: job for job in ledger.missing()}
+    total, storage = len(left), None if study.storage is None else Storage(study.storage)
     try:
-        for number, job in enumerate(missing):
-            on_progress("study", number, len(missing), job.key)
+        while left:
+            if storage is not None:
+                storage.fetch_signs(study)
+            job = left.pop(_next(ledger, left))
+            on_progress("study", total - len(left) - 1, total, job.key)
             if ledger.state(job) != "blocked":
                 do(study, job, on_progress)
     finally:
         let_go()
-    on_progress("study", len(missing), len(missing))
+    on_progress("study", total, total)
     return ledger.missing()
+
+
+def _next(ledger: Ledger, left: Mapping[str, StudyJob]) -> str:
+    """The first job that can be done and that nobody is at; where there is none, the first that can be done."""
+    first = ""
+    for key, job in left.items():
+        if not any(needed in left for needed in job.needs):
+            if ledger.sign_of_life(job) is None:
+                return key
+            first = first or key
+    return first
 
 
 def run_in_processes(study: Study, processes: int, on_progress: OnProgress = silent) -> list[StudyJob]:

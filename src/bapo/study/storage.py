@@ -112,15 +112,19 @@ class Storage:
 
     def fetch_all(self, study: Study) -> None:
         """Copy all records here that are there and not here, and signs of life of running jobs."""
-        ledger = Ledger(study)
-        there = {folder: self._names(folder) for folder in ("jobs", "failures", "running")}
+        there = self._names("jobs") | self._names("failures")
         for job in study.jobs.values():
-            name = f"{job.key}.json"
-            if name in there["jobs"] or name in there["failures"]:
+            if f"{job.key}.json" in there:
                 self.fetch(study, job)
-            if name in there["running"]:
+        self.fetch_signs(study)
+
+    def fetch_signs(self, study: Study) -> None:
+        """Copy signs of life of running jobs here."""
+        for name in self._names("running"):
+            job = study.jobs.get(name.removesuffix(".json"))
+            if job is not None:
                 with suppress(BapoError):  # a job that has just ended has none any more
-                    self._get(f"running/{name}", ledger.sign(job))
+                    self._get(f"running/{name}", Ledger(study).sign(job))
 
     @contextmanager
     def showing(self, study: Study, job: StudyJob, on_progress: OnProgress) -> Iterator[OnProgress]:
