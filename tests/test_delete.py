@@ -231,11 +231,14 @@ def test_it_deletes_nothing_that_bapo_did_not_write(tree: Path) -> None:
     assert Path("away/kept").read_text() == "x"
 
 
-@pytest.mark.parametrize("folder", ["model", ".", "cache", "nowhere", "mine.jsonl", "mine/bapo", "link"])
+@pytest.mark.parametrize("folder", ["model", ".", "cache", "nowhere", "mine.jsonl", "mine/bapo", "link", "study"])
 def test_a_folder_of_another_kind_is_refused(folder: str, tree: Path) -> None:
     Path("link").symlink_to("mine")
+    shutil.copytree("cache/answers/records", "study/records")
+    for name in ("jobs", "anchored"):
+        Path("study", name).mkdir()
     before = files(tree)
-    with pytest.raises(BapoError, match=r"holds no run|belongs to the personalization|is a link"):
+    with pytest.raises(BapoError, match=r"holds no run|belongs to the personalization|is a link|is a study's"):
         delete(folder)
     assert files(tree) == before
 

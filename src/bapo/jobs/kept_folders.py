@@ -33,6 +33,7 @@ _FOLDERS_OF_RECORDS = (_RECORDS, "comparisons")
 _OF_A_PERSONALIZATION = ("held-out", "answers", "report.html", _REPORT)
 _EVALUATION = "evaluation"
 _OF_AN_EVALUATION = ("[0-9a-f]" * 16,)
+_OF_A_STUDY = ("jobs", "anchored")
 _DELETING = "deleting.json"
 """In a folder that is being deleted, what it held; a killed deletion goes on from it."""
 
@@ -89,10 +90,12 @@ def find(folder: Path, users: Collection[str] = ()) -> Kept:
         users: the folders that stores know as users of what they hold.
 
     Raises:
-        BapoError: it holds nothing of these, is a link, or belongs to a personalization.
+        BapoError: it holds nothing of these, is a link or a study's, or belongs to a personalization.
     """
     if folder.is_symlink():
         raise BapoError(f"{folder} is a link, and what it leads to is not deleted through it: name the folder itself.")
+    if all((folder / name).is_dir() for name in _OF_A_STUDY):
+        raise BapoError(f"{folder} is a study's, and all of it lies in it: delete the folder itself.")
     begun = _content(folder / _DELETING)
     kind, registered = begun.get("kind") or _kind(folder), os.path.realpath(folder) in users
     if kind == PART and not registered:
