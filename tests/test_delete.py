@@ -15,7 +15,7 @@ import pytest
 from bapo.anchoring.index import StoreIndex
 from bapo.errors import BapoError
 from bapo.files import locked
-from bapo.jobs import deleting, job, kept_folders, read_recipe
+from bapo.jobs import deleting, job, kept_folders, personalize, read_recipe
 from tests.command import bapo
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -318,6 +318,27 @@ def test_a_run_of_its_own_is_no_part_of_what_was_begun_above_it(tree: Path, monk
     assert {name: content for name, content in files(tree / "all").items() if name.startswith("first/")} == before
     delete("all/first")
     assert not Path("all/first").exists()
+
+
+@pytest.mark.parametrize("where", ["stages.anchor_split", "training.start", "training._trainer"])
+def test_a_personalization_that_was_stopped_at_some_stage(
+    where: str, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    preferences(Path("new.jsonl"), shared=0, secret=4, first=10)
+    told = {**LITTLE, "model.name": "model", "preferences.source": "new.jsonl", "generations.max_new_tokens": 5}
+    known, before = holders(tree), base_responses(tree)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"bapo.jobs.{where}", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            personalize(read_recipe(None, told), Path("new"))
+    assert Path("new").exists()
+    delete("new")
+    assert not Path("new").exists()
+    assert holders(tree) <= known
+    assert set(base_responses(tree)) == set(before)
 
 
 def test_a_folder_with_files_of_somebody_else_is_not_taken(tree: Path) -> None:

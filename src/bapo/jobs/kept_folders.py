@@ -100,7 +100,7 @@ def find(folder: Path, users: Collection[str] = ()) -> Kept:
     kind, registered = begun.get("kind") or _kind(folder), os.path.realpath(folder) in users
     if kind == PART and not registered:
         raise BapoError(f"{folder} belongs to the personalization {folder.parent}: delete that as a whole.")
-    if not kind and registered and all(map(is_hidden, _inside(folder))):
+    if not kind and registered and _is_empty(folder):
         kind = RUN  # of which nothing has been written, or is left
     kept = None
     if kind in (RUN, PART):
@@ -205,9 +205,18 @@ def _kind(folder: Path) -> str:
         return WHOLE
     if any("made_from" in _content(path) for path in (folder / _RECORDS).glob("*.json")):
         return _EVALUATION
-    if known == WHOLE and any(map(_is_run, _inside(folder))):
+    if known == WHOLE and any(_is_begun_part(path) or path.name in _OF_A_PERSONALIZATION for path in _inside(folder)):
         return known
-    return known if all(map(is_hidden, _inside(folder))) else ""
+    return known if _is_empty(folder) else ""
+
+
+def _is_begun_part(folder: Path) -> bool:
+    """Whether it is a run's of a personalization, which may have been stopped before it wrote anything."""
+    return folder.is_dir() and kind_of(folder) == PART and (_is_run(folder) or _is_empty(folder))
+
+
+def _is_empty(folder: Path) -> bool:
+    return all(map(is_hidden, _inside(folder)))
 
 
 def _run(folder: Path, *, is_one: bool) -> Kept:
@@ -227,7 +236,7 @@ def _personalization(folder: Path, begun: Collection[str], users: Collection[str
         if path.is_dir()
         and not path.is_symlink()
         and os.path.realpath(path) not in users
-        and (path.name in begun or (_is_run(path) and (path.name in named or kind_of(path) == PART)))
+        and (path.name in begun or _is_begun_part(path) or (path.name in named and _is_run(path)))
     )
     own, others = _divided(folder, _OF_A_PERSONALIZATION)
     ours = [_run(run, is_one=True) for run in runs]
