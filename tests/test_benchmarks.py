@@ -264,15 +264,26 @@ def test_controls_of_the_measures_are_zero_of_a_zero_adapter_and_larger_of_a_lar
 
 
 @pytest.mark.slow
-def test_end_to_end_both_sides_do_the_grid(model: Path, place: Path) -> None:
-    asked = ["--model", model, "--preferences", "starter:concise", "--benchmarks", "piqa"]
-    few = ["--steps", 2, "--batch", 2, "--prompts", 3, "--held-out", 2, "--limit", 4, "--without", "TRL"]
+def test_end_to_end_both_sides_do_the_grid_and_what_is_done_is_kept(model: Path, place: Path) -> None:
+    pytest.importorskip("trl")
+    asked = ["--model", model, "--preferences", "starter:concise", "--benchmarks", "piqa", "--peak-size", 64]
+    asked += ["--steps", 2, "--batch", 2, "--prompts", 3, "--held-out", 2, "--limit", 4, "--new-tokens", 8]
     data = write_questions(place / "data")
-    (rows,) = tables(ran("end_to_end", *asked, *few, cwd=place, BAPO_DATA=data))
-    assert [row["side"] for row in rows] == ["bapo study", "TRL, precomputed"]
-    assert number(rows[0]["times ours"]) == 1.0
-    assert all(number(row["seconds"]) > 0 for row in rows)
-    assert number(rows[1]["lines"]) > 2 * number(rows[0]["lines"])
+    sides = ["--folder", "kept", "--sides", "bapo", "trl-precomputed"]
+    said = ran("end_to_end", *asked, *sides, cwd=place, BAPO_DATA=data)
+    costs, accuracies = tables(said)
+    assert [row["side"] for row in costs] == ["bapo", "trl-precomputed"]
+    assert number(costs[1]["lines"]) > 2 * number(costs[0]["lines"])
+    assert all(number(row["peak memory, GB"]) > 0.1 for row in costs)
+    models = ["base", "concise bapo", "concise dpo"]
+    assert [(row["model"], row["side"]) for row in accuracies] == [
+        (model, side) for model in models for side in ("bapo", "trl-precomputed")
+    ]
+    assert "The base's benchmark accuracies agree within 2 questions of 100: yes." in said
+    theirs = json.loads((place / "kept/trl-precomputed.json").read_text())
+    assert min(theirs["stages"].values()) > 0
+    assert sum(theirs["stages"].values()) == pytest.approx(theirs["seconds"])
+    assert ran("end_to_end", *asked, *sides, cwd=place, BAPO_DATA=data) == said
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ class BAPOTrainer(DPOTrainer):
 
     def __init__(self, bases, **settings):
         super().__init__(**settings)
-        self.data_collator = BaseCollator(self.data_collator.pad_token_id, self.data_collator.max_length)
+        self.data_collator = BaseCollator(self.data_collator.pad_token_id)
         prompts = texts(self.train_dataset)
         self.train_dataset = self.train_dataset.add_column("base_ids", [bases[prompt] for prompt in prompts])
         if self.precompute_ref_logps:
@@ -123,6 +123,7 @@ def trained(trainer_class, train, test, tokenizer, folder):
         per_device_train_batch_size=BATCH,
         per_device_eval_batch_size=BATCH,
         precompute_ref_log_probs=PRECOMPUTE,
+        max_length=None,
         activation_checkpointing=False,
         remove_unused_columns=False,
         bf16=model.dtype == torch.bfloat16,
