@@ -98,6 +98,12 @@ def test_a_full_disk_behind_standard_output_is_an_error() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_behind_standard_error_is_no_gate_that_failed() -> None:
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([*BAPO, "data", "nowhere.jsonl"], stderr=full, timeout=LIMIT_S).returncode == 2
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_a_terminal_that_cannot_print_a_letter_gets_another(encoding: str, tmp_path: Path) -> None:
     row = {"prompt": "q", "chosen": "caf\u00e9 \U0001f600 \u05e9", "rejected": "no"}

@@ -244,9 +244,11 @@ def test_what_is_done_is_read_and_nothing_is_loaded(place: Path, monkeypatch: py
     assert loads == [None, None]
     (folder / "answers/dpo.json").unlink()
     (folder / "report.json").unlink()
+    (folder / "dpo/checkpoints/checkpoint-1").mkdir(parents=True)
     weights = (folder / "dpo/adapter_model.safetensors").stat().st_mtime_ns
     assert personalize(recipe, folder).content == first.content
     assert (folder / "dpo/adapter_model.safetensors").stat().st_mtime_ns == weights, "only answers were missing"
+    assert not (folder / "dpo/checkpoints").exists(), "which a kill had left"
     (folder / "held-out/dpo.json").write_text((folder / "held-out/dpo.json").read_text().replace("dpo", "dbo"))
     with pytest.raises(BapoError, match="damaged"):
         personalize(recipe, folder)

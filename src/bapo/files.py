@@ -258,6 +258,16 @@ def flush_folder(folder: Path) -> None:
         _flush(folder)
 
 
+def flush_name(path: Path) -> None:
+    """Wait until the disk knows that a file or a folder, which is on it, has this name.
+
+    Raises:
+        BapoError: the disk refuses.
+    """
+    with writing(path):
+        _flush(path.parent)
+
+
 def remove_staged(folder: Path) -> None:
     """Remove what killed processes had begun to write into a folder; who calls this holds the folder's lock."""
     for path in folder.glob(f"{_STAGED}*"):
@@ -312,14 +322,20 @@ def read_record(path: Path, todo: str) -> dict[str, Any]:
     Raises:
         BapoError: it cannot be read, or is not what was written.
     """
+    record = record_in(read_bytes(path))
+    if record is None:
+        raise BapoError(f"{path} is damaged, or of another version of bapo: {todo}.")
+    return record
+
+
+def record_in(content: bytes) -> dict[str, Any] | None:
+    """What `write_record` wrote, in the content of its file; None where that is damaged."""
     try:
-        content = json.loads(read_bytes(path))
-        whole = content.pop("checksum") == _checksum_of_record(content)
+        record: dict[str, Any] = json.loads(content)
+        whole = record.pop("checksum") == _checksum_of_record(record)
     except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
         whole = False
-    if not whole:
-        raise BapoError(f"{path} is damaged, or of another version of bapo: {todo}.")
-    return content
+    return record if whole else None
 
 
 def checksum(content: bytes) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bapo.errors import BapoError
-from bapo.files import CHECKSUM_DIGITS, checksum, reading, write_bytes, writing
+from bapo.files import CHECKSUM_DIGITS, checksum, flush_name, reading, write_bytes, writing
 
 Batch = list[dict[str, Any]]
 
@@ -145,6 +145,8 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
             self._size = self._whole = file.tell()
+        if not place:
+            flush_name(self.path)
         self._lines += 1
         self._hash.update(line)
         return place

@@ -234,6 +234,33 @@ def test_only_lines_that_are_asked_for_are_read(store: Path, monkeypatch: pytest
     assert 0 < len(read) <= 2, "the line of their base responses, and that of their scores"
 
 
+def test_scores_of_a_model_are_none_of_the_next_one_in_an_emptied_folder(store: Path, tmp_path: Path) -> None:
+    """Who is told that a store is another model's may empty it, which leaves what `rm *` leaves."""
+    for path in store.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith("."):
+            path.unlink()
+    assert (store / INDEX).is_file()
+    other = loaded(seed=1)
+    assert anchored(store, model=other) == anchored(tmp_path / "alone", model=other)
+
+
+def test_what_a_full_disk_says_first_is_what_is_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (store / "logps.jsonl").unlink()
+
+    def full(journal: Journal, batch: object) -> int:
+        raise BapoError("see that there is room")
+
+    def confused(*_: object, **__: object) -> None:
+        raise BapoError("was changed or deleted by something else")
+
+    monkeypatch.setattr(Journal, "append", full)
+    monkeypatch.setattr(StoreIndex, "commit", confused)
+    with pytest.raises(BapoError, match="see that there is room"):
+        anchored(store)
+
+
 def test_an_index_is_private(store: Path) -> None:
     (store / INDEX).unlink()
     before = os.umask(0)

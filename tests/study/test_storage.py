@@ -128,6 +128,18 @@ def test_who_only_shares_a_storage_does_first_what_nobody_is_at(place: Path, mon
     assert sorted(done) == sorted(elsewhere.jobs)
 
 
+def test_a_record_that_a_power_cut_emptied_is_made_again(place: Path) -> None:
+    url = str(place / "shared")
+    assert run_here(open_study(place / "study.yaml", place / "here", storage=url)) == []
+    emptied = next((place / "shared/jobs").glob("evaluate*dpo*.json"))
+    before = emptied.read_bytes()
+    emptied.write_bytes(b"")
+    elsewhere = open_study(place / "study.yaml", place / "elsewhere", storage=url)
+    assert run_here(elsewhere) == []
+    assert emptied.read_bytes().startswith(before[:20])
+    assert found(place / "elsewhere") == found(place / "here")
+
+
 def test_a_job_that_ends_while_others_look_disturbs_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A listing may name what is gone, and be believed, as that of object storage is."""
     url = str(place / "shared")

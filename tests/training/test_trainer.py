@@ -14,17 +14,21 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
+from torch.utils.data import BatchSampler
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from bapo import BAPOConfig, BAPOTrainer
 from bapo.errors import BapoError
 from bapo.likelihood.strands import cut
 from bapo.objectives import PAIR_LOSSES
+from bapo.training.batches import PairDataset, PromptSampler
 from bapo.training.checkpoints import MARK, last_complete, mark_complete
 from bapo.training.metrics import ANCHOR_METRICS, BASE_METRICS, EVALUATION_METRICS, PAIR_METRICS
+from bapo.training.pair_trainer import bring_within_reach
 from tests.likelihood.test_scoring import relative_gap
 from tests.rounding import rounding_by_rows
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
@@ -556,6 +560,29 @@ def test_one_whole_checkpoint_is_there_at_every_moment(tmp_path: Path, monkeypat
     make(tmp_path, max_steps=4, save_strategy="steps", save_steps=1, save_total_limit=1).train()
     assert [len(before) for before in found] == [0, 1, 1, 1]
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_who_goes_on_saves_as_often_as_is_said_now(tmp_path: Path) -> None:
+    make(tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+    make(tmp_path, max_steps=4, save_strategy="steps", save_steps=1).train(resume_from_checkpoint=True)
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {f"checkpoint-{n}" for n in (2, 3, 4)}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_within_an_epoch_several_processes_go_on_in_its_order(processes: int, tmp_path: Path) -> None:
+    """What `accelerate` makes of the loader for one of several processes, whole and behind a batch that is skipped."""
+    data = PairDataset(make(tmp_path).train_dataset.preferences)
+
+    def batches(skipped: int) -> list[list[int]]:
+        inner = BatchSampler(PromptSampler(data, seed=0), 1, drop_last=False)
+        loader = DataLoaderShard(range(len(data)), batch_sampler=BatchSamplerShard(inner, processes, 0))
+        bring_within_reach(loader)
+        loader = skip_first_batches(loader, skipped) if skipped else loader
+        loader.set_epoch(1)
+        return [batch.tolist() for batch in loader]
+
+    assert len(batches(0)) > 2
+    assert batches(1) == batches(0)[1:]
 
 
 def test_as_many_checkpoints_are_kept_as_were_asked_for_those_of_an_earlier_run_first_to_go(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def _compare(database: sqlite3.Connection, indexed: _Indexed) -> None:
     row = database.execute("SELECT * FROM covered WHERE journal = ?", (journal.path.name,)).fetchone()
     fits = row is not None and journal.skip(Extent(int(row[1]), str(row[2])))
     indexed.places, indexed.is_known, indexed.is_changed = row[3] if fits else None, False, False
-    if not fits and journal.path.exists():
+    if not fits and (row is not None or journal.path.exists()):
         database.execute("DELETE FROM anchored")
     if not fits or journal.goes_on:
         _make_known(database, indexed)

@@ -15,7 +15,7 @@ import json
 import math
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -110,8 +110,12 @@ class AnchorStore:
             try:
                 yield
                 self._check_written()
-            finally:
                 self._index.commit(last=True)
+            except BaseException:
+                with suppress(Exception):  # the index can be made again, and what went wrong is to be told
+                    self._index.commit(last=True)
+                raise
+            finally:
                 self._index.close()
                 self._index = None
 
@@ -249,6 +253,8 @@ class AnchorStore:
     def _create(self, path: Path, about: dict[str, Any]) -> None:
         if not all(is_hidden(path) or path.name.startswith(INDEX) for path in self.folder.iterdir()):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
+        for left in self.folder.glob(f"{INDEX}*"):  # of a store that was deleted, which may have been another model's
+            left.unlink()
         dated = {} if self.today is None else {"today": self.today.isoformat()}
         write_record(path, {**self.identity, **about, **dated})
 

@@ -174,5 +174,5 @@ def _say(sentence: str) -> None:
         if os.environ.get("BAPO_DEBUG"):
             traceback.print_exc()
         print(f"bapo: {sentence}", file=sys.stderr, flush=True)
-    except _ReaderGone:
+    except (_ReaderGone, OSError):  # standard error may lie on a disk that is full
         pass

@@ -152,6 +152,7 @@ def train(
     training.check_run(recipe, objective, folder, data)
     done = _trained(recipe, folder, data)
     if done is not None:
+        training.tidy(folder, on_progress)
         return done[0], split, done[1]
     check_free(folder, RUN)
     remember(make_folder(folder), recipe, RUN)

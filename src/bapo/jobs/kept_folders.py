@@ -143,11 +143,19 @@ def held(kept: Kept) -> Iterator[None]:
             known["runs"] = [run.name for run in kept.runs]
             write_json(kept.folder / _DELETING, known)
         yield
+        if os.name != "nt":  # where an open file cannot be removed
+            _leave(kept)
+    _leave(kept)
+
+
+def _leave(kept: Kept) -> None:
+    """Take away locks while they are held: who waits for one finds it gone, and begins anew."""
     for folder in (*kept.runs, kept.folder):
         for name in (LOCK, _DELETING):
             remove(folder / name)
         if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+            with writing(folder):
+                folder.rmdir()
 
 
 def clear(kept: Kept) -> None:

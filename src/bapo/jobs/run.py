@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bapo.errors import BapoError
 from bapo.files import LOCK, locked, make_folder, remove_staged
 from bapo.jobs import stages, training
 from bapo.jobs.generating import answer, shown
@@ -125,6 +126,10 @@ class Grid:
     def run(self, on_progress: OnProgress) -> Record[Personalization]:
         """Do what is not done yet, with one model in memory."""
         stages.check(self.recipe)
+        if processes() > 1:
+            raise BapoError(
+                "bapo personalize is for one process: start bapo train in several, and bapo evaluate after."
+            )
         with locked(make_folder(self.folder) / LOCK, lambda: on_progress(f"waiting for {self.folder}", 0, 1)):
             remove_staged(self.folder)
             return self.done() or self._run(on_progress)

@@ -120,7 +120,7 @@ def start(folder: Path, identity: str, asked: Asked, today: datetime | None) -> 
             f"{folder} holds a run with other data, another model, another number of processes or by another version "
             "of bapo: name another with --output, or delete it."
         )
-    if kept is None or not (folder / DONE).is_file():
+    if (kept is None or not (folder / DONE).is_file()) and not int(os.environ.get("RANK", "0")):
         write_record(folder / STARTED, {"identity": identity, **as_asked(asked), **dated(today)})
 
 

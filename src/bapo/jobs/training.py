@@ -62,6 +62,7 @@ def train(
     with alone(make_folder(folder), lambda note: on_progress(f"training {objective}", 0, 1, note)):
         start(folder, identity, asked, anchored.today)
         if (folder / DONE).is_file():
+            _drop_checkpoints(folder)
             return read_run(folder)
         on_progress(f"checks before {objective}", 0, 1)
         with _policy(recipe, settings, shared) as policy:
@@ -136,8 +137,20 @@ def _save(
                 "log": [entry for entry in trainer.state.log_history if "loss" in entry],
             },
         )
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        _drop_checkpoints(folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def _drop_checkpoints(folder: Path) -> None:
+    """They are of no use to a run that is finished."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def tidy(folder: Path, on_progress: OnProgress) -> None:
+    """What a process left of a finished run that was killed before it had cleared up."""
+    if (folder / "checkpoints").is_dir():
+        with alone(folder, lambda note: on_progress("training", 0, 1, note)):
+            _drop_checkpoints(folder)
 
 
 @contextmanager

@@ -73,6 +73,7 @@ def converted_gguf(gguf: Path) -> Path:
             try:
                 _convert(gguf, staging)
                 flush_folder(staging)
+                shutil.rmtree(target, ignore_errors=True)  # one that was half deleted
                 staging.rename(target)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.files import checksum_of_file, flush_folder, write_json
+from bapo.files import checksum_of_file, flush_folder, flush_name, write_json
 
 MARK = "complete"
 
@@ -23,6 +23,8 @@ def mark_complete(checkpoint: Path, reference: str) -> None:
     """
     flush_folder(checkpoint)
     write_json(checkpoint / MARK, {"reference": reference, "files": _checksums(checkpoint)})
+    for named in (checkpoint, checkpoint.parent):
+        flush_name(named)
 
 
 def last_complete(output_dir: Path) -> Path | None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
-from transformers import Trainer
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -19,10 +19,35 @@ from bapo.training.batches import InOrder, PairBatch, PairSampler, PromptSampler
 from bapo.training.checkpoints import drop_older, mark_complete
 
 
+def bring_within_reach(loader: Any) -> None:
+    """Let a loader whose batches several processes share show its sampler where that of one process would.
+
+    Going on within an epoch puts another layer around the batches, and `accelerate` looks for a sampler with
+    ``set_epoch`` not deep enough for both.
+    """
+    batches = loader.batch_sampler
+    if not hasattr(batches, "sampler") and hasattr(batches, "batch_sampler"):
+        batches.sampler = batches.batch_sampler.sampler
+
+
+class OwnSteps(TrainerCallback):
+    """Training that goes on saves and logs as often as it is told now, and not as its checkpoint was told."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The state is the checkpoint's by now."""
+        state.compute_steps(args, state.max_steps)
+
+
 class PairTrainer(Trainer):
     """The part of a trainer that knows nothing of losses and of references."""
 
     # ---- batches ----------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The loader of `transformers`, whose sampler is told the epoch wherever in it training goes on."""
+        loader = super().get_train_dataloader()
+        bring_within_reach(loader)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         sampler = PromptSampler if self.args.sampler == "by-prompt" else PairSampler

@@ -37,7 +37,7 @@ from bapo.training.metrics import (
     add_base_metrics,
     add_pair_metrics,
 )
-from bapo.training.pair_trainer import PairTrainer, Trained, score_through
+from bapo.training.pair_trainer import OwnSteps, PairTrainer, Trained, score_through
 from bapo.training.reference import Reference
 from bapo.training.saved import check_saved
 from bapo.training.setup import (
@@ -134,6 +134,7 @@ class BAPOTrainer(PairTrainer):
                 optimizers=optimizers,
                 **optimizer,
             )
+        self.add_callback(OwnSteps())
         if self.objective.anchor is not None:
             self._step_drift = StepDrift(lambda: self.objective.control, self._summed_over_processes)
             self.add_callback(self._step_drift)
