@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -127,6 +128,9 @@ def test_divergence_and_cross_entropy_are_zero_of_a_zero_adapter_and_large_of_a_
     assert "loading the model" not in again.stderr
     assert "broken: divergence from base on other prompts" in " ".join(again.stdout.split())
     assert "divergence" in bapo(place, *asked, "--divergence", "-1", code=2).stderr
+    shutil.copytree(place / "broken", place / "moved")
+    moved = bapo(place, "evaluate", "moved", *asked[3:], *few)
+    assert "moved: divergence from base on other prompts" in " ".join(moved.stdout.split())
 
 
 def test_two_adapters_are_compared_with_each_other(place: Path) -> None:

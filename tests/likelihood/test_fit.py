@@ -202,6 +202,16 @@ def test_models_whose_modules_change_while_they_compute_have_one_strand(monkeypa
         torch.testing.assert_close(scorer.score([SHORT, LONG, LONGER]).summed(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_an_adapter_whose_numbers_are_none_is_refused_on_a_model_that_is_known_to_be_right() -> None:
+    ResponseScorer(model := tiny("llama"))
+    policy = add_lora(model, rank=4, dropout=0.0)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, torch.inf)
+    with pytest.raises(BapoError, match="is not a number"):
+        ResponseScorer(policy)
+
+
 @pytest.mark.parametrize("case", ["llama", "qwen2", "gemma2", "mistral", "phi3", "gpt2", "qwen3_moe"])
 def test_ordinary_models_do_not_change(case: str) -> None:
     assert ResponseScorer(tiny(case)).passes.fit.changes == ()

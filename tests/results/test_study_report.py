@@ -313,6 +313,55 @@ def test_prompts_that_preferences_share_are_resampled_together() -> None:
     assert half_width("abcd", other) == pytest.approx(half_width("a", same) / 2, rel=0.15)
 
 
+def test_prompts_of_other_topics_are_the_same_for_all_preferences() -> None:
+    """Whatever prompts of their own preferences have."""
+    generator = np.random.default_rng(3)
+    moved = np.stack([generator.random(20), np.ones(20)], axis=1)
+
+    def half_width(preferences: str) -> float:
+        own = {
+            preference: np.stack([np.ones(20), np.full(20, 10.0 + at)], axis=1) for at, preference in enumerate("abcd")
+        }
+        cells = [
+            replace(cell("bapo", preference), prompts={"divergence, other": moved, "drift": own[preference]})
+            for preference in preferences
+        ]
+        means, draws = Draws(cells).of_prompts("divergence, other")
+        estimate = estimate_of(mean_of(means), draws)
+        return (estimate.high - estimate.low) / 2
+
+    assert half_width("abcd") == pytest.approx(half_width("a"), rel=0.1)
+
+
+def test_a_benchmark_counts_once_however_many_categories_it_has() -> None:
+    """A loss of 1 nat in one of two benchmarks, of which the other has three categories: 0.5, and not 0.25."""
+    columns = {"piqa": -1.0, **{f"mmlu: {name}": 0.0 for name in ("humanities", "stem", "other")}}
+
+    def asked(cell: EvaluatedCell, change: Mapping[str, float]) -> EvaluatedCell:
+        values = {name: {(name, at): change[name] for at in range(5)} for name in columns}
+        return replace(cell, questions=dict.fromkeys(("accuracy", "right choice", "right choice, tempered"), values))
+
+    base = asked(cell("base", "", pairs=()), dict.fromkeys(columns, 0.0))
+    cells = [
+        asked(cell(method), columns if method == "dpo" else dict.fromkeys(columns, 0.0)) for method in ("bapo", "dpo")
+    ]
+    rows = {row.method: row for row in study_report({"m": base}, cells, jobs=3, done=3).rows}
+    assert rows["dpo"].overall["right choice"].value == pytest.approx(-0.5)
+    assert rows["dpo"].by_preference == {"a": pytest.approx(-0.5)}
+    claims = {claim.name: claim for claim in judge_claims(cells)}
+    assert claims["C3"].estimate.value == pytest.approx(0.5)
+
+
+def test_a_divergence_has_its_floor_beside_it() -> None:
+    moved = {"divergence, other": np.ones((4, 2))}
+    cells = [
+        replace(cell("dpo", seed=seed), prompts=moved, floors={"divergence, other": f})
+        for seed, f in enumerate((1e-9, 2e-3))
+    ]
+    report = study_report({}, cells, jobs=2, done=2)
+    assert "1.0000 [1.0000, 1.0000], floor 2e-03" in drawn.preference_table(report)[1][0]
+
+
 def test_at_matched_reward_accuracy_the_nearest_run_of_the_other_method_is_taken_however_it_was_trained() -> None:
     half, all_right = ((1.0, 0.0), (0.0, 1.0)), ((1.0, 0.0), (1.0, 0.0))
     steps = "training.max_steps"
@@ -342,6 +391,7 @@ def test_the_base_speaks_too() -> None:
     assert (found.mean.value, found.mean.low, found.mean.high) == pytest.approx((30.0, 30.0 - half, 30.0 + half))
     assert found.by_preference == {"a": pytest.approx(25.0), "b": pytest.approx(35.0)}
     assert found.deviation == pytest.approx(10 / math.sqrt(2))
+    assert row.preferences == 2
     row, _ = study_report({"m": base}, [cell("dpo")], jobs=1, done=1, spoken={"m": {"a": spoken(0.25, 0.1)}}).rows
     assert row.prompts["chosen-like answers"].deviation is None
     assert row.prompts["chosen-like answers"].mean.low == pytest.approx(15.0)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 
 from bapo.errors import BapoError
 from bapo.results import FINISHED_JOB
-from bapo.study import Ledger, open_study, read_study, run_here
+from bapo.study import Ledger, Study, open_study, read_study, report, run_here
 from bapo.study.work import _model, let_go
 from tests.command import Command, bapo
 from tests.evaluation.questions import write_questions
@@ -337,6 +338,28 @@ def test_a_clone_of_what_may_be_shared_knows_what_is_done_and_makes_what_is_miss
     larger = open_study(write_study(place, more), clone)
     assert [job.work for job in Ledger(larger).missing()] == ["evaluate", "train", "evaluate"]
     assert run_here(larger) == []
+    drawn_as_the_records_are(study)
+
+
+def drawn_as_the_records_are(study: Study) -> None:
+    """A report is of the jobs that the file has now, and of the records as they are now."""
+    (row,) = [row for row in report(study).content.rows if row.method == "bapo"]
+    path = study.folder / "jobs/evaluate_tiny_mine.jsonl_bapo_seed0.json"
+    record = FINISHED_JOB.read(path)
+    items = record.items()
+    for item in items:
+        if item["question"] is not None:
+            item["question"]["score"] = 1.0
+    kept = {"identity": record.identity, "items": items}
+    FINISHED_JOB.write(path, record.content, made_from=record.made_from, **kept)  # type: ignore[arg-type]
+    (again,) = [row for row in report(study).content.rows if row.method == "bapo"]
+    assert row.accuracy["arc_challenge"].mean.value < again.accuracy["arc_challenge"].mean.value == 100
+    grown = open_study(write_study(study.path.parent, with_methods("bapo", "dpo")), study.folder)
+    assert report(grown).content.jobs == report(study).content.jobs + 2
+    other = replace(record.made_from, weights="of another precision")
+    FINISHED_JOB.write(path, record.content, made_from=other, **kept)  # type: ignore[arg-type]
+    with pytest.raises(BapoError, match="different weights of model, or in different precisions"):
+        report(study)
 
 
 def test_a_model_is_kept_for_the_next_job_while_its_files_are_the_same(place: Path) -> None:

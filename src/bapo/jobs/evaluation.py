@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError
+from bapo.files import checksum_of_file
 from bapo.jobs import stages
 from bapo.jobs.cell import Cell
 from bapo.jobs.job import Job, anchoring_settings, provenance, reference_name
@@ -201,7 +203,7 @@ class Grid:
         """The job that asks a variant a benchmark."""
         assert self.plan is not None
         how = {"limit": self.plan.limit, "seed": self.plan.seed, "asked": self.plan.asked}
-        files = _files(self.plan.data_folder)
+        files = _files(self.plan.data_folder, benchmark)
         job: Job[AskedBenchmark] = self._job(
             ASKED, variant, benchmark=benchmark, files=files, lm_eval=version("lm-eval"), **how
         )
@@ -377,9 +379,21 @@ class _Known:
     tokenizer: str
 
 
-def _files(folder: Path | None) -> dict[str, list[int]] | str:
-    """By what local questions are known: names, sizes and times of the files; of the hub nothing is known."""
-    if folder is None:
-        return "hub"
-    stats = {path: path.stat() for path in sorted(folder.glob("*/*.jsonl"))}
-    return {str(path.resolve()): [status.st_size, status.st_mtime_ns] for path, status in stats.items()}
+def _files(folder: Path | None, benchmark: str) -> dict[str, Any]:
+    """By what a benchmark's questions, and how they are asked, are known before they are read.
+
+    Of local questions names, sizes and times of the files; of the hub's nothing is known. A task that is not of this
+    package, whose version is in every identity, is known by the content of its files.
+    """
+    from bapo.evaluation import BENCHMARKS
+
+    asked = BENCHMARKS[benchmark]
+    local = [] if folder is None else [path for name in asked.files.values() if (path := folder / name).is_file()]
+    known: dict[str, Any] = {"hub": folder is None}
+    known |= {str(path.resolve()): [path.stat().st_size, path.stat().st_mtime_ns] for path in local}
+    module = sys.modules[type(asked).__module__]
+    if not module.__name__.startswith("bapo."):
+        own = [Path(module.__file__)] if module.__file__ else []
+        own += sorted(path for path in asked.task_folder.rglob("*") if path.is_file()) if asked.task_folder else []
+        known |= {path.name: checksum_of_file(path) for path in own if path.suffix != ".pyc"}
+    return known

@@ -14,7 +14,7 @@ from bapo.jobs.job import Job, anchoring_settings, provenance, reference_name
 from bapo.jobs.marks import adapter_mark
 from bapo.jobs.recipe import Recipe
 from bapo.jobs.variants import Variant
-from bapo.preferences import Preferences, read_preferences
+from bapo.preferences import Preferences, prompt_text, read_preferences
 from bapo.progress import OnProgress, silent
 from bapo.results import (
     MOVEMENT,
@@ -112,7 +112,13 @@ class _Work:
         asked = self.recipe.preferences
         folder = Path(asked.data_folder) if asked.data_folder else None
         other = read_preferences(self.plan.other_topics, data_folder=folder, plain=asked.plain)
-        topics = {HELD_OUT_TOPIC: stages.read(self.recipe).held_out, OTHER_TOPICS: other}
+        split = stages.read(self.recipe)
+        own = {prompt_text(group.prompt) for group in split.whole.groups}
+        groups = tuple(group for group in other.groups if prompt_text(group.prompt) not in own)
+        topics = {HELD_OUT_TOPIC: split.held_out, OTHER_TOPICS: replace(other, groups=groups)}
+        if not groups:
+            del topics[OTHER_TOPICS]
+            self.on_progress(f"no prompts of other topics: {other.name} has those of the preference", 0, 1)
         return {topic: replace(read, groups=read.groups[: self.plan.prompts]) for topic, read in topics.items()}
 
     def job(self, variant: Variant) -> Job[Movement]:
@@ -131,8 +137,8 @@ class _Work:
     def measure(self, variant: Variant) -> Record[Movement]:
         job = self.job(variant)
         done = job.find()
-        if done is not None:
-            return done
+        if done is not None:  # of the same adapter, which may have had another name
+            return replace(done, content=replace(done.content, name=variant.name))
         self._know_reference()
         reference = None if self._switches_off(variant) else stages.load(self.recipe)
         with self.shared.wearing(variant.adapter) as model:

@@ -36,6 +36,14 @@ _fits: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, frozenset[str], bool
 """Of each model and each way to compute it (its own attention, the kernels, whether it is sharded)."""
 
 
+def _check_numbers(passes: Mapping[str, Tensor]) -> None:
+    if not all(tokens.isfinite().all() for tokens in passes.values()):
+        raise BapoError(
+            "The model gives a log-probability that is not a number for a plain prompt: "
+            "its weights are damaged or its precision is too low."
+        )
+
+
 class FitFinder:
     """What is known of how the row fits a model, found out where it is not known yet.
 
@@ -63,7 +71,7 @@ class FitFinder:
             known[way] = passes.fit
         elif fit.modules != _count_modules(self.causal_lm):  # an adapter has come or gone
             with passes.layers():
-                self._note_changes(self.probe()[:1])
+                _check_numbers(self._note_changes(self.probe()[:1]))
         self._lengths = named_lengths(self.causal_lm.config, above=max(map(longest_sequence, self.probe())))
 
     def probe(self, beyond: int = 0) -> list[TokenGroup]:
@@ -121,11 +129,8 @@ class FitFinder:
             except (RuntimeError, TypeError, ValueError) as error:  # code of a model's own may insist on its precision
                 logger.debug("The model cannot be computed in float32 (%s).", error)
                 fit.has_float32 = False
-        if not all(tokens.isfinite().all() for passes in plain.values() for tokens in passes.values()):
-            raise BapoError(
-                "The model gives a log-probability that is not a number for a plain prompt: "
-                "its weights are damaged or its precision is too low."
-            )
+        for passes in plain.values():
+            _check_numbers(passes)
         self._refuse_drawing(probe, plain)
         for backend in backends_for(self.causal_lm.device):
             fit.backend = backend

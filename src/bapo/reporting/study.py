@@ -172,7 +172,10 @@ def _accuracy(cell: TableCell | None) -> str:
 
 
 def _measured(cell: TableCell | None, unit: str) -> str:
-    return "" if cell is None else interval(cell.mean, 1, 4 if unit.startswith("nats") else 1)
+    if cell is None:
+        return ""
+    floor = "" if cell.floor is None else f", floor {cell.floor:.0e}"
+    return interval(cell.mean, 1, 4 if unit.startswith("nats") else 1) + floor
 
 
 def _nats(cell: TableCell | None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,13 @@ FORGETTING = RIGHT_CHOICE
 """The measure by which forgetting is judged, fixed from controls (docs/measures.md); the others stand beside it."""
 
 REWARD_ACCURACY, DRIFT = "reward accuracy", "drift"
+OTHER_TOPICS = "divergence, other"
+
 PROMPT_MEASURES = {
     REWARD_ACCURACY: "%",
     DRIFT: "nats a token",
     "divergence, held-out": "nats a token",
-    "divergence, other": "nats a token",
+    OTHER_TOPICS: "nats a token",
     "chosen-like answers": "%",
     "words an answer": "",
     "repeated runs of words": "%",
@@ -68,6 +70,7 @@ class EvaluatedCell:
         questions: by measure of questions and column of the tables, the value of each question.
         settings: recipe keys that are varied anywhere in the study, and their values here.
         varied_keys: those that are varied here.
+        floors: by measure, what rounding makes of a divergence at most, nats a token.
     """
 
     model: str
@@ -79,6 +82,7 @@ class EvaluatedCell:
     questions: Mapping[str, Mapping[str, Mapping[Question, float]]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     varied_keys: tuple[str, ...] = ()
+    floors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def row(self) -> tuple[str, str, str]:
@@ -114,7 +118,10 @@ class EvaluatedCell:
         return replace(self, prompts={**self.prompts, measure: difference})
 
     def prompts_key(self, measure: str) -> tuple[Any, ...]:
-        """The same for cells whose held-out prompts are the same: they have base responses of the same lengths."""
+        """The same for cells whose prompts are: the base responses of held-out ones have the same lengths then, and
+        prompts of other topics are the study's."""
+        if measure == OTHER_TOPICS:
+            return (len(self.prompts[measure]),)
         known = self.prompts.get(DRIFT)
         mark = self.preference if known is None else known[:, 1].tobytes()
         return mark, len(self.prompts[measure])
@@ -140,8 +147,10 @@ def evaluated_cell(
     """
     rows = record.items()
     named = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in varied.items())
+    moved = record.content.movement
+    floors = {} if moved is None else {f"divergence, {topic}": of.floor for topic, of in moved.divergence.items()}
     return EvaluatedCell(
-        model, preference, method, named, seed, _prompts(rows), _questions(rows), settings, tuple(varied)
+        model, preference, method, named, seed, _prompts(rows), _questions(rows), settings, tuple(varied), floors
     )
 
 
@@ -191,8 +200,12 @@ def _questions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[Qu
     values: dict[str, dict[str, list[float]]] = {
         ACCURACY: {column: [float(row["score"]) for row in part.values()] for column, part in asked.items()},
         RIGHT_CHOICE: {column: [right_choice_logp(each) for each in part] for column, part in choices.items()},
-        TEMPERED: {column: tempered_logps(part) for column, part in choices.items()},
+        TEMPERED: {},
     }
+    for benchmark in dict.fromkeys(map(benchmark_of, choices)):  # one temperature for all its categories
+        columns = [column for column in choices if benchmark_of(column) == benchmark]
+        tempered = iter(tempered_logps([each for column in columns for each in choices[column]]))
+        values[TEMPERED] |= {column: list(islice(tempered, len(choices[column]))) for column in columns}
     return {
         measure: {column: dict(zip(asked[column], part, strict=True)) for column, part in by_column.items()}
         for measure, by_column in values.items()
@@ -346,14 +359,26 @@ def estimate_of(value: float, draws: Array) -> Estimate:
 def change_between(
     pairs: Sequence[tuple[EvaluatedCell, EvaluatedCell]], measure: str, seed: int = 0
 ) -> tuple[float, Array]:
-    """Mean over columns of how much the first cells' questions exceed the second ones', and its draws."""
+    """Mean over benchmarks of how much the first cells' questions exceed the second ones', and its draws."""
+    columns = pairs[0][0].columns
     kept = [
         Draws([a.minus(b, measure, column) for a, b in pairs], seed).of_questions(measure, column, -1.0)
-        for column in pairs[0][0].columns
+        for column in columns
     ]
-    scale = scale_of(measure)
-    value = scale * float(np.mean([mean_of(means) for means, _ in kept]))
-    return value, scale * np.mean([draws for _, draws in kept], axis=0)
+    scale, weights = scale_of(measure), weights_of(columns)
+    value = scale * float(weights @ [mean_of(means) for means, _ in kept])
+    return value, scale * (weights @ np.stack([draws for _, draws in kept]))
+
+
+def benchmark_of(column: str) -> str:
+    """The benchmark that a column of the tables is, or is a category of."""
+    return column.partition(": ")[0]
+
+
+def weights_of(columns: Sequence[str]) -> Array:
+    """By which columns count in a mean over benchmarks: each benchmark once, its categories equally."""
+    benchmarks = [benchmark_of(column) for column in columns]
+    return np.array([1 / benchmarks.count(name) / len(set(benchmarks)) for name in benchmarks])
 
 
 Pairing = Callable[[EvaluatedCell], Any]

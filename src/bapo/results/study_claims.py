@@ -26,6 +26,7 @@ from bapo.results.study_cells import (
     mean_of,
     paired,
     units_of,
+    weights_of,
 )
 
 DRIFT_HELD = -0.01
@@ -182,7 +183,7 @@ def _spread(pairs: Sequence[tuple[EvaluatedCell, EvaluatedCell]]) -> tuple[float
 
     def log_ratio(kept: Sequence[int]) -> float:
         mine, other = (np.maximum(of[:, kept].std(axis=1, ddof=1), least) for of in (ours, theirs))
-        return float(np.mean(np.log(other / mine)))
+        return float(weights_of(pairs[0][0].columns) @ np.log(other / mine))
 
     value = log_ratio(range(count))
     without = [log_ratio([at for at in range(count) if at != left]) for left in range(count)]

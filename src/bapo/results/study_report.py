@@ -27,6 +27,7 @@ from bapo.results.study_cells import (
     estimate_of,
     mean_of,
     scale_of,
+    weights_of,
 )
 from bapo.results.study_claims import RANK, STRENGTH, Claim, by_setting, judge_claims
 
@@ -40,12 +41,14 @@ class TableCell:
         deviation: standard deviation over preferences; None of fewer than two.
         change: against the base on the same questions, where there are such.
         by_preference: the means that it is the mean of.
+        floor: of a divergence, what rounding makes of it at most, nats a token.
     """
 
     mean: Estimate
     deviation: float | None
     change: Estimate | None = None
     by_preference: Mapping[str, float] | None = None
+    floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class StudyReport:
     along: Mapping[str, tuple[TableRow, ...]]
 
 
-STUDY_REPORT = Kind("a study's report", 3, StudyReport)
+STUDY_REPORT = Kind("a study's report", 4, StudyReport)
 """Its version counts up also where the same records make other numbers."""
 
 
@@ -125,8 +128,9 @@ def study_report(
         key: list(group) for key, group in groupby(sorted(cells, key=lambda cell: cell.row), lambda cell: cell.row)
     }
     rows = [
-        replace(_row([base], None, columns), prompts=_spoken((spoken or {}).get(model, {})))
+        replace(_row([base], None, columns), prompts=_spoken(said), preferences=max(1, len(said)))
         for model, base in bases.items()
+        for said in [(spoken or {}).get(model, {})]
     ]
     rows += [_row(by_row[key], bases.get(key[0]), columns) for key in dict.fromkeys(cell.row for cell in cells)]
     along = {key: tuple(_along(cells, key, bases, columns)) for key in (STRENGTH, RANK)}
@@ -171,11 +175,14 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
         logps=logps,
         overall=overall,
         prompts={
-            measure: _table_cell(draws, *draws.of_prompts(measure))
+            measure: replace(
+                _table_cell(draws, *draws.of_prompts(measure)),
+                floor=max((cell.floors[measure] for cell in cells if measure in cell.floors), default=None),
+            )
             for measure in PROMPT_MEASURES
             if all(measure in cell.prompts for cell in cells)
         },
-        by_preference={name: float(np.mean([of_column[name] for of_column in judged])) for name in names},
+        by_preference={name: float(weights_of(asked) @ [of_column[name] for of_column in judged]) for name in names},
     )
 
 

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from bapo.errors import BapoError
+from bapo.files import checksum_of_file
 from bapo.jobs import Recipe
 from bapo.results import (
     BASE,
@@ -37,12 +38,14 @@ def report(study: Study) -> Record[StudyReport]:
     finished = {key: ledger.finished(job) for key, job in study.jobs.items()}
     done = {key: record for key, record in finished.items() if record is not None}
     path = study.folder / "report.json"
-    identity = identity_of(**{key: record.identity for key, record in done.items()})
+    files = {key: checksum_of_file(ledger.path(study.jobs[key])) for key in done}  # which say what their items are
+    identity = identity_of(study=ledger.identity(), **files)
     with suppress(BapoError):  # one of another version, or damaged, is made again
         known = STUDY_REPORT.find(path, identity)
         if known is not None:
             return known
     bases: dict[str, EvaluatedCell] = {}
+    weights: dict[str, tuple[str, str]] = {}
     cells: list[EvaluatedCell] = []
     before: dict[str, list[dict[str, Any]]] = {}
     flips: list[dict[str, Any]] = []
@@ -51,6 +54,7 @@ def report(study: Study) -> Record[StudyReport]:
     evaluated = [study.jobs[key] for key in done if study.jobs[key].work == "evaluate"]
     for job in sorted(evaluated, key=lambda job: job.of != BASE):  # bases first; items of runs are not held together
         record = done[job.key]
+        _check_weights(job, record, weights)
         cell = evaluated_cell(record, **_place(study, job, varied))
         if job.of == BASE:
             bases[cell.model] = cell
@@ -65,6 +69,21 @@ def report(study: Study) -> Record[StudyReport]:
     content = study_report(bases, cells, jobs=len(study.jobs), done=len(done), spoken=spoken)
     made_from = Provenance(model="", weights="", settings={"study": str(study.path.name), "jobs": sorted(done)})
     return STUDY_REPORT.write(path, content, identity=identity, made_from=made_from, items=flips)
+
+
+def _check_weights(job: StudyJob, record: Record[Any], known: dict[str, tuple[str, str]]) -> None:
+    """What is compared must be of the same weights in the same precision, wherever it was computed.
+
+    Raises:
+        BapoError: the record is of others than one before it.
+    """
+    model, now = identity_of(**job.recipe.model.model_dump(mode="json")), record.made_from.weights
+    first, weights = known.setdefault(model, (job.key, now))
+    if now and weights and now != weights:
+        raise BapoError(
+            f"{job.key} and {first} were done with different weights of {job.recipe.model.name}, or in different "
+            f"precisions: delete the records of one kind in {record.path.parent}, and start bapo study run again."
+        )
 
 
 MOST_PLACES = 12

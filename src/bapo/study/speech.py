@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bapo.jobs import Recipe, Variant, stages
 from bapo.preferences import Message, Preferences, Prompt, prompt_text
@@ -45,34 +46,45 @@ def speak(
     asked = study.evaluation
     split = stages.read(recipe) if asked.answers and variant.name != BASE else None
     held_out = None if split is None else replace(split.held_out, groups=split.held_out.groups[: asked.answers])
+    of_base = None if held_out is None else _of_base(recipe, held_out, shared, on_progress)
     with shared.wearing(variant.adapter or recipe.model.reference_adapter) as model:
         is_chat = model.chat.has_template and not recipe.preferences.plain
         questions = [(Message("user", text),) if is_chat else text for text in asked.questions]
         said = _answers(model, recipe, questions, variant, on_progress)
-        prompts = [] if held_out is None else [group.prompt for group in held_out.groups]
-        ours = _answers(model, recipe, prompts, variant, on_progress)
+        if of_base is not None:
+            model = replace(model, chat=model.chat.at(of_base.today))
+            ours = _answers(model, recipe, of_base.prompts, variant, on_progress)
     content: dict[str, Any] = {"answers": dict(zip(asked.questions, said, strict=True))}
-    if split is None or held_out is None:
+    if split is None or held_out is None or of_base is None:
         return content, []
     from bapo.evaluation.judge import train_judge
 
     judge = train_judge(split.train, split.held_out)
     numbers, base = (
         [numbers_of(text, chosen_like) for text, chosen_like in zip(texts, judge(texts), strict=True)]
-        for texts in (ours, _base_texts(recipe, held_out, shared, on_progress))
+        for texts in (ours, of_base.texts)
     )
     content |= {"judge": judge.accuracy, "behaviour": behaviour(numbers), "base_behaviour": behaviour(base)}
     return content, [asdict(answer) for answer in numbers]
 
 
-def _base_texts(recipe: Recipe, asked: Preferences, shared: SharedModel, on_progress: OnProgress) -> list[str]:
+class _OfBase(NamedTuple):
+    """What the reference answers, and to which prompts, on which day: all models are asked as it was."""
+
+    prompts: list[Prompt]
+    texts: list[str]
+    today: datetime | None
+
+
+def _of_base(recipe: Recipe, asked: Preferences, shared: SharedModel, on_progress: OnProgress) -> _OfBase:
     """The reference's answers, which are base responses and kept with these."""
     from bapo.anchoring import GenerationSettings, sample_responses
 
     with shared.wearing(recipe.model.reference_adapter) as model:
         settings, store = GenerationSettings(recipe.anchoring.base_max_new_tokens), stages.open_store(recipe, model)
         drawn = sample_responses(asked, model, store, settings, on_progress=on_progress)
-        return [model.chat.response_text(first.ids) for _, _, (first, *_) in drawn.prompts]
+        texts = [model.chat.response_text(first.ids) for _, _, (first, *_) in drawn.prompts]
+        return _OfBase([prompt for prompt, _, _ in drawn.prompts], texts, store.today)
 
 
 def _answers(
