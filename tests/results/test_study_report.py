@@ -191,6 +191,14 @@ def test_a_report_is_drawn_as_it_is_stored_in_three_forms() -> None:
     assert r"a\_b & 50 \% \\" in drawn.as_latex(table)
 
 
+def test_no_interval_of_a_share_is_beyond_all_or_nothing() -> None:
+    all_right, none = ((1.0, 0.0),) * 4, ((0.0, 1.0),) * 4
+    cells = [cell("dpo", "a", right=(1, 1), pairs=all_right), cell("dpo", "b", right=(1, 0), pairs=none)]
+    (row,) = study_report({}, cells, jobs=1, done=1).rows
+    for found in (row.accuracy["arc"].mean, row.prompts["reward accuracy"].mean):
+        assert (found.low, found.high) == (0.0, 100.0)
+
+
 def test_a_mean_of_one_preference_has_no_deviation() -> None:
     draws = Draws([cell("dpo", seed=0), cell("dpo", seed=1)])
     assert _table_cell(draws, [[0.5, 1.0]], np.array([0.5, 1.0])).deviation is None

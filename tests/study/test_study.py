@@ -360,6 +360,11 @@ def drawn_as_the_records_are(study: Study) -> None:
     FINISHED_JOB.write(path, record.content, made_from=other, **kept)  # type: ignore[arg-type]
     with pytest.raises(BapoError, match="different weights of model, or in different precisions"):
         report(study)
+    (first, *_) = [item["question"] for item in items if item["question"] is not None]
+    first["right"] = (first["right"] + 1) % len(first["logps"])  # as of a file that was written anew
+    FINISHED_JOB.write(path, record.content, made_from=record.made_from, **kept)  # type: ignore[arg-type]
+    with pytest.raises(BapoError, match="not asked the same questions of arc_challenge"):
+        report(study)
 
 
 def test_a_model_is_kept_for_the_next_job_while_its_files_are_the_same(place: Path) -> None:

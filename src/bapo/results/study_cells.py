@@ -57,7 +57,8 @@ SPOKEN = {
 
 SHARES = (REWARD_ACCURACY, "chosen-like answers", "repeated runs of words")
 
-Question = tuple[str, int]
+Question = tuple[str, int, int, int]
+"""Task, number, the right choice and how many there are: of questions that were changed, the last two give a sign."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _questions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[Qu
     asked: dict[str, dict[Question, Mapping[str, Any]]] = {}
     for row in (row for row in map(_question, rows) if row is not None):
         column = row["benchmark"] if row["benchmark"] != "mmlu" else f"mmlu: {row['category']}"
-        asked.setdefault(column, {})[row["task"], row["document"]] = row
+        asked.setdefault(column, {})[row["task"], row["document"], row["right"], len(row["logps"])] = row
     choices: dict[str, list[Choices]] = {
         column: [(row["logps"], row["right"]) for row in part.values()] for column, part in asked.items()
     }

@@ -18,6 +18,7 @@ from bapo.results.study_cells import (
     PROMPT_MEASURES,
     QUESTION_MEASURES,
     RIGHT_CHOICE,
+    SHARES,
     SPOKEN,
     TEMPERED,
     Array,
@@ -150,7 +151,9 @@ def _along(
 def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Sequence[str]) -> TableRow:
     draws = Draws(cells)
     asked = [column for column in columns if all(column in cell.columns for cell in cells)]
-    accuracy = {column: _table_cell(draws, *draws.of_questions(ACCURACY, column), scale=100) for column in asked}
+    accuracy = {
+        column: _as_share(_table_cell(draws, *draws.of_questions(ACCURACY, column), scale=100)) for column in asked
+    }
     logps: dict[str, dict[str, TableCell]] = {}
     overall: dict[str, Estimate] = {}
     if base is not None and asked:
@@ -175,10 +178,7 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
         logps=logps,
         overall=overall,
         prompts={
-            measure: replace(
-                _table_cell(draws, *draws.of_prompts(measure)),
-                floor=max((cell.floors[measure] for cell in cells if measure in cell.floors), default=None),
-            )
+            measure: _prompt_cell(cells, draws, measure)
             for measure in PROMPT_MEASURES
             if all(measure in cell.prompts for cell in cells)
         },
@@ -204,6 +204,18 @@ def _spoken(of_preferences: Mapping[str, Behaviour]) -> dict[str, TableCell]:
         half = (within**2 + between**2) ** 0.5
         cells[measure] = TableCell(Estimate(mean, mean - half, mean + half), deviation, by_preference=values)
     return cells
+
+
+def _prompt_cell(cells: Sequence[EvaluatedCell], draws: Draws, measure: str) -> TableCell:
+    found = _table_cell(draws, *draws.of_prompts(measure))
+    floor = max((cell.floors[measure] for cell in cells if measure in cell.floors), default=None)
+    return replace(_as_share(found) if measure in SHARES else found, floor=floor)
+
+
+def _as_share(cell: TableCell) -> TableCell:
+    """No share is below 0 or above 100 percent, whatever Student's t says."""
+    mean = cell.mean
+    return replace(cell, mean=Estimate(mean.value, max(0.0, mean.low), min(100.0, mean.high)))
 
 
 def _change(cells: Sequence[EvaluatedCell], base: EvaluatedCell, measure: str, column: str) -> TableCell:
