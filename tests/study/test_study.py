@@ -17,6 +17,7 @@ import yaml
 from bapo.errors import BapoError
 from bapo.results import FINISHED_JOB
 from bapo.study import Ledger, Study, open_study, read_study, report, run_here
+from bapo.study.report import _place
 from bapo.study.work import _model, let_go
 from tests.command import Command, bapo
 from tests.evaluation.questions import write_questions
@@ -339,6 +340,16 @@ def test_a_clone_of_what_may_be_shared_knows_what_is_done_and_makes_what_is_miss
     assert [job.work for job in Ledger(larger).missing()] == ["evaluate", "train", "evaluate"]
     assert run_here(larger) == []
     drawn_as_the_records_are(study)
+
+
+def test_a_rival_that_is_asked_otherwise_is_a_row_of_its_own(place: Path) -> None:
+    few = {**STUDY["grids"]["main"], "preferences": ["other.jsonl"], "vary": {"preferences.held_out": [2]}}
+    ranks = {**STUDY["grids"]["main"], "vary": {"lora.rank": [4]}}
+    content = {**STUDY, "grids": {**STUDY["grids"], "few": few, "ranks": ranks}}
+    study = open_study(write_study(place, content))
+    rivals = [_place(study, job, ["preferences.held_out"]) for job in study.jobs.values() if job.examples]
+    varied = {rival["preference"]: rival["varied"] for rival in rivals}
+    assert varied == {"mine.jsonl": {}, "other.jsonl": {"preferences.held_out": 2}}
 
 
 def drawn_as_the_records_are(study: Study) -> None:

@@ -27,6 +27,9 @@ from bapo.results import (
 from bapo.study.grid import Study, StudyJob
 from bapo.study.ledger import Ledger
 
+_OF_DATA = ("preferences.", "anchoring.")
+"""Sections whose settings change what is asked, of models without training too."""
+
 
 def report(study: Study) -> Record[StudyReport]:
     """The report of what is done; made again where something was done since. Reads neither models nor data.
@@ -62,7 +65,9 @@ def report(study: Study) -> Record[StudyReport]:
         else:
             cells.append(cell)
             flips += flipped_questions(cell, before.get(cell.model, []), record.items())
-            if record.content.base_behaviour is not None:
+            if record.content.base_behaviour is not None and not any(
+                key.startswith(_OF_DATA) for key in cell.varied_keys
+            ):
                 spoken.setdefault(cell.model, {}).setdefault(cell.preference, record.content.base_behaviour)
     if not bases and not cells:
         raise BapoError(f"No evaluation of {study.path} is done: start it with bapo study run {study.path}.")
@@ -137,9 +142,11 @@ def _place(study: Study, job: StudyJob, varied: Sequence[str]) -> dict[str, Any]
         where = {"model": cell.model, "preference": cell.preference, "method": cell.method, "seed": cell.seed}
         return {**where, "varied": cell.varied, "settings": settings}
     shared = study.cell_of(job)
-    preference = "" if job.of == BASE else shared.preference
-    where = {"model": shared.model, "preference": preference, "method": job.of, "seed": 0}
-    return {**where, "varied": {}, "settings": {}}
+    if job.of == BASE:
+        return {"model": shared.model, "preference": "", "method": BASE, "seed": 0, "varied": {}, "settings": {}}
+    where = {"model": shared.model, "preference": shared.preference, "method": job.of, "seed": 0}
+    of_data = {key: value for key, value in shared.varied.items() if key.startswith(_OF_DATA)}
+    return {**where, "varied": of_data, "settings": {key: _value(shared.recipe, key) for key in of_data}}
 
 
 def _value(recipe: Recipe, key: str) -> Any:
