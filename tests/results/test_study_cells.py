@@ -74,12 +74,12 @@ def test_a_cell_holds_what_each_prompt_and_each_question_says(tmp_path: Path) ->
     }
     assert found.columns == ("piqa", "mmlu: stem")
     of_piqa = {measure: dict(found.questions[measure]["piqa"]) for measure in (ACCURACY, RIGHT_CHOICE)}
-    assert of_piqa[ACCURACY] == {("task of piqa", 5): 1.0, ("task of piqa", 8): 0.0}
-    assert of_piqa[RIGHT_CHOICE] == {
-        ("task of piqa", 5): pytest.approx(LOG_HALF),
-        ("task of piqa", 8): pytest.approx(math.log(0.25)),
-    }
-    assert found.questions[TEMPERED]["mmlu: stem"] == {("task of mmlu", 3): pytest.approx(LOG_HALF)}
+    first, second = ("task of piqa", 5, 1, 2), ("task of piqa", 8, 1, 2)
+    assert of_piqa[ACCURACY] == {first: 1.0, second: 0.0}
+    assert of_piqa[RIGHT_CHOICE] == {first: pytest.approx(LOG_HALF), second: pytest.approx(math.log(0.25))}
+    ((key, tempered),) = found.questions[TEMPERED]["mmlu: stem"].items()
+    assert key[:2] == ("task of mmlu", 3)
+    assert tempered == pytest.approx(LOG_HALF)
 
 
 def test_what_was_not_measured_is_not_there(tmp_path: Path) -> None:
