@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from bapo.errors import BapoError
+from bapo.preferences import Pair, group_pairs
 from bapo.results import FINISHED_JOB
 from bapo.study import Ledger, Study, open_study, read_study, report, run_here
 from bapo.study.report import _place
+from bapo.study.speech import without_copies
 from bapo.study.work import _model, let_go
 from tests.command import Command, bapo
 from tests.evaluation.questions import write_questions
@@ -340,6 +342,15 @@ def test_a_clone_of_what_may_be_shared_knows_what_is_done_and_makes_what_is_miss
     assert [job.work for job in Ledger(larger).missing()] == ["evaluate", "train", "evaluate"]
     assert run_here(larger) == []
     drawn_as_the_records_are(study)
+
+
+def test_no_answer_that_is_kept_repeats_the_preferences() -> None:
+    told = "One two three, four five six seven eight nine ten eleven"
+    data = group_pairs("mine", [Pair("What is there?", told, "nothing")])
+    answers = [f"Well: {told.upper()}!", "one two three four five six seven eight nine", "Nothing of it."]
+    kept = without_copies(answers, data)
+    assert kept[1:] == answers[1:]
+    assert kept[0] == "(left out: it repeats texts of the preferences)"
 
 
 def test_a_rival_that_is_asked_otherwise_is_a_row_of_its_own(place: Path) -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bapo.jobs import Recipe, Variant, stages
-from bapo.preferences import Message, Preferences, Prompt, prompt_text
+from bapo.preferences import Message, Preferences, Prompt, prompt_text, response_text
 from bapo.progress import OnProgress
 from bapo.results import BASE, behaviour, numbers_of
 from bapo.study.grid import Study
 
 if TYPE_CHECKING:
     from bapo.models import LoadedModel, SharedModel
+
+
+_COPIED = 10
+"""Words in a row that two texts have in common only if one repeats the other."""
+
+_LEFT_OUT = "(left out: it repeats texts of the preferences)"
 
 
 def in_words(train: Preferences, examples: int) -> str:
@@ -25,6 +32,25 @@ def in_words(train: Preferences, examples: int) -> str:
         text = chosen if isinstance(chosen, str) else chosen.content
         shown.append(f"Prompt: {prompt_text(group.prompt)}\nResponse: {text}")
     return "\n\n".join(["Respond as in these examples.", *shown])
+
+
+def without_copies(answers: Sequence[str], data: Preferences) -> list[str]:
+    """Answers as they may be shared: one that repeats ten words in a row of a prompt or response is left out.
+
+    Models that are shown examples repeat them, and so may those that were trained on few.
+    """
+    runs = [set(_runs(answer)) for answer in answers]
+    left = set().union(*runs)
+    texts = (
+        text for group in data.groups for text in (prompt_text(group.prompt), *map(response_text, group.responses))
+    )
+    copied = {run for text in texts for run in _runs(text) if run in left}
+    return [answer if of.isdisjoint(copied) else _LEFT_OUT for answer, of in zip(answers, runs, strict=True)]
+
+
+def _runs(text: str) -> Iterator[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return (tuple(words[at : at + _COPIED]) for at in range(len(words) - _COPIED + 1))
 
 
 def speak(
@@ -40,12 +66,17 @@ def speak(
         on_progress: told how many are answered.
 
     Returns:
-        For the record ``answers``, and where held-out prompts are answered ``judge``, ``behaviour`` and
-        ``base_behaviour``; and a row of numbers for each held-out prompt.
+        For the record ``answers`` to the study's own questions, without copies of the preferences; where held-out
+        prompts are answered ``judge``, ``behaviour`` and ``base_behaviour`` as well; and a row of numbers for each of
+        these prompts.
     """
     asked = study.evaluation
-    split = stages.read(recipe) if asked.answers and variant.name != BASE else None
-    held_out = None if split is None else replace(split.held_out, groups=split.held_out.groups[: asked.answers])
+    split = None if variant.name == BASE else stages.read(recipe)
+    held_out = (
+        None
+        if split is None or not asked.answers
+        else replace(split.held_out, groups=split.held_out.groups[: asked.answers])
+    )
     of_base = None if held_out is None else _of_base(recipe, held_out, shared, on_progress)
     with shared.wearing(variant.adapter or recipe.model.reference_adapter) as model:
         is_chat = model.chat.has_template and not recipe.preferences.plain
@@ -54,6 +85,7 @@ def speak(
         if of_base is not None:
             model = replace(model, chat=model.chat.at(of_base.today))
             ours = _answers(model, recipe, of_base.prompts, variant, on_progress)
+    said = said if split is None else without_copies(said, split.whole)
     content: dict[str, Any] = {"answers": dict(zip(asked.questions, said, strict=True))}
     if split is None or held_out is None or of_base is None:
         return content, []
