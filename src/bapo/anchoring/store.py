@@ -110,11 +110,12 @@ class AnchorStore:
             try:
                 yield
                 self._check_written()
-                self._index.commit(last=True)
             except BaseException:
                 with suppress(Exception):  # the index can be made again, and what went wrong is to be told
                     self._index.commit(last=True)
                 raise
+            else:
+                self._index.commit(last=True)
             finally:
                 self._index.close()
                 self._index = None

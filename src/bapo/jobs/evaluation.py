@@ -395,5 +395,5 @@ def _files(folder: Path | None, benchmark: str) -> dict[str, Any]:
     if not module.__name__.startswith("bapo."):
         own = [Path(module.__file__)] if module.__file__ else []
         own += sorted(path for path in asked.task_folder.rglob("*") if path.is_file()) if asked.task_folder else []
-        known |= {path.name: checksum_of_file(path) for path in own if path.suffix != ".pyc"}
+        known |= {str(path): checksum_of_file(path) for path in own if path.suffix != ".pyc"}
     return known

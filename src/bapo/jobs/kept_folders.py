@@ -145,7 +145,8 @@ def held(kept: Kept) -> Iterator[None]:
         yield
         if os.name != "nt":  # where an open file cannot be removed
             _leave(kept)
-    _leave(kept)
+    if os.name == "nt":
+        _leave(kept)
 
 
 def _leave(kept: Kept) -> None:

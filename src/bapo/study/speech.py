@@ -72,12 +72,10 @@ def speak(
     """
     asked = study.evaluation
     split = None if variant.name == BASE else stages.read(recipe)
-    held_out = (
-        None
-        if split is None or not asked.answers
-        else replace(split.held_out, groups=split.held_out.groups[: asked.answers])
-    )
-    of_base = None if held_out is None else _of_base(recipe, held_out, shared, on_progress)
+    of_base = None
+    if split is not None and asked.answers:
+        held_out = replace(split.held_out, groups=split.held_out.groups[: asked.answers])
+        of_base = _of_base(recipe, held_out, shared, on_progress)
     with shared.wearing(variant.adapter or recipe.model.reference_adapter) as model:
         is_chat = model.chat.has_template and not recipe.preferences.plain
         questions = [(Message("user", text),) if is_chat else text for text in asked.questions]
@@ -87,7 +85,7 @@ def speak(
             ours = _answers(model, recipe, of_base.prompts, variant, on_progress)
     said = said if split is None else without_copies(said, split.whole)
     content: dict[str, Any] = {"answers": dict(zip(asked.questions, said, strict=True))}
-    if split is None or held_out is None or of_base is None:
+    if split is None or of_base is None:
         return content, []
     from bapo.evaluation.judge import train_judge
 
