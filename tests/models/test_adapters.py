@@ -15,7 +15,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from bapo.errors import BapoError
-from bapo.models import add_adapter, load_model, model_fingerprint, nonzero_adapters
+from bapo.models import add_adapter, check_adapter, load_model, model_fingerprint, nonzero_adapters
 from tests.tiny import CHATML, NO_END, tiny_model, tiny_tokenizer
 
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -147,6 +147,14 @@ def test_an_adapter_that_is_not_whole_is_one_sentence(fault: str, base: Path, ad
     with pytest.raises(BapoError, match=sentence) as told:
         load(base, adapter)
     assert "\n" not in str(told.value)
+
+
+def test_an_adapter_that_is_nowhere_is_another_sentence_than_one_that_cannot_be_read(adapter: Path) -> None:
+    with pytest.raises(BapoError, match="no adapter some/adapter here, and none came from the hub: name a folder with"):
+        check_adapter("some/adapter")
+    (adapter / "adapter_config.json").write_text("[]")
+    with pytest.raises(BapoError, match=f"The adapter_config.json of the adapter {adapter} cannot be read"):
+        check_adapter(adapter)
 
 
 def test_an_adapter_of_another_size_is_one_sentence(base: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, processors
 from bapo.errors import BapoError, BapoWarning
 from bapo.models import ChatFormat
 from bapo.models.chat import CHANGED, CONTROL_TOKENS, ENDED, LEFT_OUT, NOT_THE_TEMPLATES
+from bapo.models.text import HeldWords
 from tests.templates import (
     TOKENIZERS,
     Verdict,
@@ -374,3 +375,27 @@ def test_a_plain_prompt_begins_once_and_does_not_end() -> None:
     assert 2 not in marking("<s>", "</s>").prompt_ids("hi")
     assert marking("<s>", "").prompt_ids("<s>hi") == marking("<s>", "").prompt_ids("hi")
     assert marking("<s>", "</s>").response_ids(" there", "hi").count(2) == 1
+
+
+# ---- words that are held ------------------------------------------------------------------------------------------
+
+
+def test_held_words_come_back_however_many_they_are() -> None:
+    private = "".join(map(chr, range(0x100000, 0x10FFFE)))
+    for text in ("<|end|>" * 70_000, private * 2, f"a{private[1:]}<|end|>b"):
+        held = HeldWords(["<|end|>"])
+        assert held.restore(held.hold(text)) == text
+    with pytest.raises(BapoError, match="more than 65,534 different characters for private use"):
+        HeldWords(["<|end|>"]).hold(f"{private}<|end|>")
+
+
+def test_a_response_that_holds_a_control_token_of_its_prompt_is_counted() -> None:
+    chat, counts = ChatFormat(tiny_tokenizer()), Counter[str]()
+    chat.prompt_ids([{"role": "user", "content": "What is <|end|> for?"}], counts)
+    chat.response_ids("It is <|end|>, I say.", counts=counts)
+    assert counts[CONTROL_TOKENS] == 2
+
+
+def test_a_private_character_of_the_templates_own_is_text() -> None:
+    tokenizer = tiny_tokenizer(f"\U00100005{CHATML}")
+    assert "\U00100005" in tokenizer.decode(ChatFormat(tokenizer).prompt_ids(QUESTION))

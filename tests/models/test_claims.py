@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from bapo.errors import BapoError
 from bapo.models import embedded, load_model
 from bapo.models.adapters import put_on
+from bapo.models.claims import check_expressions, check_model_claims
 from tests.fuzz.model_targets import _adapter_files, _model_files
 from tests.tiny import tiny_model
 
@@ -66,6 +70,84 @@ def test_an_expression_that_ends_is_used(tmp_path: Path) -> None:
     put_on(model, folder, trainable=False)
 
 
+HANGS = "((([a-z._]+)*)*)*!"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"modules_to_save": [HANGS]},
+        {"feedforward_modules": HANGS},
+        {"n_frequency_pattern": {HANGS: 4}},
+        {"a setting of tomorrow": [{"of": ("q_proj", {HANGS: 4})}]},
+        {"rank_pattern": {"(?<=mode)(([a-z._0-9]+)*)*!": 4}},  # where it is searched for, as for OSF
+        {"layers_pattern": ["(?<!.)(([a-z._0-9]+)*)*!"]},  # where it may be the whole beginning of a name
+        {"target_modules": "(?s)(([a-z._0-9]+)*)*!"},
+    ],
+    ids=str,
+)
+def test_whatever_may_be_an_expression_is_tried_in_all_ways_in_which_peft_matches(setting: dict[str, Any]) -> None:
+    model = tiny_model("llama", num_hidden_layers=1, hidden_size=16, intermediate_size=16)
+    with pytest.raises(BapoError, match=r"expression in the configuration of the adapter x .* takes more than 1 s of"):
+        check_expressions(SimpleNamespace(**setting), model, "the adapter x")
+
+
+def test_what_is_no_expression_need_not_be_one_and_many_get_their_time(tmp_path: Path) -> None:
+    model = tiny_model("llama", num_hidden_layers=1, hidden_size=16, intermediate_size=16)
+    patterns = {rf"^model\.layers\.{at}\..*_proj": 4 for at in range(2000)}
+    check_expressions(SimpleNamespace(rank_pattern=patterns), model, "the adapter x")
+    name = "drafts/[a(b*"
+    folder = written(_adapter_files(), tmp_path, "adapter_config.json", base_model_name_or_path=name)
+    put_on(model, folder, trainable=False)
+
+
+def test_tensors_without_elements_explain_no_claim(tmp_path: Path) -> None:
+    model = tiny_model("llama", num_hidden_layers=1, hidden_size=16, intermediate_size=16)
+    model.config.vocab_size = 10**8
+    shapes = [tuple(tensor.shape) for tensor in model.state_dict().values()]
+    with pytest.raises(BapoError, match=r"has vocab_size=100000000, and the longest side of its .* tensors is 2"):
+        check_model_claims(model.config, [*shapes, (2**27, 0)], "It could not be loaded")
+    folder = written(_adapter_files(), tmp_path, "adapter_config.json", r=2**13)
+    add_to_adapter(tmp_path, x=torch.empty(2**14, 0))
+    with pytest.raises(BapoError, match="has r=8192 in its configuration"):
+        put_on(model, folder, trainable=False)
+
+
+def add_to_adapter(folder: Path, **tensors: torch.Tensor) -> None:
+    path = folder / "adapter_model.safetensors"
+    named = {f"base_model.model.{name.replace('__', '.')}.weight": tensor for name, tensor in tensors.items()}
+    save_file(load_file(path) | named, path)
+
+
+@pytest.mark.parametrize("shape", [(2**12, 0), (2**12, 1), ()], ids=str)
+def test_embeddings_do_not_grow_by_what_are_no_rows_of_theirs(shape: tuple[int, ...], tmp_path: Path) -> None:
+    model = tiny_model("llama", num_hidden_layers=1, hidden_size=16, intermediate_size=16)
+    rows = len(model.get_input_embeddings().weight)
+    folder = written(_adapter_files(), tmp_path, "adapter_config.json")
+    add_to_adapter(tmp_path, model__embed_tokens=torch.ones(shape), lm_head=torch.ones(shape))
+    with pytest.raises(BapoError, match="does not fit the model"):
+        put_on(model, folder, trainable=False)
+    assert len(model.get_input_embeddings().weight) == rows
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"lora_dropout": "0.1"},
+        {"base_model_name_or_path": 5},
+        {"rank_pattern": 5},
+        {"layers_pattern": [5], "layers_to_transform": [0], "target_modules": ["q_proj"]},
+    ],
+    ids=str,
+)
+def test_settings_of_another_type_are_one_sentence(claim: dict[str, Any], tmp_path: Path) -> None:
+    folder = written(_adapter_files(), tmp_path, "adapter_config.json", **claim)
+    model = tiny_model("llama", num_hidden_layers=1, hidden_size=16, intermediate_size=16)
+    model.config._name_or_path = "some/model"
+    with pytest.raises(BapoError, match=f"adapter {folder} "):
+        put_on(model, folder, trainable=False)
+
+
 def test_what_a_killed_conversion_left_is_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
     (tmp_path / "m.gguf").write_bytes(b"no such thing")
@@ -87,3 +169,26 @@ def test_what_a_killed_conversion_left_is_cleaned_up(tmp_path: Path, monkeypatch
     monkeypatch.setattr(embedded, "_convert", convert)
     target = embedded.converted_gguf(tmp_path / "m.gguf")
     assert [path.name for path in target.parent.iterdir() if path.is_dir()] == [target.name]
+
+
+@pytest.mark.parametrize("what", ["gone", "cut"])
+def test_a_copy_of_which_the_system_cleaned_up_a_file_is_made_again(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(b"no such thing")
+    made: list[Path] = []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        made.append(folder)
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_bytes(b"whole")
+
+    monkeypatch.setattr(embedded, "_convert", convert)
+    weights = embedded.converted_gguf(tmp_path / "m.gguf") / "model.safetensors"
+    assert embedded.converted_gguf(tmp_path / "m.gguf") == weights.parent
+    assert len(made) == 1
+    weights.unlink() if what == "gone" else weights.write_bytes(b"who")
+    embedded.converted_gguf(tmp_path / "m.gguf")
+    assert len(made) == 2
+    assert weights.read_bytes() == b"whole"

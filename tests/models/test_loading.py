@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from peft import PeftModel
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup
 from bapo.models import add_lora, disable_model_dropout, load_model, model_fingerprint, resolve_precision
-from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
+from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer, write_tiny_gguf
 
 
 @pytest.fixture
@@ -132,6 +133,36 @@ def test_an_adapter_folder_given_as_a_model_says_so(folder: Path, tmp_path: Path
     add_lora(tiny_model("llama"), rank=4).save_pretrained(tmp_path / "adapter")
     with pytest.raises(BapoError, match="holds an adapter"):
         load_model(str(tmp_path / "adapter"), device="cpu")
+
+
+def test_an_adapter_beside_a_model_is_put_on_by_nobody_unasked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
+    add_lora(tiny_model("llama"), rank=4).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "gguf").mkdir()
+    write_tiny_gguf(tmp_path / "gguf" / "m.gguf")
+    for path in (tmp_path / "adapter").glob("adapter_*"):
+        shutil.copy(path, folder)
+        shutil.copy(path, tmp_path / "gguf")
+    for name in (folder, tmp_path / "gguf" / "m.gguf"):
+        with pytest.raises(BapoError, match="holds an adapter"):
+            load_model(str(name), device="cpu")
+    monkeypatch.setattr("transformers.utils.find_adapter_config_file", lambda source: source)
+    with pytest.raises(BapoError, match="some/adapter holds an adapter"):
+        load_model("some/adapter", device="cpu")
+
+
+def test_sentences_about_a_template_or_a_tokenizer_say_whose(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(BapoError, match=f"The chat template of {folder} hides what"):
+        load_model(str(folder), precision="float32", device="cpu")
+    (folder / "chat_template.jinja").unlink()
+    chat = load_model(str(folder), precision="float32", device="cpu").chat
+    with pytest.raises(BapoError, match=f"The tokenizer of {folder} has no chat template"):
+        chat.prompt_ids([{"role": "user", "content": "Why?"}])
+    with pytest.raises(BapoError, match=f"The tokenizer of {folder} could not decode a response"):
+        chat.response_text([-5])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from bapo.errors import BapoError
 from bapo.models import ChatFormat
-from bapo.models.template_limits import _LEFT_OUT, LARGEST, LONGEST, limited
+from bapo.models.template_limits import _LEFT_OUT, LARGEST, LONGEST, SECONDS, limited
 from tests.fuzz.model_targets import TEMPLATES
 from tests.templates import CALL, TOOL, published_templates
 from tests.tiny import CHATML, tiny_tokenizer
@@ -54,6 +55,56 @@ def test_what_is_too_much_is_said(added: str, why: str) -> None:
         BapoError, match=rf"takes too much for one prompt \(.*({why}).*\).*: take the template from where"
     ):
         ChatFormat(tiny_tokenizer(CHATML + added))
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "{{ ('x' * 16777216)|selectattr('y')|list }}",
+        "{{ ('x' * 16777216)|map(attribute=0)|map(attribute=0)|map(attribute=0)|list }}",
+        "{{ ('x' * 16777216)|batch(1)|list }}",
+        "{{ ('xyzw' * 4194304)|sort }}",
+        "{{ ('x' * 999)|map(attribute='" + "0." * 50000 + "0')|list }}",
+        "{% for i in 'x' * 16777216 if " + "i == 'y' or " * 99 + "i == 'z' %}{% endfor %}",
+        "{{ ('xy ' * 5592405)|wordcount }}",
+        "{{ ('xy ' * 5592405)|wordwrap(3) }}",
+        "{{ ('xy ' * 5592405)|title }}",
+        "{{ ('xy ' * 300000)|wordcount }}" * 60,
+        "{{ (['x' * 9999999] * 99)|select|join }}",
+        "{{ ','.join((['x' * 9999999] * 99)|select) }}",
+        "{{ ([{'a': 'x' * 9999999}] * 99)|sort(attribute='a') }}",
+        "{{ ([{'a': 'x' * 9999999}] * 99)|select|groupby('a') }}",
+        "{% set b = 'x' * 9999999 %}" + "".join(f"{{% set a{at} = b[1:] %}}" for at in range(99)),
+    ],
+)
+def test_what_goes_through_many_things_in_one_step_is_stopped_while_it_does(added: str) -> None:
+    began = time.thread_time()
+    with pytest.raises(BapoError, match="takes too much for one prompt"):
+        ChatFormat(tiny_tokenizer(CHATML + added))
+    assert time.thread_time() - began < 4 * SECONDS
+
+
+def test_filters_give_what_they_give() -> None:
+    things = "[3, 1, 2]", "'cab'", "{'b': 1, 'a': 2}", "range(5000)", "range(9)|select('odd')", "[]", "''", "missing"
+    filters = (
+        "list", "sort|list", "unique|list", "map('string')|join(',')", "map('string')|list", "select|list", "first",
+        "reject|list", "batch(2)|list", "slice(2)|list", "join(',')", "max", "min", "reverse|list", "last", "length",
+        "selectattr('x')|list", "groupby('x')", "urlencode", "dictsort", "items|list",
+        "map('string')|reverse|join", "sum", "tojson",
+    )  # fmt: skip
+
+    def rendered(text: str) -> Any:
+        try:
+            return tiny_tokenizer(text).apply_chat_template(TURNS, tokenize=False)
+        except Exception as error:
+            return type(error), str(error)
+
+    for thing in things:
+        for name in filters:
+            text = f"{{{{ ({thing})|{name} }}}}"
+            with limited():
+                here = rendered(text)
+            assert here == rendered(text), text
 
 
 @pytest.mark.parametrize("name", published_templates())

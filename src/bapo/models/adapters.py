@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from bapo.errors import BapoError, foreign
-from bapo.models.claims import check_adapter_claims, check_expressions
+from bapo.models.claims import WRITE_OUT, check_adapter_claims, check_expressions
 from bapo.models.weights import check_finite, check_keys, mismatched_keys
 
 logger = logging.getLogger(__name__)
 
 _LEAVES_BASE_ALONE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 """What `init_lora_weights` may be where the model without its adapter is to be the model as it was."""
+
+_KNOWN = "name a folder with an adapter_config.json that this version of PEFT knows, or a hub id"
 
 _FITS = "name the model that it was trained on, or save or download the adapter again"
 
@@ -105,12 +108,14 @@ def check_adapter(adapter: str | Path) -> Any:
         Path(adapter).exists() or str(adapter).count("/") != 1
     ):
         raise BapoError(f"There is no adapter {adapter}: name a folder with an adapter_config.json, or a hub id.")
-    with foreign(
-        f"There is no adapter {adapter}, neither here nor on the hub, or its adapter_config.json cannot be read",
-        "name a folder with an adapter_config.json that this version of PEFT knows, or a hub id",
-    ):
-        config = PeftConfig.from_pretrained(str(adapter))
-    _check_kind(config, f"The adapter {adapter}")
+    with foreign(f"The adapter_config.json of the adapter {adapter} cannot be read", _KNOWN):
+        try:
+            config = PeftConfig.from_pretrained(str(adapter))
+        except ValueError as error:
+            if str(error).startswith("Can't find"):
+                raise BapoError(f"There is no adapter {adapter} here, and none came from the hub: {_KNOWN}.") from error
+            raise
+        _check_kind(config, f"The adapter {adapter}")
     if (Path(adapter) / "adapter_model.safetensors").is_file():
         _ = _weights(adapter, only_names=True)
     return config
@@ -223,49 +228,66 @@ def put_on(model: Any, adapter: str | Path, *, trainable: bool) -> Any:
         BapoError: it cannot be read, lacks a weight, holds one that has no place or another shape, or one that is not a
             number.
     """
+    with foreign(f"The adapter {adapter} does not fit the model", _FITS):
+        config, weights = check_adapter(adapter), _weights(adapter)
+        _check_repeatable(config, f"The adapter {adapter}")
+        _say_what_is_unknown(adapter, config)
+        _say_another_base(adapter, config, model)
+        check_adapter_claims(config, (tuple(tensor.shape) for tensor in weights.values()), f"The adapter {adapter}")
+        check_expressions(config, model, f"the adapter {adapter}")
+        config.inference_mode = not trainable
+        _grow_embeddings(model, adapter, weights)
+        adapted = _with_room(model, adapter, config)
+        _fill(adapted, adapter, trainable=trainable)
+        check_finite(weights, f"The adapter {adapter}")
+        _check_scaling(adapted, f"The adapter {adapter}")
+        if not nonzero_adapters(adapted):
+            logger.warning("The adapter %s is zero: with it the model computes what it computes without.", adapter)
+    return adapted
+
+
+def _with_room(model: Any, adapter: str | Path, config: Any) -> Any:
+    """The model with an adapter whose weights are still to be read."""
     from peft import get_peft_model
 
-    config, weights = check_adapter(adapter), _weights(adapter)
-    _check_repeatable(config, f"The adapter {adapter}")
-    _say_what_is_unknown(adapter, config)
-    _say_another_base(adapter, config, model)
-    check_adapter_claims(config, (tuple(tensor.shape) for tensor in weights.values()), f"The adapter {adapter}")
-    check_expressions(config, model, f"the adapter {adapter}")
-    config.inference_mode = not trainable
-    _grow_embeddings(model, adapter, weights)
+    try:
+        return get_peft_model(model, config)
+    except re.error:
+        with foreign(f"A regular expression in the configuration of the adapter {adapter} cannot be used", WRITE_OUT):
+            raise
+
+
+def _fill(adapted: Any, adapter: str | Path, *, trainable: bool) -> None:
+    """Read an adapter's weights, each of which has a place, into places, each of which has a weight."""
     whole = f"The adapter {adapter} does not fit the model"
-    with foreign(whole, _FITS):
-        adapted = get_peft_model(model, config)
-        mapping = getattr(model, "_checkpoint_conversion_mapping", None)
-        more = {"key_mapping": mapping} if mapping else {}
-        try:
-            loaded = adapted.load_adapter(str(adapter), "default", is_trainable=trainable, **more)
-        except RuntimeError as error:
-            check_keys(whole, f"{_FITS}.", mismatched=mismatched_keys(error))
-            raise
-        except KeyError as error:  # of a whole module that the configuration names and the file lacks
-            check_keys(whole, f"{_FITS}.", missing=[str(error.args[0])])
-            raise
+    mapping = getattr(adapted.get_base_model(), "_checkpoint_conversion_mapping", None)
+    more = {"key_mapping": mapping} if mapping else {}
+    try:
+        loaded = adapted.load_adapter(str(adapter), "default", is_trainable=trainable, **more)
+    except RuntimeError as error:
+        check_keys(whole, f"{_FITS}.", mismatched=mismatched_keys(error))
+        raise
+    except KeyError as error:  # of a whole module that the configuration names and the file lacks
+        check_keys(whole, f"{_FITS}.", missing=[str(error.args[0])])
+        raise
     check_keys(whole, f"{_FITS}.", missing=loaded.missing_keys, unexpected=loaded.unexpected_keys)
-    check_finite(weights, f"The adapter {adapter}")
-    _check_scaling(adapted, f"The adapter {adapter}")
-    if not nonzero_adapters(adapted):
-        logger.warning("The adapter %s is zero: with it the model computes what it computes without.", adapter)
-    return adapted
 
 
 def _grow_embeddings(model: Any, adapter: str | Path, weights: dict[str, Tensor]) -> None:
     """Embeddings as large as those that the adapter brings, whose additional rows all come from the adapter."""
     rows = model.get_input_embeddings().weight.shape[0]
     names = {id(module): name for name, module in model.named_modules()}
-    ends = {names[id(end)] for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
+    ends = {
+        names[id(end)]: end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None
+    }
     sizes = {
-        end: {
-            tensor.shape[0]
+        name: {
+            len(tensor)
             for key, tensor in weights.items()
-            if key.endswith((f".{end}.weight", f".{end}.base_layer.weight"))
+            if key.endswith((f".{name}.weight", f".{name}.base_layer.weight"))
+            and tensor.shape[1:] == end.weight.shape[1:]
         }
-        for end in ends
+        for name, end in ends.items()
     }
     larger = {size for found_sizes in sizes.values() for size in found_sizes if size != rows}
     if not larger:
@@ -296,7 +318,6 @@ def add_adapter(model: Any, config: Any) -> Any:
             "The model has an adapter already, and peft_config asks for another one: leave peft_config out to train "
             "the one that it has, or merge that into the model first (merge_and_unload)."
         )
-    _check_kind(config, "The peft_config")
     initial = getattr(config, "init_lora_weights", True)
     if initial not in _LEAVES_BASE_ALONE:
         raise BapoError(
@@ -304,8 +325,9 @@ def add_adapter(model: Any, config: Any) -> Any:
             "adapter would no longer be the reference: use True, 'gaussian' or 'orthogonal'."
         )
     with foreign(f"The model cannot have the {_kind(config)} adapter of peft_config", "check its target_modules"):
+        _check_kind(config, "The peft_config")
         adapted = get_peft_model(model, config)
-    _check_scaling(adapted, "The peft_config")
+        _check_scaling(adapted, "The peft_config")
     return adapted
 
 

@@ -13,9 +13,9 @@ from copy import copy, deepcopy
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from bapo.errors import BapoError, BapoWarning
+from bapo.errors import BapoError, BapoWarning, foreign
 from bapo.models.template import PROBE, QUESTION, ChatTemplate, Turn, Turns, common, squeezed, turn_dict
-from bapo.models.text import HeldWords, TextEncoder
+from bapo.models.text import HeldWords, TextEncoder, whose
 
 CONTROL_TOKENS, CHANGED, NOT_THE_TEMPLATES, LEFT_OUT, ENDED = (
     "texts hold control tokens of the chat in words: encoded as text",
@@ -82,7 +82,7 @@ class ChatFormat:
         self._warned = False
         if not self.end_ids:
             raise BapoError(
-                "The tokenizer names no end-of-text token, so no response could ever end: set its eos_token."
+                f"{whose(tokenizer)} names no end-of-text token, so no response could ever end: set its eos_token."
             )
         words = (tokenizer.convert_ids_to_tokens(i) for i in self.end_ids)
         self._ends = tuple(word for word in words if word)
@@ -120,7 +120,7 @@ class ChatFormat:
             return self._texts.started(prompt)
         opened = self._opened(prompt)
         if counts is not None:
-            counts.update([CONTROL_TOKENS] * bool(opened.held.words) + [CHANGED] * opened.changed)
+            counts.update([CONTROL_TOKENS] * bool(opened.held.has_held) + [CHANGED] * opened.changed)
         return opened.ids
 
     def response_ids(
@@ -150,7 +150,8 @@ class ChatFormat:
 
     def response_text(self, response_ids: Sequence[int]) -> str:
         """Text of a response, for people."""
-        text: str = self.tokenizer.decode(list(response_ids), skip_special_tokens=True)
+        with foreign(f"{whose(self.tokenizer)} could not decode a response", "take its files from where it came"):
+            text: str = self.tokenizer.decode(list(response_ids), skip_special_tokens=True)
         return text.strip()
 
     def _plain_response(self, prompt: str | None, response: str) -> tuple[int, ...]:
@@ -182,7 +183,7 @@ class ChatFormat:
     def _required(self) -> ChatTemplate:
         if self._template is None:
             raise BapoError(
-                "The model's tokenizer has no chat template, so chat prompts cannot be written for it: "
+                f"{whose(self.tokenizer)} has no chat template, so chat prompts cannot be written for it: "
                 "use an instruction-tuned model, or plain-text prompts (--plain)."
             )
         return self._template
@@ -193,7 +194,7 @@ class ChatFormat:
         content = response.get("content") or ""
         said = _with_strings({**response, "content": self._without_end(content)}, held.hold)
         counts.update([ENDED] * content.rstrip().endswith(self._ends))
-        if len(held.words) > len(opened.held.words):
+        if held.has_held:
             counts[CONTROL_TOKENS] += 1
 
         def rendered(turn: dict[str, Any]) -> str:

@@ -17,24 +17,35 @@ Shapes = Iterable[tuple[int, ...]]
 
 EXPRESSION_S, EXPRESSION_BYTES = 1, 2**30
 
+PAIRS_A_SECOND, LONGEST_S = 2**15, 30
+"""Expressions times names that are tried in a second on a slow machine, and the seconds that the most of them get."""
+
 _NOT_SIZES = ("position", "rope", "theta", "window", "token_id", "seed", "key", "alpha", "indices", "transform")
 """In names of whole numbers by which no weight is as long."""
 
 _BEYOND_SIZES = 2**24
 """Larger numbers are looked at whatever they are called: tables are as long as some of these."""
 
+WRITE_OUT = "write out the names of its target modules there, or take the adapter from where it came"
+"""What to do about an expression."""
+
+_SIGNS = frozenset("*+?{(|[\\^")
+"""Text without any of them is a plain name as an expression, too."""
+
 _MATCHING = r"""
-import re
-names, whole, parts, layers = (asked["about"][kind] for kind in ("names", "whole", "parts", "layers"))
-for name in names:
-    for expression in whole:
-        re.fullmatch(expression, name)
-    for expression in parts:
-        re.match(rf"(.*\.)?({expression})$", name)
-    for expression in layers:
-        re.match(rf".*\.{expression}\.(\d+)\.", name)
+import re, warnings
+warnings.simplefilter("ignore")
+for one in asked["about"]["expressions"]:
+    for way, form in (("fullmatch", one), ("search", one), ("match", rf"(.*\.)?({one})$"), ("match", rf".*\.{one}$"),
+                      ("match", rf"(^|.*\.){one}($|\..*)"), ("match", rf"(?:^|.*?\.){one}\.(?P<idx>\d+)\.")):
+        try:
+            tried = getattr(re.compile(form), way)
+        except (re.error, OverflowError, RecursionError):  # which PEFT meets, too, where it is an expression to it
+            continue
+        for name in asked["about"]["names"]:
+            tried(name)
 """
-"""As PEFT matches names of modules."""
+"""In all ways in which PEFT matches names of modules: which setting is matched in which of them differs by adapter."""
 
 
 def shapes_in(folder: Path) -> list[tuple[int, ...]]:
@@ -59,7 +70,7 @@ def check_model_claims(config: Any, shapes: Shapes, failed: str) -> None:
         BapoError: it does.
     """
     sizes = list(shapes)
-    longest = max((length for shape in sizes for length in shape), default=0)
+    longest = _longest(sizes)
     claims = list(_claims(config.to_dict()))
     too_many = [
         f"{name}={shortened(number)}" for name, number in claims if "layers" in name and number > 4 * len(sizes)
@@ -74,9 +85,14 @@ def check_model_claims(config: Any, shapes: Shapes, failed: str) -> None:
             too_many = [f"{name}={shortened(number)}" for name, number in claims if _is_beyond(name, number, longest)]
     if too_many:
         raise BapoError(
-            f"{failed} (its configuration has {', '.join(too_many[:2])}, and no tensor of its {len(sizes):,} is longer "
-            f"than {longest:,}): its configuration and its weights are not of one model, so download both again."
+            f"{failed} (its configuration has {', '.join(too_many[:2])}, and the longest side of its {len(sizes):,} "
+            f"tensors is {longest:,}): its configuration and its weights are not of one model, so download both again."
         )
+
+
+def _longest(shapes: Shapes) -> int:
+    """The longest side of the tensors that hold anything: one that is empty can be of any length."""
+    return max((length for shape in shapes if math.prod(shape) for length in shape), default=0)
 
 
 def _is_beyond(name: str, number: int, longest: int) -> bool:
@@ -99,7 +115,7 @@ def check_adapter_claims(config: Any, shapes: Shapes, name: str) -> None:
     Raises:
         BapoError: it has.
     """
-    longest = max((length for shape in shapes for length in shape), default=0)
+    longest = _longest(shapes)
     ranks = {"rank_pattern": getattr(config, "rank_pattern", None) or {}}
     for key, number in (*_claims(vars(config)), *_claims(ranks)):
         if number > max(longest, 2**10) and not any(part in key for part in _NOT_SIZES):
@@ -108,31 +124,40 @@ def check_adapter_claims(config: Any, shapes: Shapes, name: str) -> None:
                 f"{longest:,}: save or download it again."
             )
     if getattr(config, "megatron_config", None):
-        raise BapoError(f"{name} is for Megatron (megatron_config), which names code to be imported: save it without.")
+        raise BapoError(
+            f"{name} is for Megatron (megatron_config), which names code to be imported: save it again without that."
+        )
 
 
 def check_expressions(config: Any, model: Any, name: str) -> None:
-    """The regular expressions of an adapter come to an end on the names of a model's modules.
+    """What may be a regular expression in an adapter's configuration comes to an end on the names in a model.
 
     Raises:
-        BapoError: one does not, or is none.
+        BapoError: one does not.
     """
-    whole = [
-        text
-        for text in (getattr(config, key, None) for key in ("target_modules", "exclude_modules"))
-        if isinstance(text, str)
-    ]
-    parts = [key for kind in ("rank_pattern", "alpha_pattern") for key in getattr(config, kind, None) or {}]
-    layers = getattr(config, "layers_pattern", None) or []
-    layers = [layers] if isinstance(layers, str) else list(layers)
-    if not any(set(text) & set("*+?{(|[\\^") for text in (*whole, *parts, *layers) if text != "all-linear"):
+    expressions = sorted({text for text in _texts(vars(config)) if _SIGNS & set(text)})
+    if not expressions:
         return
-    told = {"names": [module for module, _ in model.named_modules()], "whole": whole, "parts": parts, "layers": layers}
+    whole = [name for name, _ in (*model.named_modules(), *model.named_parameters())]
+    names = list(dict.fromkeys((*whole, *(name.rpartition(".")[2] for name in whole))))
     apart(
         _MATCHING,
-        told,
+        {"names": names, "expressions": expressions},
         f"A regular expression in the configuration of {name} cannot be used",
-        "write out the names of its target modules there, or take the adapter from where it came",
-        seconds=EXPRESSION_S,
+        WRITE_OUT,
+        seconds=min(EXPRESSION_S + len(expressions) * len(names) // PAIRS_A_SECOND, LONGEST_S),
         memory=EXPRESSION_BYTES,
     )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts and keys in a configuration."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, Mapping):
+            left += [*inner, *inner.values()]
+        elif isinstance(inner, list | tuple | set | frozenset):
+            left += inner

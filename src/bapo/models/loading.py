@@ -18,7 +18,8 @@ from bapo.models.claims import check_model_claims, shapes_in
 from bapo.models.embedded import EMBEDDED_MODEL, converted_gguf, embedded_gguf
 from bapo.models.fingerprint import tokenizer_fingerprint
 from bapo.models.machine import has_fast_bf16, instruction_set
-from bapo.models.weights import check_4bit, check_finite, whole_model
+from bapo.models.text import whose
+from bapo.models.weights import check_4bit, check_finite, check_no_adapter, whole_model
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,8 @@ def chat_format(model: Any, tokenizer: Any) -> ChatFormat:
     """The chat format of a model that is already in memory, with the EOS ids of its generation configuration."""
     end = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     with foreign(
-        "The model's tokenizer, chat template and eos_token_id do not go together", "take them from where it came"
+        f"{whose(tokenizer)}, its chat template and the model's eos_token_id do not go together",
+        "take them from where the model came from",
     ):
         return ChatFormat(tokenizer, end if isinstance(end, list) else [] if end is None else [end])
 
@@ -179,10 +181,7 @@ def _source(name: str) -> str:
             raise BapoError(f"There is no GGUF file {name}: check the path.")
         return str(converted_gguf(path))
     if path.is_dir():
-        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-            raise BapoError(
-                f"{name} holds an adapter, not a model: name its base model with --model and it with --adapter."
-            )
+        check_no_adapter(path, name)
         if not (path / "config.json").is_file():
             raise BapoError(
                 f"The folder {name} holds no model (no config.json): name a folder saved with save_pretrained."
@@ -192,6 +191,8 @@ def _source(name: str) -> str:
         raise BapoError(
             f"There is no model folder {name}: name a folder, a .gguf file, a hub id, or {EMBEDDED_MODEL!r}."
         )
+    with _door(name):
+        check_no_adapter(name, name)
     return name
 
 

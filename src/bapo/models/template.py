@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 from bapo.errors import BapoError, first_line
 from bapo.models.template_date import at_moment, writes_date
 from bapo.models.template_limits import TooMuchError, check_length, limited
+from bapo.models.text import whose
 
 PROBE = "\u2042probe\u2042"
 """Stands for a text whose surroundings in the template are looked for."""
@@ -62,6 +63,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any, end_ids: Sequence[int]) -> None:
         self.tokenizer = tokenizer
+        self._whose = whose(tokenizer, "chat template")
         self.today = datetime.now() if writes_date(tokenizer) else None
         self._shown: dict[str, bool] = {}
         self._tail, self.end = "", ""
@@ -101,12 +103,12 @@ class ChatTemplate:
                 check_length(text, [*turns, settings])
         except TooMuchError as error:
             raise BapoError(
-                f"The model's chat template takes too much for one prompt ({error}), as faulty or hostile ones do: "
+                f"{self._whose} takes too much for one prompt ({error}), as faulty or hostile ones do: "
                 "take the template from where the model came from."
             ) from error
         except Exception as error:  # templates are programs
             raise RefusedError(
-                f"The model's chat template refuses a prompt ({first_line(error)}): check its turns, their order and "
+                f"{self._whose} refuses a prompt ({first_line(error)}): check its turns, their order and "
                 "what their tool calls hold."
             ) from error
         return text
@@ -163,7 +165,7 @@ class ChatTemplate:
             probed = [*turns[:at], {**turn, "content": PROBE}, *turns[at + 1 :]]
             if PROBE not in self.render(probed, settings):
                 raise BapoError(
-                    f"The model's chat template leaves out what a turn of the role {turn['role']} says "
+                    f"{self._whose} leaves out what a turn of the role {turn['role']} says "
                     f"({said[:60]!r}): leave such prompts out, or use a model whose template shows them."
                 )
             changed = True
@@ -171,7 +173,7 @@ class ChatTemplate:
             name = str(tool.get("function", tool).get("name", "")) if isinstance(tool, Mapping) else ""
             if name not in text:
                 raise BapoError(
-                    f"The model's chat template does not show the tool {name!r} of the column 'tools': "
+                    f"{self._whose} does not show the tool {name!r} of the column 'tools': "
                     "leave that column out, or use a model that calls tools."
                 )
         return changed
@@ -182,7 +184,7 @@ class ChatTemplate:
             name = str(call.get("function", call).get("name", "")) if isinstance(call, Mapping) else ""
             if name not in text:
                 raise BapoError(
-                    f"The model's chat template does not show the 'tool_calls' of a turn (a call of {name!r}): "
+                    f"{self._whose} does not show the 'tool_calls' of a turn (a call of {name!r}): "
                     "leave such comparisons out, or use a model that calls tools."
                 )
 
@@ -193,7 +195,7 @@ class ChatTemplate:
         whole = self.render(answered, {})
         if PROBE not in whole:
             raise BapoError(
-                "The model's chat template hides what the assistant says, so responses cannot be scored with it: "
+                f"{self._whose} hides what the assistant says, so responses cannot be scored with it: "
                 "use the template that the model came with."
             )
         self._tail = whole.rpartition(PROBE)[2]

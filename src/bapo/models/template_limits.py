@@ -1,19 +1,20 @@
 """What a chat template may take: a program of somebody else's, of which a sandbox bounds neither time nor memory.
 
 `transformers` renders templates in a sandbox of `jinja2`. Here the same sandbox counts: what each operation, call and
-filter makes is measured, before it is made where one alone could fill the memory, and loops look at the clock.
+filter makes is measured, before it is made where one alone could fill the memory, and loops look at the clock, those of
+filters too.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import Undefined, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
@@ -22,9 +23,10 @@ SECONDS = 1.0
 """Of the processor that one rendering may take."""
 
 LARGEST, MOST = 2**24, 2**28
-"""Letters of one text (an entry of a list counts as many as `ENTRY`), and of all that one rendering makes."""
+"""Letters of one text, or of a list, and of all that one rendering makes."""
 
-ENTRY = 64
+ENTRY, WORD = 64, 16
+"""Letters that an entry of a list counts as, and a letter where a filter looks for words."""
 
 LONGEST, TIMES = 2**18, 8
 """Letters that a template may write of its own, and how many times those that it is given."""
@@ -34,6 +36,14 @@ LONGEST_TEMPLATE = 2**18
 
 _LEFT_OUT = ("urlize", "striptags", "xmlattr", "pprint")
 """Filters for web pages, whose time grows with the square of a text's length."""
+
+_LOOPING = frozenset(
+    ("batch", "list", "map", "max", "min", "reject", "rejectattr", "select", "selectattr", "slice", "sum", "unique")
+)
+"""Filters that go through what they are given item by item, some of them only when somebody goes through them."""
+
+_AT_ONCE = frozenset(("groupby", "join", "sort", "urlencode"))
+"""Filters that have all items in their hands before the first one is done."""
 
 _WIDE = re.compile(r"%[^a-zA-Z%]*(?:\d{5}|\*)|\{[^{}]*:[^{}]*\d{5}|\{[^{}]*:[^{}]*\{")
 """In a format: a width of five digits, or one that is a value."""
@@ -95,7 +105,8 @@ def _compiled_once(source: str) -> Any:
     environment.finalize = environment.shown
     environment.globals = {name: value for name, value in known.globals.items() if name != "lipsum"}
     filters = {name: value for name, value in known.filters.items() if name not in _LEFT_OUT}
-    filters |= {" joined": lambda parts: "".join(map(str, parts)), " measured": lambda value: value}
+    filters |= {" joined": lambda parts: "".join(map(str, parts))}
+    filters |= {" measured": lambda value: value, " cut": lambda value: value}
     environment.filters = {name: environment.checked(name, value) for name, value in filters.items()}
     environment.filters[" tick"] = environment.tick
     return environment.from_string(source)
@@ -139,13 +150,39 @@ class _Limited(ImmutableSandboxedEnvironment):
 
         @wraps(function)
         def measured(*arguments: Any, **named: Any) -> Any:
+            if len(arguments) > handed:
+                given = (*arguments[handed + 1 :], *named.values())
+                value = self.items(name, arguments[handed], given)
+                arguments = (*arguments[:handed], value, *arguments[handed + 1 :])
             if name in _GROWING or len(arguments) + len(named) > handed + 1:
                 _check(name, arguments[handed], (*arguments[handed + 1 :], *named.values()))
             made = function(*arguments, **named)
             self.spent.add(_length(made))
+            self.spent.check()
             return made
 
         return measured
+
+    def items(self, name: str, value: Any, given: tuple[Any, ...]) -> Any:
+        """What a filter goes through, counted: while it does so, or before, where it has all of it at once."""
+        if name in _AT_ONCE:
+            return self.listed(value)
+        if name not in _LOOPING or isinstance(value, Undefined) or not isinstance(value, Iterable):
+            return value
+        is_short = all(_length(argument) <= ENTRY**2 for argument in given)
+        return self.counted(value, ENTRY if is_short else 1)
+
+    def listed(self, value: Any) -> Any:
+        """A list of what is given out item by item; anything else as it is."""
+        return list(self.counted(value)) if isinstance(value, Iterator) else value
+
+    def counted(self, values: Iterable[Any], at_once: int = ENTRY) -> Iterator[Any]:
+        """The same items; after so many the clock is looked at."""
+        for count, value in enumerate(values):
+            if not count % at_once:
+                self.spent.check()
+                _check_size(count * ENTRY)
+            yield value
 
     def shown(self, value: Any) -> Any:
         """A value that is written out."""
@@ -174,6 +211,7 @@ class _Limited(ImmutableSandboxedEnvironment):
             method = getattr(__obj, "__wrapped__", __obj)
             of = getattr(method, "__self__", None)
             name = getattr(method, "__name__", "") if isinstance(of, str | bytes) else ""
+            args = tuple(map(__self.listed, args)) if name else args
             _check(name, of, (*args, *kwargs.values()))
         made = super().call(__context, __obj, *args, **kwargs)
         __self.spent.add(_length(made))
@@ -181,7 +219,8 @@ class _Limited(ImmutableSandboxedEnvironment):
 
 
 class _Watched(NodeTransformer):
-    """Joined texts, and lists in which something may stand many times, are measured; passes of loops are counted."""
+    """Joined texts, parts of texts, and lists in which something may stand many times, are measured; passes of loops,
+    those that the loop's condition leaves out too, are counted."""
 
     def __init__(self, environment: _Limited) -> None:
         self.environment = environment
@@ -199,9 +238,16 @@ class _Watched(NodeTransformer):
         plain = all(isinstance(item, nodes.Const) for item in getattr(node, "items", ()))
         return node if is_stored or plain else self._through(node, " measured")
 
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return self._through(node, " cut") if isinstance(node.arg, nodes.Slice) else node
+
     visit_Tuple = visit_Dict = visit_List
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
+        if node.test is not None:
+            looked_at = self._through(nodes.Const(0, lineno=node.lineno), " tick")
+            node.test = nodes.And(nodes.Not(looked_at, lineno=node.lineno), node.test, lineno=node.lineno)
         written = sum(len(text.data) for child in node.body for text in child.find_all(nodes.TemplateData))
         self.generic_visit(node)
         pass_of_loop = self._through(nodes.Const(written, lineno=node.lineno), " tick")
@@ -295,12 +341,17 @@ _GROWING: dict[str, Callable[[Any, list[str], int, int, tuple[Any, ...]], int]] 
     ),
     "indent": lambda value, texts, longest, largest, given: _lines(value) * max(longest, largest),
     "expandtabs": lambda value, texts, longest, largest, given: _lines(value) * largest,
-    "wordwrap": lambda value, texts, longest, largest, given: len(str(value)) * longest,
+    "wordwrap": lambda value, texts, longest, largest, given: len(str(value)) * max(longest, WORD),
+    **dict.fromkeys(("title", "wordcount"), lambda value, *_: WORD * len(str(value))),
     "batch": lambda value, texts, longest, largest, given: largest * (ENTRY + sum(map(_size, given))),
     "slice": lambda value, texts, longest, largest, given: largest * ENTRY,
-    "tojson": lambda value, texts, longest, largest, given: _size(value) * (1 + largest + longest),
     **dict.fromkeys(
-        ("string", "e", "escape", "forceescape", " joined", " measured", "title"), lambda value, *_: _size(value)
+        ("groupby", "sort"),
+        lambda value, texts, longest, *_: _size(value) + (ENTRY + longest) * (_length(value) // ENTRY),
     ),
+    "urlencode": lambda value, *_: 12 * _size(value),
+    "dictsort": lambda value, *_: _size(value),
+    "tojson": lambda value, texts, longest, largest, given: _size(value) * (1 + largest + longest),
+    **dict.fromkeys(("string", "e", "escape", "forceescape", " joined", " measured"), lambda value, *_: _size(value)),
 }
 """By filter or method: about how many letters it makes of a value and what it is given beside it."""

@@ -6,43 +6,72 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bapo.errors import foreign
+from bapo.errors import BapoError, foreign
 
-_HELD = 0x100000
-"""First of the characters that stand for held words: private use, plane 16."""
+_HELD, _LAST_HELD = 0x100000, 0x10FFFD
+"""First and last of the characters that stand for held words: private use, plane 16."""
+
+_HOLDS = f"[{chr(_HELD)}-{chr(_LAST_HELD)}]"
 
 _BEFORE = ("\n", "=", "x", "\u2042")
 """Texts before which another one is put to stand in the middle; the first one that does not grow together with it."""
 
 
+def whose(tokenizer: Any, part: str = "tokenizer") -> str:
+    """The beginning of a sentence about a tokenizer, or a part of it: by the name that it was loaded by, if it was."""
+    name = getattr(tokenizer, "name_or_path", None)
+    return f"The {part} of {name}" if name else f"The model's {part}"
+
+
 class HeldWords:
     """Words of a text that are text though a tokenizer would read them as control tokens.
 
-    While a template goes through the text, each is one character that no template looks for.
+    While a template goes through the text, each is one character that no template looks for, the same one where the
+    same word stands again.
 
     Args:
         words: the control tokens in words.
         before: words that were put aside before, of a text that this one goes on with.
+
+    Attributes:
+        has_held: whether a text that it was given held any.
     """
 
     def __init__(self, words: Iterable[str], before: Iterable[str] = ()) -> None:
         longest_first = sorted(words, key=len, reverse=True)
-        self._pattern = re.compile("|".join([*map(re.escape, longest_first), f"[{chr(_HELD)}-\U0010fffd]"]))
-        self.words: list[str] = list(before)
+        self._pattern = re.compile("|".join([*map(re.escape, longest_first), _HOLDS]))
+        self._places = {word: at for at, word in enumerate(before)}
+        self.has_held = False
+
+    @property
+    def words(self) -> list[str]:
+        """The words that were put aside, each once."""
+        return list(self._places)
 
     def hold(self, text: str) -> str:
-        """The text with a character in place of each word."""
+        """The text with a character in place of each word.
+
+        Raises:
+            BapoError: it holds more different words, private characters among them, than there are such characters.
+        """
 
         def put_aside(match: re.Match[str]) -> str:
-            self.words.append(match[0])
-            return chr(_HELD + len(self.words) - 1)
+            self.has_held = True
+            held = _HELD + self._places.setdefault(match[0], len(self._places))
+            if held > _LAST_HELD:
+                raise BapoError(
+                    f"A prompt or response holds more than {_LAST_HELD - _HELD + 1:,} different characters for private "
+                    "use (U+100000 to U+10FFFD) or control tokens in words: leave it out, or take them out of it."
+                )
+            return chr(held)
 
         return self._pattern.sub(put_aside, text)
 
     def pieces(self, text: str) -> list[str]:
         """The text as plain pieces and, at odd places, held words."""
-        parts = re.split(f"([{chr(_HELD)}-\U0010fffd])", text)
-        return [self.words[ord(part) - _HELD] if at % 2 else part for at, part in enumerate(parts)]
+        words = {chr(_HELD + at): word for word, at in self._places.items()}
+        parts = re.split(f"({_HOLDS})", text)
+        return [words.get(part, part) if at % 2 else part for at, part in enumerate(parts)]
 
     def restore(self, text: str) -> str:
         """The text with its words."""
@@ -64,7 +93,9 @@ class TextEncoder:
         return self._encoded(text, add_special_tokens=False)
 
     def _encoded(self, text: str, **how: Any) -> tuple[int, ...]:
-        with foreign("The model's tokenizer could not encode a text", "take its files from where the model came from"):
+        with foreign(
+            f"{whose(self.tokenizer)} could not encode a text", "take its files from where the model came from"
+        ):
             return tuple(self.tokenizer(text, **how)["input_ids"])
 
     def started(self, text: str) -> tuple[int, ...]:

@@ -19,6 +19,25 @@ _RETIRED = re.compile(r"\.(masked_bias|attn\.bias|attention\.bias|rotary_emb\.in
 """What older versions of transformers saved besides weights, and newer ones compute."""
 
 
+def check_no_adapter(source: Any, name: str) -> None:
+    """No adapter lies where a model is looked for: `transformers` would put it on by itself, whatever it holds.
+
+    Args:
+        source: folder or hub id.
+        name: what the user calls it.
+
+    Raises:
+        BapoError: one does.
+    """
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(str(source)) is not None:
+        raise BapoError(
+            f"{name} holds an adapter (adapter_config.json): name its base model with --model and it with --adapter, "
+            "or take that file out of it if it is a model."
+        )
+
+
 def whole_model(failed: str, source: Any, **how: Any) -> Any:
     """A causal language model whose weights all come from its file, and all the file's weights are in it.
 
