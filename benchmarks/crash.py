@@ -216,7 +216,8 @@ def _ending(fault: Fault, ended: Ended) -> str | None:
         return None
     if fault.number in (signal.SIGTERM, signal.SIGINT) and fault.name.startswith("SIG"):
         by_signal = ended.code == 128 + fault.number and _GOES_ON in ended.last_line
-        return None if by_signal or ended.code == -fault.number else UNCLEAR
+        not_begun = ended.code == -fault.number and not ended.said.strip()  # Python itself was starting
+        return None if by_signal or not_begun else UNCLEAR
     clear = ended.code == 2 and ended.last_line.startswith("bapo: ") and "nobody foresaw" not in ended.last_line
     return None if clear else UNCLEAR
 

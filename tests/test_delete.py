@@ -16,6 +16,8 @@ from bapo.anchoring.index import StoreIndex
 from bapo.errors import BapoError
 from bapo.files import locked
 from bapo.jobs import deleting, job, kept_folders, personalize, read_recipe
+from bapo.results import ANCHORED as OF_ANCHORING
+from bapo.results import ASKED, PERSONALIZATION
 from tests.command import bapo
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -403,3 +405,51 @@ def test_an_evaluation_with_a_folder_of_its_own(kept: Path, tree: Path) -> None:
     delete("judged")
     assert not Path("judged").exists()
     assert base_responses(tree) == before, "the runs use them"
+
+
+OTHERS = [
+    {"made_from": None},
+    {"made_from": []},
+    {"made_from": {"settings": {"adapters": ["x"]}}},
+    {"made_from": {"settings": "adapters", "adapter_weights": ["x", {}], "data": 7}},
+    {"made_from": {"settings": None, "adapter_weights": {}, "data": {"train": ["d"], "all": {}}}},
+    {"kind": ASKED.name, "made_from": {}},
+    {"kind": ASKED.name, "content": {"stores": [[], 7]}},
+    {"kind": OF_ANCHORING.name},
+    {"kind": OF_ANCHORING.name, "content": {"folder": [7, {}]}},
+    {"kind": ["store"], "content": "store"},
+    [],
+]
+"""Records that hold something else than what is looked for."""
+
+
+def test_a_record_that_holds_something_else_keeps_nothing_from_being_deleted(tmp_path: Path) -> None:
+    (tmp_path / "asked").mkdir()
+    stores = {"a": "x" * 5000, "b": "x\0", "c": 7, "d": str(tmp_path / "asked"), "e": "/"}
+    ours = [
+        {"made_from": {"data": {"all": 7, "train": "d"}}},
+        {"made_from": {"adapter_weights": "m"}},
+        {"made_from": {"settings": {"adapters": {"base": None, "mine": "m"}}}},
+        {"kind": ASKED.name, "made_from": {"adapter_weights": "m"}, "content": {"stores": stores}},
+    ]
+    of_store = {"kind": OF_ANCHORING.name, "content": {"folder": "store"}}
+    (tmp_path / "records").mkdir()
+    for number, record in enumerate((*ours, of_store, *OTHERS)):
+        (tmp_path / f"records/{number:02}.json").write_text(json.dumps(record))
+    gone = set(kept_folders.derived_records(tmp_path, {"m"}, {"d"}))
+    assert gone == {tmp_path / "asked", *(tmp_path / f"records/{number:02}.json" for number in range(len(ours)))}
+    assert list(kept_folders.records_of_stores(tmp_path, {"store"})) == [tmp_path / f"records/{len(ours):02}.json"]
+
+
+@pytest.mark.parametrize("other", [None, 7, ["x", {}], {"runs": {}}, "x"])
+def test_a_folder_whose_files_hold_something_else_can_be_deleted(
+    other: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    report = {"kind": PERSONALIZATION.name, "made_from": other, "content": {"adapters": other}}
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "deleting.json").write_text(json.dumps({"runs": other, "data": other, "marks": other}))
+    found = kept_folders.find(folder)
+    assert (found.kind, found.runs, found.own) == ("personalization", (), (folder / "report.json",))

@@ -66,6 +66,33 @@ def test_a_signal_while_the_command_is_imported_is_a_sentence_too(tmp_path: Path
     assert (running.returncode, err.strip()) == (130, STOPPED)
 
 
+FAILS = "def fail(*a, **k): raise RuntimeError\np.read_preferences = fail\n"
+LATE = {
+    "while an error is said": f"{FAILS}import bapo.cli.ending as e\ne._say = wait",
+    "while Python ends": "import atexit\natexit.register(wait)",
+}
+
+
+@pytest.mark.parametrize("when", LATE)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_when_the_command_is_over_is_a_sentence_too(when: str, number: signal.Signals, code: int) -> None:
+    """And no code of a gate, as that of a traceback is."""
+    with part(WAITS + LATE[when]) as running:
+        assert running.stderr is not None
+        assert running.stderr.readline() == "here\n"
+        running.send_signal(number)
+        _, err = running.communicate(timeout=LIMIT_S)
+    assert (running.returncode, err.strip()) == (code, STOPPED)
+
+
+def test_a_signal_in_the_very_moment_in_which_the_command_is_over_is_a_sentence_too() -> None:
+    late = "import os, bapo.cli.ending as e\nreal = e.meet_signals\n"
+    late += "def meet():\n    e.meet_signals = real\n    os.kill(os.getpid(), 2)\n    real()\ne.meet_signals = meet"
+    with part(late) as running:
+        _, err = running.communicate(timeout=LIMIT_S)
+    assert (running.returncode, err.strip()) == (130, STOPPED)
+
+
 def test_a_signal_that_was_ignored_before_stays_ignored() -> None:
     """As a shell starts jobs in the background."""
     quick = WAITS.replace("60", "0.5") + "real = p.read_preferences\n"
@@ -130,11 +157,12 @@ ERRORS = {
     "BrokenPipeError(32, 'of a socket')": (2, "of a socket"),
     "OSError(28, 'No space left on device', 'store/logps.jsonl')": (
         2,
-        "bapo: store/logps.jsonl cannot be used (No space left on device): see that there is room and that you may, "
-        "and start the same command again; what was finished is kept.",
+        "bapo: store/logps.jsonl cannot be used (No space left on device): see that there is room and that you may use "
+        "it, and start the same command again; what was finished is kept.",
     ),
     "EOFError('nobody answers')": (2, "bapo: stopped (nobody answers)"),
     "KeyError('x')": (2, "(KeyError: it lacks 'x')"),
+    "type('PanicException', (BaseException,), {})('of Rust')": (2, "(PanicException: of Rust)"),
 }
 
 

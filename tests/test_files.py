@@ -73,6 +73,26 @@ def test_lines_of_json_end_at_line_feeds_only() -> None:
         files.parse_json("[" * 100_000, "x")
 
 
+@pytest.mark.parametrize("inner", ["1", r'"cut \ud83d"'])
+@pytest.mark.parametrize("around", ["[{}]", '{{"a": {}}}'])
+def test_what_is_nested_more_deeply_than_is_looked_through_is_refused(around: str, inner: str) -> None:
+    def nested(levels: int) -> str:
+        return inner if not levels else around.format(nested(levels - 1))
+
+    files.parse_json(nested(files.DEEPEST), "x")
+    for levels in (files.DEEPEST + 1, 600):
+        with pytest.raises(BapoError, match=r"x is not valid JSON \(it is nested too deeply\): mend or remove it"):
+            files.parse_json(nested(levels), "x")
+
+
+def test_which_of_very_many_keys_repeats_is_found_at_once() -> None:
+    keys = ", ".join(f'"{number}": 0' for number in range(100_000))
+    start = time.process_time()
+    with pytest.raises(BapoError, match="the key '99999' repeats"):
+        files.parse_json(f'{{{keys}, "99999": 1}}', "x")
+    assert time.process_time() - start < 5
+
+
 def test_half_a_surrogate_pair_becomes_a_letter_and_a_whole_one_stays() -> None:
     value = files.parse_json(r'{"a\udc00": ["cut \ud83d", "\ud83dx", "\ud83d\ude00", "é"]}', "x")
     assert value == {"a\ufffd": ["cut \ufffd", "\ufffdx", "😀", "é"]}

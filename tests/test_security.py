@@ -20,10 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 
 from bapo import errors, files, visible
 from bapo.cli import console
 from bapo.cli.ending import NO_TELEMETRY, _Printed
+from bapo.jobs import read_recipe
+from bapo.jobs.marks import adapter_mark
+from bapo.jobs.places import as_shared
 from bapo.journal import Journal
 from bapo.reporting.escapes import in_csv, in_latex, in_markdown
 from bapo.reporting.page import Page, PageTable, render
@@ -76,16 +80,21 @@ def written(monkeypatch: pytest.MonkeyPatch) -> tuple[io.BytesIO, Any]:
 
 
 def test_every_character_that_is_obeyed_is_shown_and_every_other_one_stays() -> None:
-    """As Unicode classes them; a few format characters are seen, or join letters as their scripts need."""
-    seen = {"\n", "\t", "\u200c", "\u200d", *map(chr, range(0x600, 0x606)), "\u06dd", "\u070f", "\u0890", "\u0891"}
+    """As Unicode classes them; a few format characters are seen, or needed by scripts and emojis."""
+    needed = {"\u200c", "\u200d", "\ufe0e", "\ufe0f"}
+    seen = {"\n", "\t", *needed, *map(chr, range(0x600, 0x606)), "\u06dd", "\u070f", "\u0890", "\u0891"}
     seen |= {"\u08e2", "\U000110bd", "\U000110cd", *map(chr, range(0x13430, 0x13440))}
+    unseen = regex.compile(r"\p{Default_Ignorable_Code_Point}")
     for character in map(chr, range(sys.maxunicode + 1)):
         category = unicodedata.category(character)
-        if category in ("Cc", "Cf", "Zl", "Zp", "Cs"):
-            assert (visible.visible(character) == character) == (character in seen), hex(ord(character))
+        if category in ("Cc", "Cf", "Zl", "Zp", "Cs") or unseen.match(character):
+            shown = visible.visible(character)
+            assert (shown == character) == (character in seen), hex(ord(character))
+            assert character in seen or (shown.isascii() and eval(f'"{shown}"') == character), hex(ord(character))
         elif category != "Cn":
             assert visible.visible(character) == character, hex(ord(character))
     assert visible.visible("a\n\tb\\x1b é 漢 👩\u200d👩\u200d👧") == "a\n\tb\\x1b é 漢 👩\u200d👩\u200d👧"
+    assert visible.visible("a\u115f\u3164\u034f\U000e0101 ❤\ufe0f") == r"a\u115f\u3164\u034f\U000e0101 " + "❤\ufe0f"
     assert visible.visible("a\n\tb", lines=False) == r"a\n\tb"
 
 
@@ -220,8 +229,6 @@ def test_a_recipe_that_is_printed_is_the_one_that_is_read_again(tmp_path: Path) 
     assert not OBEYED.search(printed)
     (tmp_path / "mine.yaml").write_text(printed)
     assert bapo("recipe", "mine.yaml", cwd=tmp_path).stdout == printed
-    from bapo.jobs import read_recipe
-
     assert read_recipe(str(tmp_path / "mine.yaml")).model.name == name
 
 
@@ -399,6 +406,18 @@ def test_an_adapter_names_no_place_but_its_base(trained: Path) -> None:
     run = json.loads((trained / "run/bapo/run.json").read_text())
     assert run["recipe"]["model"]["name"] == str(trained / "base")
     assert run["recipe"]["preferences"]["source"] == "mine.jsonl"
+
+
+def test_a_recipe_that_is_shared_names_an_adapter_by_its_mark_and_no_question(tmp_path: Path) -> None:
+    adapter = tmp_path / "anna-secret-home/adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    told = {"model.reference_adapter": str(adapter), "generations.questions": ["Whom did Anna meet?"]}
+    shared = as_shared(read_recipe(None, told))
+    assert not re.search("anna-secret-home|Anna meet", json.dumps(shared))
+    assert shared["model"]["reference_adapter"] == "adapter"
+    assert shared["model"]["reference_adapter_mark"] == adapter_mark(adapter) is not None
+    assert as_shared(read_recipe(None))["model"]["reference_adapter_mark"] is None
 
 
 def test_an_adapter_is_evaluated_on_its_data_wherever_these_lie(trained: Path) -> None:

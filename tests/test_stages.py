@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +16,14 @@ from bapo.anchoring import AnchorStore, anchor
 from bapo.errors import BapoError
 from bapo.jobs import Variant, evaluate, personalize, read_recipe, run_folder, stages, training
 from bapo.jobs.generating import answer
+from bapo.jobs.places import as_shared
 from bapo.jobs.recipe import LoraSection, Recipe, TrainingSection
 from bapo.jobs.run import base_answers
 from bapo.kernels import KERNELS
 from bapo.models import ChatFormat, LoadedModel
 from bapo.preferences import Message, Pair, Preferences, group_pairs
 from bapo.results import BASE, day_of
+from bapo.results.runs import VERSION
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
 
 DATED = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
@@ -183,6 +186,35 @@ def test_an_adapter_goes_on_the_model_that_it_was_trained_on_wherever_that_lies(
     assert stages.load(on("moved"), adapter=str(run)).name == str(place / "moved")
     with pytest.raises(BapoError, match=r"was trained on another model \(.*model\) than .*other"):
         stages.load(on("other"), adapter=str(run))
+
+
+def test_an_adapter_that_went_on_from_another_is_compared_where_that_is_the_same(place: Path) -> None:
+    """Wherever it lies, and whatever is known of it in an earlier record."""
+    for name, content in (("had", "{}"), ("moved/had", "{}"), ("another", "[]")):
+        (place / name).mkdir(parents=True)
+        (place / name / "adapter_config.json").write_text(content)
+    base = LoadedModel("tiny", tiny_model("llama"), ChatFormat(tiny_tokenizer()), "float32")
+    (place / "run").mkdir()
+
+    def asked(adapter: str | None) -> Recipe:
+        return read_recipe(None, {"model.reference_adapter": adapter and str(place / adapter)})
+
+    def check(trained_on: Mapping[str, Any], adapter: str | None) -> None:
+        record = {"version": VERSION, "recipe": {"model": trained_on}, "precision": "float32", "reference": "0" * 64}
+        (place / "run/run.json").write_text(json.dumps(record))
+        stages.check_base(asked(adapter), str(place / "run"), base)
+
+    had = as_shared(asked("had"))["model"]
+    for trained_on, same, others in (
+        (had, ("had", "moved/had"), ("another", None)),
+        (as_shared(asked(None))["model"], (None,), ("had",)),
+        ({**asked("had").model.model_dump()}, ("had",), ("moved/had", None)),
+    ):
+        for adapter in others:
+            check(trained_on, adapter)
+        for adapter in same:
+            with pytest.raises(BapoError, match="was trained on another model"):
+                check(trained_on, adapter)
 
 
 def test_the_base_models_answers_are_its_base_responses_where_it_would_say_the_same(place: Path) -> None:

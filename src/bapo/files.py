@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,9 @@ CHECKSUM_DIGITS = 16  # of a checksum
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 """Flag of `os.open`, where the system has it: a link is not followed."""
+
+DEEPEST = 100
+"""Levels in which what is read may be nested."""
 
 LOCK = ".lock"
 """The lock of a folder."""
@@ -54,7 +58,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BapoError(f"{path} cannot be read ({reason(error)}): see that it is a file, and that you may.") from error
+        raise BapoError(f"{path} cannot be read ({reason(error)}): see that it is a file that you may read.") from error
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BapoError(
-            f"{path} could not be written ({reason(error)}): see that there is room and that you may."
+            f"{path} could not be written ({reason(error)}): see that there is room, and that you may write there."
         ) from error
 
 
@@ -133,10 +137,13 @@ def parse_json(text: str, where: str) -> Any:
     """A JSON value; halves of surrogate pairs in it become `UNREADABLE`.
 
     Raises:
-        BapoError: it is not valid, or a key repeats, of which `json` silently takes the last; names the place.
+        BapoError: it is not valid, `is_deep`, or a key repeats, of which `json` silently takes the last; names the
+            place.
     """
     try:
         value = json.loads(text, object_pairs_hook=_each_key_once)
+        if is_deep(value):
+            raise RecursionError
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
         if isinstance(error, json.JSONDecodeError) and "\n" not in text.strip():
@@ -145,11 +152,26 @@ def parse_json(text: str, where: str) -> Any:
     return readable(value) if _ESCAPED_SURROGATE.search(text) else value
 
 
+def is_deep(value: Any) -> bool:
+    """Whether a value is nested in more than `DEEPEST` levels, which what looks into it would break off at."""
+    level = [value]
+    for _ in range(DEEPEST):
+        if not level:
+            return False
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, Mapping | list | tuple)
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+        ]
+    return any(isinstance(inner, Mapping | list | tuple) for inner in level)
+
+
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in content if names.count(name) > 1)!r} repeats")
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"the key {next(name for name in content if counts[name] > 1)!r} repeats")
     return content
 
 

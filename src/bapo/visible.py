@@ -8,11 +8,16 @@ from typing import Any
 
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, with the escapes that terminals take
-    "\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # breaks, directions, no width
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f"  # of shorthand and music, and tags
+    "\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # breaks, directions, no width
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0d\uffa0\ufff0-\ufff8"  # fillers, variants, no width
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"  # of shorthand and music, tags, variants
     "\ud800-\udfff]"  # halves of pairs
 )
-"""What is not seen but does something. The joiners of Persian, Indian scripts and emojis (U+200C, U+200D) stay."""
+"""What is not seen but does something, with all that Unicode lets nobody see (Default_Ignorable_Code_Point).
+
+The joiners of Persian, Indian scripts and emojis (U+200C, U+200D) stay, and so do the two that say whether a sign is
+an emoji (U+FE0E, U+FE0F).
+"""
 
 _OBEYED_OR_BREAK = re.compile(f"[\t\n]|{_OBEYED.pattern}")
 
@@ -44,7 +49,7 @@ def visible_json(text: str) -> str:
 
 
 def _in_words(match: re.Match[str]) -> str:
-    return repr(match[0])[1:-1]
+    return match[0].encode("unicode_escape").decode()
 
 
 def _in_json(match: re.Match[str]) -> str:

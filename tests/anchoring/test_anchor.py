@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -166,6 +168,27 @@ def test_a_file_where_the_folder_should_be_is_one_sentence(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(BapoError, match="cannot be made"):
         AnchorStore(tmp_path / "file", loaded())
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_what_is_no_number_is_said_and_not_kept(number: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a model in float16 gives."""
+    model = loaded()
+    store = AnchorStore(tmp_path / "a", model)
+    score = ResponseScorer.score
+
+    def overflows(scorer: ResponseScorer, groups: list[TokenGroup]) -> Any:
+        scored = score(scorer, groups)
+        last = scored.per_response()[-1]
+        last[-1] = number
+        return SimpleNamespace(per_response=lambda: [*scored.per_response()[:-1], last])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ResponseScorer, "score", overflows)
+        with pytest.raises(BapoError, match=r"response to the prompt 'question 4 \?' is infinite.*bf16 or float32"):
+            anchor(preferences(), model, store, generation=SHORT)
+    assert not (tmp_path / "a/logps.jsonl").exists()
+    assert anchor(preferences(), model, store, generation=SHORT).pair_count == 10
 
 
 def test_another_model_is_refused_and_a_trained_adapter_is_another_model(tmp_path: Path) -> None:

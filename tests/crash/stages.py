@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
+
 from tests.command import bapo
 from tests.evaluation.questions import rows
 from tests.tiny import CHATML, tiny_model, tiny_tokenizer
@@ -48,11 +50,11 @@ def _adapters(place: Path) -> dict[str, str]:
 
 
 def _evaluated(place: Path) -> dict[str, str]:
-    return _records(place, "*.json")
+    return _records(place, "*.json") | _rows(place)
 
 
 def _personalized(place: Path) -> dict[str, str]:
-    return _adapters(place) | _records(place, "*.json")
+    return _adapters(place) | _records(place, "*.json") | _rows(place)
 
 
 STAGES = {
@@ -112,11 +114,22 @@ def _records(place: Path, pattern: str) -> dict[str, str]:
     """Records without times, and what follows from them."""
     paths = [path for path in place.glob(f"{OUT}/**/{pattern}") if "checkpoint" not in str(path)]
     return {
-        re.sub(r"\d{4,}", "N", str(path.relative_to(place))): json.dumps(
-            _timeless(json.loads(path.read_text())), sort_keys=True
-        )
+        _named(path, place): json.dumps(_timeless(json.loads(path.read_text())), sort_keys=True)
         for path in sorted(paths)
     }
+
+
+def _rows(place: Path) -> dict[str, str]:
+    """The rows of each folder's Parquet files, each row once: in how many files answers lie, a kill decides."""
+    rows: dict[str, set[str]] = {}
+    for path in place.glob(f"{OUT}/**/*.parquet"):
+        kept = rows.setdefault(f"rows of {_named(path.parent, place)}", set())
+        kept.update(json.dumps(_timeless(row), sort_keys=True) for row in parquet.read_table(path).to_pylist())
+    return {folder: _digest("\n".join(sorted(kept)).encode()) for folder, kept in sorted(rows.items())}
+
+
+def _named(path: Path, place: Path) -> str:
+    return re.sub(r"\d{4,}", "N", str(path.relative_to(place)))
 
 
 def _timeless(value: Any) -> Any:

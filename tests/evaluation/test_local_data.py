@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bapo.errors import BapoError
 from bapo.evaluation import BENCHMARKS, local_folder, write_files
 from bapo.evaluation.local_data import hub_rows
+from bapo.evaluation.tasks._functions import turns
 from tests.evaluation.questions import write_questions
 
 
@@ -45,7 +47,10 @@ def _spoil(folder: Path, line: int, **changes: object) -> Path:
         ({"answer": True}, "answer is True"),
         ({"question": 3}, "must be text"),
         ({"choices": ["one"]}, "at least two texts"),
-        ({"choices": [str(i) for i in range(9)]}, "9 choices"),
+        (
+            {"choices": [str(i) for i in range(9)]},
+            "9 choices, but arc_challenge takes at most 8: leave that question out",
+        ),
     ],
 )
 def test_a_row_that_does_not_fit_is_named_by_its_line(changes: dict, expected: str, tmp_path: Path) -> None:
@@ -100,3 +105,13 @@ def test_a_dialogue_without_a_turn_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps(row) + "\n" + json.dumps(row | {"prompt": " \n"}) + "\n")
     with pytest.raises(BapoError, match="line 2: the prompt is empty"):
         hub_rows("hhh", "test", tmp_path)
+
+
+def test_a_dialogue_of_very_many_turns_is_divided_at_once() -> None:
+    start = time.process_time()
+    assert turns("\n\nHuman:" * 200_000 + " Hi\n\nAssistant: Hello!\n\n\nHuman: \n\nHuman: Bye") == [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Bye"},
+    ]
+    assert time.process_time() - start < 5

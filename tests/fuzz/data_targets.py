@@ -95,6 +95,11 @@ SPACES = [
     json.dumps({"prompt": text, "chosen": f"{text}a", "rejected": f"{text}b"}).encode()
     for text in (" " * 200_000, "\n" * 200_000, "} " * 50_000)
 ]
+DEEP = [
+    b'{"prompt": "a", "chosen": "b", "rejected": "c", "%s": %s}' % (key, value)
+    for key in (b"tools", b"base", b"x")
+    for value in (b"[" * 600 + b"]" * 600, b'"%s"' % (b"[" * 5000), b"[" * 600 + rb'"\ud83d"' + b"]" * 600)
+]
 LAUGHS = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
     b"%c: &%c [%s]\n" % (97 + n, 97 + n, b",".join([b"*%c" % (96 + n)] * 9)) for n in range(1, 25)
 )
@@ -209,7 +214,7 @@ def _trl(folder: Path) -> str | None:
 
 
 MAKERS: dict[str, Callable[[], Target]] = {
-    "jsonl": lambda: _preferences("jsonl", "mine.jsonl", _lines(ROWS), hostile=tuple(SPACES)),
+    "jsonl": lambda: _preferences("jsonl", "mine.jsonl", _lines(ROWS), hostile=(*SPACES, *DEEP)),
     "json": lambda: _preferences("json", "mine.json", json.dumps(ROWS).encode(), hostile=(b"[" + SPACES[0] + b"]",)),
     "csv": lambda: _preferences("csv", "mine.csv", _csv()),
     "parquet": lambda: _preferences("parquet", "mine.parquet", _parquet(), slow=True),
@@ -240,5 +245,7 @@ MAKERS: dict[str, Callable[[], Target]] = {
     ),
     "study": lambda: Target("study", {"mine.yaml": STUDY}, _study, hostile=(LAUGHS, MERGES, ENORMOUS)),
     "questions": _questions,
-    "rows": lambda: Target("rows", {"rows.json": json.dumps(ROWS).encode()}, _trl),
+    "rows": lambda: Target(
+        "rows", {"rows.json": json.dumps(ROWS).encode()}, _trl, hostile=tuple(b"[%s]" % row for row in DEEP)
+    ),
 }

@@ -9,11 +9,12 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Audio, Dataset, DatasetDict, Features, Image, List, Value
 
 from bapo.errors import BapoError
 from bapo.preferences import (
@@ -38,6 +39,7 @@ from bapo.preferences.sources import dsp
 from bapo.preferences.sources.dsp import DOMAINS
 from bapo.preferences.sources.psoups import PREFERENCE_PROMPTS, strip_preference_prompt
 from bapo.preferences.sources.starter import STARTER_TYPES
+from bapo.training.datasets import preferences_from_dataset
 
 ROWS = [{"prompt": f"ask {i}", "chosen": f"good {i}", "rejected": f"bad, {i}\nindeed"} for i in range(3)]
 
@@ -197,7 +199,7 @@ def test_a_saved_data_set_is_a_source(tmp_path: Path) -> None:
         ),
         ('{"prompt": "a", "chosen": "b", "rejected": 3}', "line 17: chosen and rejected must both be text"),
         ('{"chosen": "b", "rejected": "c"}', "line 17 has no 'prompt', and chosen and rejected begin with nothing"),
-        ("[]", "line 17 is not an object"),
+        ("[]", "line 17 is no object: write"),
     ],
 )
 def test_a_bad_line_is_named(line: str, sentence: str, tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_a_bad_line_is_named(line: str, sentence: str, tmp_path: Path) -> None:
         ("starter:consise", "did you mean 'starter:concise'"),
         ("psoups:P4A", "use one of P1A"),
         ("dsp:literatur", "did you mean 'dsp:literature'"),
-        ("dsp:academy", "download the data folder of GitHub Linear95/DSP"),
+        ("dsp:academy", "download the files of the folder data of github.com/Linear95/DSP, then name"),
         ("psoups:P2A", "data.zip"),
         ("no-such.jsonl", "There is no file no-such.jsonl: check its name"),
         ("no-such-organization/no-such-data", "could not be read from the hub"),
@@ -244,7 +246,7 @@ def test_other_kinds_of_files_and_damaged_ones_are_refused(tmp_path: Path) -> No
         with pytest.raises(BapoError, match=sentence):
             read_preferences(str(tmp_path / name))
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(BapoError, match="holds no usable comparison"):
+    with pytest.raises(BapoError, match=r"no usable comparison in .*empty.jsonl \(it is empty\): each needs"):
         read_preferences(str(tmp_path / "empty.jsonl"))
 
 
@@ -710,6 +712,39 @@ def test_half_a_surrogate_pair_is_replaced_and_counted(tmp_path: Path) -> None:
     assert pair.chosen == "a\ufffd"
 
 
+def test_what_is_nested_deeply_is_refused_or_stays_text(tmp_path: Path) -> None:
+    def nested(levels: int) -> list[object]:
+        return [nested(levels - 1)] if levels else []
+
+    deep, turns = nested(300), [{**turn("assistant", "yes"), "seen": nested(300)}]
+    said = {**ROWS[0], "prompt": [turn("user", "Why?")]}
+    chat = {**said, "rejected": [turn("assistant", "no")]}
+    for number, (changed, sentence) in enumerate(
+        [
+            ({**said, "tools": "[" * 5000}, "'tools' must be a list of schemas"),
+            ({**said, "tools": json.dumps(deep)}, "'tools' must be a list of schemas"),
+            ({**said, "chat_template_kwargs": "{" * 5000}, "'chat_template_kwargs' must be an object"),
+            ({**said, "tools": deep}, "nested"),
+            ({**chat, "chosen": turns}, "nested"),
+        ]
+    ):
+        path = tmp_path / f"{number}.jsonl"
+        with pytest.raises(BapoError, match=sentence):
+            read(path, json.dumps(changed))
+        with pytest.raises(BapoError, match=rf"data row 1.*{sentence}"):
+            list(pairs_from_dataset([changed], "data"))
+    (pair,) = pairs_from_dataset([{**said, "base": "[" * 5000}], "data")
+    assert pair.bases == ("[" * 5000,)
+    with pytest.raises(BapoError, match="both be text"):
+        list(pairs_from_dataset([{**chat, "chosen": json.dumps(turns)}], "data"))
+
+
+def test_a_key_that_repeats_in_text_of_json_is_not_taken_silently() -> None:
+    tools = '[{"name": "clock", "name": "calendar"}]'
+    with pytest.raises(BapoError, match="'tools' must be a list of schemas"):
+        list(pairs_from_dataset([{**ROWS[0], "tools": tools}], "data"))
+
+
 def test_damaged_parquet_and_arrow_are_one_sentence(tmp_path: Path) -> None:
     """Whatever byte is damaged: an error of another kind, or the end of the process, would fail here."""
     parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet", compression="none", use_dictionary=False)
@@ -726,6 +761,85 @@ def test_damaged_parquet_and_arrow_are_one_sentence(tmp_path: Path) -> None:
             except BapoError:
                 refused += 1
         assert refused
+
+
+def saved(folder: Path, file: str, state: dict[str, object]) -> Path:
+    """A saved data set whose rows lie in another file than `save_to_disk` names."""
+    Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+    (arrow,) = (folder / "saved").glob("*.arrow")
+    arrow.rename(folder / "saved" / file)
+    known = json.loads((folder / "saved/state.json").read_text())
+    (folder / "saved/state.json").write_text(json.dumps({**known, **state}))
+    return folder / "saved"
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_what_a_saved_data_set_names_is_what_is_checked(
+    splits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is called, and nothing that lies elsewhere."""
+    folder = saved(tmp_path, "data.bin", {"_data_files": [{"filename": "data.bin"}]})
+    if splits:
+        folder.rename(tmp_path / "train")
+        folder.mkdir()
+        (tmp_path / "train").rename(folder / "train")
+        (folder / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    assert read_preferences(str(folder)).pair_count == 3
+    checked: list[Path] = []
+    monkeypatch.setattr("bapo.preferences.sources.saved.check_readable", lambda paths, *_: checked.extend(paths))
+    read_preferences(str(folder))
+    assert [path.name for path in checked] == ["data.bin"]
+
+
+@pytest.mark.parametrize("name", ["../data.bin", "/data.bin", "a/../../data.bin"])
+def test_a_saved_data_set_that_lies_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, "../data.bin", {"_data_files": [{"filename": name}]})
+    with pytest.raises(BapoError, match=rf"names a file outside of it \({name}\): save it again"):
+        read_preferences(str(folder))
+
+
+def test_data_of_the_hub_that_lie_here_are_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path, "data.bin", {"_data_files": [{"filename": "data.bin"}]})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.load_from_disk(str(folder)))
+    assert read_preferences("hub:organization/name").pair_count == 3
+    (folder / "data.bin").write_bytes(b"none" * 500)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Here([folder / "data.bin"]))
+    with pytest.raises(BapoError, match=r"organization/name could not be read from the hub \(pyarrow"):
+        read_preferences("hub:organization/name")
+
+
+class Here:
+    """A data set whose rows end the process."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.cache_files = [{"filename": str(path)} for path in files]
+
+
+MEDIA = {
+    "picture": Image(),
+    "list": List(Image()),
+    "part": {"kind": Value("string"), "sound": Audio()},
+    "turns": List({"role": Value("string"), "content": List({"image": Image()})}),
+}
+
+
+@pytest.mark.parametrize("column", MEDIA)
+def test_media_are_refused_before_anything_that_they_name_is_opened(column: str, tmp_path: Path) -> None:
+    features = Features({**dict.fromkeys(ROWS[0], Value("string")), column: MEDIA[column]})
+    table = Dataset.from_list([{**row, column: None} for row in ROWS], features=features)
+    table.save_to_disk(tmp_path / "saved")
+    with pytest.raises(BapoError, match=rf"saved could not be read \(its column '{column}' holds media"):
+        read_preferences(str(tmp_path / "saved"))
+    with pytest.raises(BapoError, match=rf"The training data could not be read \(its column '{column}' holds media"):
+        preferences_from_dataset(table)
+    assert preferences_from_dataset(table.remove_columns(column)).pair_count == 3
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="of later versions of datasets")
+def test_json_of_a_data_set_is_no_media() -> None:
+    features = Features({**dict.fromkeys(ROWS[0], Value("string")), "tools": List(datasets.Json())})
+    table = Dataset.from_list([{**row, "tools": [{"name": "clock"}]} for row in ROWS], features=features)
+    assert preferences_from_dataset(table).groups[0].prompt[0] == Message("tools", '[{"name": "clock"}]')
 
 
 def test_of_several_saved_splits_train_is_read(tmp_path: Path) -> None:

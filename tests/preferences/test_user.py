@@ -43,7 +43,7 @@ def test_a_user_may_have_a_colon_in_the_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("{file}#ana", r"no rows of the user 'ana' \(did you mean 'anna'\?\): it has 2 users"),
+        ("{file}#ana", r"no rows of the user 'ana' \(did you mean 'anna'\?\): name one of its 2 users, such as 'anna'"),
         ("{file}", "names no user"),
         ("{file}#", "names no user"),
         ("gone.jsonl#anna", "no file gone.jsonl"),

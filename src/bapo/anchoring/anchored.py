@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ from bapo.anchoring.uses import Registration, UsedPrompt, User, words_hash
 from bapo.errors import BapoError
 from bapo.likelihood import ResponseScorer, TokenGroup, TokenIds
 from bapo.models import LoadedModel, check_vocabulary, context_length
-from bapo.preferences import Preferences, PromptGroup, prompt_text
+from bapo.preferences import Preferences, Prompt, PromptGroup, prompt_text
 from bapo.progress import OnProgress, silent
 
 SCORING_BATCH = 16
@@ -178,7 +179,10 @@ def _tokenized(
     tokenized = tokenize(preferences, model.chat, lengths, index=store.index, on_progress=on_progress)
     if not tokenized.groups:
         reasons = ", ".join(f"{count} {reason}" for reason, count in tokenized.counts.items()) or "there were none"
-        raise BapoError(f"No pair of {preferences.name} is left to work with ({reasons}).")
+        raise BapoError(
+            f"No pair of {preferences.name} is left to work with ({reasons}): take others, or let prompts be longer "
+            "(max_prompt_tokens)."
+        )
     check_vocabulary(model.model, model.tokenizer, (ids for group in tokenized.groups for ids in _texts(group.tokens)))
     return tokenized
 
@@ -207,7 +211,7 @@ def _settle_all(
     wanted = [
         (group.tokens, next(left)[0]) if known is None else None for group, known in zip(groups, settled, strict=True)
     ]
-    score_missing(wanted, scorer, store, report)
+    score_missing([group.source.prompt for group in groups], wanted, scorer, store, report)
     made = iter(settling.settle(unsettled, bases))
     return [next(made) if known is None else known for known in settled]
 
@@ -280,6 +284,7 @@ def generate_missing(
 
 
 def score_missing(
+    prompts: Sequence[Prompt],
     groups: Sequence[tuple[TokenGroup, Sequence[Response]] | None],
     scorer: ResponseScorer,
     store: AnchorStore,
@@ -288,20 +293,26 @@ def score_missing(
     """Score what has no score yet; the store is held for writing.
 
     Args:
+        prompts: of the groups, in words, by which errors call them.
         groups: each with its base responses, whose tokens' log-probs are kept one by one; None for one that is known to
             have been scored.
         scorer: of the store's model.
         store: where scores are kept.
         report: told of each finished batch.
+
+    Raises:
+        BapoError: the model gives no numbers; nothing of the batch is kept.
     """
     total = len(groups)
     report("reference log-probs", 0, total)
     for start in range(0, total, SCORING_BATCH):
-        batch = [group for group in groups[start : start + SCORING_BATCH] if group is not None]
-        as_base = {group_key(group.prompt, base.ids) for group, bases in batch for base in bases}
+        part = slice(start, start + SCORING_BATCH)
+        named = zip(prompts[part], groups[part], strict=True)
+        batch = [(prompt, *group) for prompt, group in named if group is not None]
+        as_base = {group_key(group.prompt, base.ids) for _, group, bases in batch for base in bases}
         by_key = [
             (group.prompt, {group_key(group.prompt, ids): ids for ids in (*group.responses, *(b.ids for b in bases))})
-            for group, bases in batch
+            for _, group, bases in batch
         ]
         missing = store.unscored({key for _, responses in by_key for key in responses}, as_base)
         wanted = {
@@ -312,13 +323,22 @@ def score_missing(
         if wanted:
             keys = [key for at in wanted for key in by_key[at][1] if key in missing]
             logps = scorer.score(list(wanted.values())).per_response()
-            store.add_scores(
-                {
-                    key: Score(float(tokens.sum()), exact(tokens.tolist()) if key in as_base else None)
-                    for key, tokens in zip(keys, logps, strict=True)
-                }
-            )
+            scores = {
+                key: Score(float(tokens.sum()), exact(tokens.tolist()) if key in as_base else None)
+                for key, tokens in zip(keys, logps, strict=True)
+            }
+            for (prompt, *_), (_, responses) in zip(batch, by_key, strict=True):
+                _check_numbers([scores[key] for key in responses if key in scores], prompt)
+            store.add_scores(scores)
         report("reference log-probs", min(start + SCORING_BATCH, total), total)
+
+
+def _check_numbers(scores: Sequence[Score], prompt: Prompt) -> None:
+    if not all(math.isfinite(score.logp) for score in scores):
+        raise BapoError(
+            f"The model's log-prob of a response to the prompt {prompt_text(prompt)[:60]!r} is infinite or no number, "
+            "so it was not kept: load the model in bf16 or float32, since float16 overflows, or get its weights again."
+        )
 
 
 def _count_rejected_bases(groups: Sequence[AnchoredGroup]) -> Counter[str]:

@@ -152,19 +152,19 @@ def candidate_logps(
         on_progress: told of each finished batch.
     """
     report = _called(stage, on_progress)
-    groups = [group.tokens for group in candidates if group.responses]
+    answered = [group for group in candidates if group.responses]
     used = [
         UsedPrompt(
             words_hash(prompt_text(group.prompt)),
             group_key(group.ids),
             tuple(group_key(group.ids, ids) for ids in group.tokens.responses),
         )
-        for group in candidates
-        if group.responses
+        for group in answered
     ]
     with store.writing():
         _register(store, used, "")
-        score_missing([(group, ()) for group in groups], ResponseScorer(model.model, model.kernels), store, report)
+        prompts, groups = [group.prompt for group in answered], [(group.tokens, ()) for group in answered]
+        score_missing(prompts, groups, ResponseScorer(model.model, model.kernels), store, report)
         scores = store.scores({group_key(group.ids, ids) for group in candidates for ids in group.responses})
     return [[scores[group_key(group.ids, ids)].logp for ids in group.responses] for group in candidates]
 

@@ -38,6 +38,7 @@ FORMAT = 3
 
 _PROBE = "probe.json"
 _AGAIN = "delete that file, and it is made again"
+_ALL_AGAIN = "delete that file, and all of it is generated or scored again, which takes as long as it did"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +137,13 @@ class AnchorStore:
     def answered(self, settings: GenerationSettings, prompts: Collection[str]) -> set[str]:
         """Those prompts, by their keys, that have base responses by one way of generating."""
         journal = self._base_journal(settings)
-        with foreign(f"{journal.path} is damaged", _AGAIN):
+        with foreign(f"{journal.path} is damaged", _ALL_AGAIN):
             return {name.hex() for name in self.index.known(journal, _names(prompts))}
 
     def bases(self, settings: GenerationSettings, prompts: Collection[str]) -> dict[str, tuple[Response, ...]]:
         """Base responses to those of the prompts that have some, by their keys, for one way of generating."""
         journal = self._base_journal(settings)
-        with foreign(f"{journal.path} is damaged", _AGAIN):
+        with foreign(f"{journal.path} is damaged", _ALL_AGAIN):
             return {
                 name.hex(): tuple(Response(_ids(r["ids"]), bool(r["ended"])) for r in record["responses"])
                 for name, record in self.index.records(journal, _names(prompts))
@@ -161,7 +162,7 @@ class AnchorStore:
     def unscored(self, keys: Collection[str], as_base: Collection[str] = ()) -> set[str]:
         """Those prompts with a response, by their keys, that have no score; of base responses none of each token."""
         journal, names = self._score_journal(), {_score_name(key, key in as_base): key for key in keys}
-        with foreign(f"{journal.path} is damaged", _AGAIN):
+        with foreign(f"{journal.path} is damaged", _ALL_AGAIN):
             return {names[name] for name in names.keys() - self.index.known(journal, names)}
 
     def scores(self, keys: Collection[str], as_base: Collection[str] = ()) -> dict[str, Score]:
@@ -172,7 +173,7 @@ class AnchorStore:
             as_base: those whose tokens' log-probs are wanted too.
         """
         journal, names = self._score_journal(), {_score_name(key, key in as_base): key for key in keys}
-        with foreign(f"{journal.path} is damaged", _AGAIN):
+        with foreign(f"{journal.path} is damaged", _ALL_AGAIN):
             return {
                 names[name]: _score(record, with_tokens=names[name] in as_base)
                 for name, record in self.index.records(journal, names)

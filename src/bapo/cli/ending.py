@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from bapo.errors import BapoError, first_line
-from bapo.stopped import BY_SIGNAL, STOPPED
+from bapo.stopped import BY_SIGNAL, STOPPED, meet_signals
 from bapo.visible import visible
 
 ERROR = 2
@@ -24,7 +24,7 @@ ERROR = 2
 CLOSED_PIPE = BY_SIGNAL + 13
 """As if SIGPIPE had ended the command, which Python ignores."""
 
-_ROOM = "see that there is room and that you may, and start the same command again; what was finished is kept."
+_ROOM = "see that there is room and that you may use it, and start the same command again; what was finished is kept."
 
 NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 """What libraries are told, unless the user's environment tells them something else."""
@@ -96,7 +96,6 @@ def main() -> None:
     sys.stdout, sys.stderr = _printed(sys.stdout), _printed(sys.stderr)
     sys.unraisablehook = _stop_again
     code = _run()
-    _on_signals(signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -108,18 +107,15 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        _on_signals(_stop)
-        from bapo.cli.app import app
-
         try:
-            app()
+            _work()
         except SystemExit as ended:
             sys.stdout.flush()
             return _code(ended)
     except _ReaderGone:
         return CLOSED_PIPE
     except _Stopped as stopped:
-        _on_signals(signal.SIG_DFL)
+        meet_signals()  # it may have come before they were
         _say(STOPPED)
         return BY_SIGNAL + stopped.number
     except BapoError as error:
@@ -127,9 +123,20 @@ def _run() -> int:
     except OSError as error:
         where = "The disk or the network" if error.filename is None else str(error.filename)
         _say(f"{where} cannot be used ({error.strerror or first_line(error)}): {_ROOM}")
-    except Exception as error:
+    except BaseException as error:  # what breaks off in Rust, for one, is no Exception
         _say(f"stopped by an error that nobody foresaw ({type(error).__name__}: {first_line(error)}): {DEBUG}")
     return ERROR
+
+
+def _work() -> None:
+    """What was asked for. Until it is over a signal is raised, so that all is put in order; later it ends all."""
+    try:
+        _on_signals(_stop)
+        from bapo.cli.app import app
+
+        app()
+    finally:
+        meet_signals()
 
 
 def _code(ended: SystemExit) -> int:

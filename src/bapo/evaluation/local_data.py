@@ -79,7 +79,10 @@ def _checked(benchmark: Benchmark, row: Any, where: str) -> Row:
         raise BapoError(f"{where}: choices must be a list of at least two texts.")
     if len(choices) > len(LETTERS) or len(choices) != (benchmark.choices or len(choices)):
         wanted = benchmark.choices or f"at most {len(LETTERS)}"
-        raise BapoError(f"{where} has {len(choices)} choices, but {benchmark.name} takes {wanted}.")
+        raise BapoError(
+            f"{where} has {len(choices)} choices, but {benchmark.name} takes {wanted}: leave that question out, or "
+            "mend its choices."
+        )
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise BapoError(f"{where}: answer is {answer!r}, but must be an index from 0 to {len(choices) - 1}.")
     return row

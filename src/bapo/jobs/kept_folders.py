@@ -106,11 +106,11 @@ def find(folder: Path, users: Collection[str] = ()) -> Kept:
     if kind in (RUN, PART):
         kept = _run(folder, is_one=bool(begun) or _is_run(folder))
     elif kind == WHOLE:
-        kept = _personalization(folder, begun.get("runs", ()), users)
+        kept = _personalization(folder, _texts(begun, "runs"), users)
     elif kind == _EVALUATION:
         kept = _evaluation(folder)
     if kept is not None:
-        data, marks = kept.data | set(begun.get("data", ())), kept.marks | set(begun.get("marks", ()))
+        data, marks = kept.data.union(_texts(begun, "data")), kept.marks.union(_texts(begun, "marks"))
         return replace(kept, data=data, marks=marks)
     raise BapoError(
         f"{folder} holds no run, personalization or evaluation of bapo (no {DONE}, {STARTED}, {_REPORT} or records of "
@@ -186,11 +186,11 @@ def derived_records(root: Path, marks: Collection[str], data: Collection[str]) -
     Answers to benchmarks go with the last record that speaks of them.
     """
     contents = {path: _content(path) for name in _FOLDERS_OF_RECORDS for path in (root / name).glob("*.json")}
-    gone = [path for path, content in contents.items() if _is_of(content.get("made_from", {}), marks, data)]
+    gone = [path for path, content in contents.items() if _is_of(content, marks, data)]
     needed = {store for path, content in contents.items() if path not in gone for store in _answers(content)}
     for store in sorted({store for path in gone for store in _answers(contents[path])} - needed):
         folder = Path(store)
-        if folder.is_dir() and folder.resolve().is_relative_to(root.resolve()):
+        if os.path.isdir(store) and folder.resolve().is_relative_to(root.resolve()):
             yield folder
     for path in gone:  # last, because they name the folders
         yield from _beside(path)
@@ -201,7 +201,7 @@ def records_of_stores(root: Path, stores: Collection[str]) -> Iterator[Path]:
     """Records of what was anchored into stores that have lost something."""
     for path in (root / _RECORDS).glob("*.json"):
         content = _content(path)
-        if content.get("kind") == ANCHORED.name and content["content"].get("folder") in stores:
+        if content.get("kind") == ANCHORED.name and set(_texts(content, "content", "folder")) & set(stores):
             yield path
 
 
@@ -238,7 +238,7 @@ def _run(folder: Path, *, is_one: bool) -> Kept:
 
 def _personalization(folder: Path, begun: Collection[str], users: Collection[str]) -> Kept:
     """Its own runs are those that it names or began, and no run that a store knows by itself."""
-    named = set(_content(folder / _REPORT).get("content", {}).get("adapters", {}).values())
+    named = _texts(_content(folder / _REPORT), "content", "adapters")
     runs = tuple(
         path
         for path in sorted(_inside(folder))
@@ -310,16 +310,28 @@ def _content(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _texts(content: Any, *keys: str) -> list[str]:
+    """What a record holds under some keys: a text, or the texts of a list or an object; of anything else nothing.
+
+    Records lie where others can write, and one that holds something else is no reason to delete nothing.
+    """
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    values = content.values() if isinstance(content, dict) else content if isinstance(content, list) else [content]
+    return [value for value in values if isinstance(value, str)]
+
+
 def _data_in(records: Collection[Path]) -> frozenset[str]:
-    return frozenset(
-        str(each) for path in records for each in _content(path).get("made_from", {}).get("data", {}).values()
-    )
+    return frozenset(each for path in records for each in _texts(_content(path), "made_from", "data"))
 
 
-def _is_of(made_from: dict[str, Any], marks: Collection[str], data: Collection[str]) -> bool:
-    adapters = {made_from.get("adapter_weights"), *made_from.get("settings", {}).get(ADAPTERS, {}).values()}
-    return bool(adapters & set(marks)) or bool(set(made_from.get("data", {}).values()) & set(data))
+def _is_of(content: dict[str, Any], marks: Collection[str], data: Collection[str]) -> bool:
+    adapters = {
+        *_texts(content, "made_from", "adapter_weights"),
+        *_texts(content, "made_from", "settings", ADAPTERS),
+    }
+    return bool(adapters & set(marks)) or bool(set(_texts(content, "made_from", "data")) & set(data))
 
 
 def _answers(content: dict[str, Any]) -> list[str]:
-    return list(content["content"]["stores"].values()) if content.get("kind") == ASKED.name else []
+    return _texts(content, "content", "stores") if content.get("kind") == ASKED.name else []

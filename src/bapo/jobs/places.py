@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from bapo.files import checksum, make_folder, write_json
+from bapo.jobs.marks import adapter_mark
 from bapo.jobs.recipe import Recipe
 from bapo.results import shared_name
 
 RUN, PART, WHOLE = "run", "part", "personalization"
 """What a folder is: of a run by itself, of a run of a personalization, or of a personalization."""
 
+REFERENCE_MARK = "reference_adapter_mark"
+"""Of the model in a run's record, the mark of the adapter that it had."""
+
 
 def as_shared(recipe: Recipe) -> dict[str, Any]:
     """A recipe for a record that goes with an adapter: names of what it was trained on, and no places of it.
 
-    The base model is named as it was, as PEFT does.
+    The base model is named as it was, as PEFT does. An adapter that it had is known by its mark. Questions of one's own
+    are no part of how it was trained.
     """
-    content = recipe.model_dump()
+    content = recipe.model_dump(exclude={"generations": {"questions"}})
+    adapter = recipe.model.reference_adapter
+    content["model"]["reference_adapter"] = None if adapter is None else shared_name(adapter)
+    content["model"][REFERENCE_MARK] = adapter_mark(adapter)
     content["preferences"] |= {"source": shared_name(recipe.preferences.source), "data_folder": None}
     content["anchoring"]["anchored_store"] = None
     return content
@@ -54,7 +62,7 @@ def kind_of(folder: Path) -> str:
 def recipe_as_placed(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe of a run's record, with its source where it lies on this machine, if that is known here."""
     preferences, source = dict(recipe["preferences"]), _kept(place_of(folder)).get("source")
-    if source and shared_name(source) == preferences.get("source"):
+    if isinstance(source, str) and shared_name(source) == preferences.get("source"):
         preferences["source"] = source
     return {**recipe, "preferences": preferences}
 
@@ -62,6 +70,6 @@ def recipe_as_placed(folder: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
 def _kept(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bapo.errors import BapoError
 from bapo.files import checksum
 from bapo.jobs.anchoring import Anchored, anchor_preferences, anchor_split, open_store
+from bapo.jobs.marks import adapter_mark
+from bapo.jobs.places import REFERENCE_MARK
 from bapo.jobs.recipe import Recipe
 from bapo.preferences import Preferences, Split, read_preferences, read_split
 from bapo.results import record_of
@@ -125,9 +127,8 @@ def check_base(recipe: Recipe, adapter: str | None, base: LoadedModel) -> None:
     if run is None:
         return
     trained_on = run["recipe"]["model"]
-    if (
-        run.get("precision", trained_on["precision"]) != base.precision
-        or trained_on["reference_adapter"] != recipe.model.reference_adapter
+    if run.get("precision", trained_on["precision"]) != base.precision or not _had(
+        trained_on, recipe.model.reference_adapter
     ):
         return
     if run["reference"] != model_fingerprint(base.model):
@@ -135,6 +136,13 @@ def check_base(recipe: Recipe, adapter: str | None, base: LoadedModel) -> None:
             f"The adapter {adapter} was trained on another model ({trained_on['name']}) than {recipe.model.name}: "
             "name that one with --model."
         )
+
+
+def _had(trained_on: Mapping[str, Any], adapter: str | None) -> bool:
+    """Whether the model of a run had this adapter, or none; earlier records know it by its name alone."""
+    if REFERENCE_MARK in trained_on:
+        return bool(trained_on[REFERENCE_MARK] == adapter_mark(adapter))
+    return bool(trained_on["reference_adapter"] == adapter)
 
 
 def data_fingerprint(split: Split) -> str:

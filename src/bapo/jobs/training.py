@@ -118,7 +118,7 @@ def _save(
     if trainer.is_world_process_zero():
         with foreign(
             f"What was trained could not be written to {folder}",
-            "see that there is room and that you may, and start again: it goes on from the last checkpoint",
+            "see that there is room and that you may write there, and start again: it goes on from the last checkpoint",
         ):
             trainer.save_model(str(folder))
         finish(

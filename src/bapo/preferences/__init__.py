@@ -1,7 +1,8 @@
 """Preferences: prompts, their responses, and who prefers which. Knows nothing of models."""
 
+from bapo.preferences.arrow import check_text
 from bapo.preferences.formats import pairs_from_dataset
-from bapo.preferences.grouping import doubtful, group_pairs
+from bapo.preferences.grouping import check_usable, doubtful, group_pairs
 from bapo.preferences.reading import known_names, preference_in_words, read_preferences
 from bapo.preferences.record import (
     Message,
@@ -32,6 +33,8 @@ __all__ = [
     "Split",
     "Summary",
     "as_chat",
+    "check_text",
+    "check_usable",
     "doubtful",
     "examples",
     "group_pairs",

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from bapo.errors import BapoError
-from bapo.files import readable
+from bapo.files import DEEPEST, is_deep, parse_json, readable
 from bapo.preferences.record import ROLES, TEMPLATE, TOOLS, Message, Pair, Prompt, Response, turns_of
 from bapo.progress import counted
 
@@ -53,7 +53,10 @@ def pair_from_record(record: Mapping[str, Any], where: str) -> Pair:
         BapoError: a key is missing or holds something else; names the place, the key and what was found.
     """
     if not isinstance(record, Mapping):
-        raise BapoError(f"{where} is not an object with the keys prompt, chosen, rejected.")
+        raise BapoError(
+            f"{where} is no object: write each comparison as one with the keys prompt, chosen and rejected."
+        )
+    _check_depth(record, where)
     for key in ("chosen", "rejected"):
         if record.get(key) is None:
             instead = "it is null" if key in record else f"found: {', '.join(map(str, record)) or 'nothing'}"
@@ -85,14 +88,25 @@ def pairs_from_dataset(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator
     """Comparisons of any iterable of records in one of TRL's preference formats."""
     told = counted(rows, f"reading {name}", len(rows)) if isinstance(rows, Sized) else rows
     for number, row in enumerate(told, start=1):
-        yield pair_from_record(readable(row), f"{name} row {number}")
+        where = f"{name} row {number}"
+        _check_depth(row, where)
+        yield pair_from_record(readable(row), where)
+
+
+def _check_depth(record: Any, where: str) -> None:
+    if is_deep(record):
+        raise BapoError(
+            f"{where} is nested in more than {DEEPEST} levels, so it cannot be looked through: leave that comparison "
+            "out, or the column that is nested so."
+        )
 
 
 def _refuse_other_prompts(record: Mapping[str, Any], where: str) -> None:
     for key, value in record.items():
         if str(key).strip().lower() in _MAY_BE_PROMPTS and isinstance(value, str) and value.strip():
             raise BapoError(
-                f"{where} has no 'prompt', and {key!r} may be it: call that column prompt, or leave it out."
+                f"{where} has no 'prompt', and {key!r} may be it: call that column prompt if it is, and leave that "
+                "column out if it is not."
             )
 
 
@@ -114,7 +128,7 @@ def _written_turns(value: Any) -> Any:
     """Turns that were written as text, as spreadsheets and `pandas` do; any other value as it is."""
     if not isinstance(value, str) or not _BEGINS_LIKE_TURNS.match(value):
         return value
-    for read in (json.loads, ast.literal_eval, lambda text: ast.literal_eval(_BETWEEN_OBJECTS.sub("}, {", text))):
+    for read in (_parsed, ast.literal_eval, lambda text: ast.literal_eval(_BETWEEN_OBJECTS.sub("}, {", text))):
         try:
             turns = read(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -137,7 +151,10 @@ def _standard(prompt: Any, chosen: str, rejected: str, where: str) -> Pair:
         before, answer, _ = common.rpartition(_ANSWER)
         prompt = before + answer or common[: max(common.rfind(" "), common.rfind("\n")) + 1].rstrip()
         if not prompt and chosen != rejected:
-            raise BapoError(f"{where} has no 'prompt', and chosen and rejected begin with nothing in common to be one.")
+            raise BapoError(
+                f"{where} has no 'prompt', and chosen and rejected begin with nothing in common to be one: write the "
+                "prompt under that key, or leave that comparison out."
+            )
         return Pair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
     if not isinstance(prompt, str):
         return Pair(_ask(_turns(prompt, where, "prompt"), where), chosen, rejected)
@@ -201,11 +218,20 @@ def _with_columns(pair: Pair, record: Mapping[str, Any], where: str) -> Pair:
 
 def _ask(turns: Sequence[Message], where: str) -> Prompt:
     if not turns or not any(turn.role in ("user", "tool") for turn in turns):
-        raise BapoError(f"{where}: a chat prompt needs a user turn.")
+        raise BapoError(
+            f"{where}: a chat prompt needs a user turn, and this one has none: add the one that is answered, or leave "
+            "that comparison out."
+        )
     if turns[-1].role not in ("user", "tool", "assistant"):
-        raise BapoError(f"{where}: a chat prompt must end with a user turn.")
+        raise BapoError(
+            f"{where}: a chat prompt must end with a user turn, and this one ends with a {turns[-1].role} turn: put "
+            "that one first, or leave it out."
+        )
     if turns[-1].role == "assistant" and turns[-1].more:
-        raise BapoError(f"{where}: an assistant turn that the response goes on with can hold nothing but text.")
+        raise BapoError(
+            f"{where}: an assistant turn that the response goes on with can hold nothing but text: leave what else it "
+            f"holds out ({', '.join(json.loads(turns[-1].more))}), or that comparison."
+        )
     return turns_of(tuple(turns))
 
 
@@ -247,16 +273,18 @@ def _text_of(part: Any, where: str) -> str:
     if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    raise BapoError(f"{where}: a content has a part of type {kind!r}, and only text can be scored.")
+    raise BapoError(
+        f"{where}: a content has a part of type {kind!r}, and only text can be scored: leave such comparisons out."
+    )
 
 
 def _parsed(value: Any) -> Any:
-    """A column that may hold JSON as text."""
+    """A column that may hold JSON as text; text that cannot be read as JSON stays text."""
     if not isinstance(value, str) or not value.strip():
         return value or None
     try:
-        return json.loads(value)
-    except ValueError:
+        return parse_json(value, "")
+    except BapoError:
         return value
 
 

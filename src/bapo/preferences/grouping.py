@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from bapo.errors import BapoError
 from bapo.files import UNREADABLE
 from bapo.preferences.record import Pair, Preferences, Prompt, PromptGroup, Response, prompt_text, response_text
 
@@ -46,6 +47,20 @@ def group_pairs(name: str, pairs: Iterable[Pair], *, drop_duplicates: bool = Tru
         for prompt, indices in kept.items()
     )
     return Preferences(name, groups, rows, dict(dropped))
+
+
+def check_usable(preferences: Preferences) -> None:
+    """Refuse preferences of which nothing was kept.
+
+    Raises:
+        BapoError: nothing was; says why.
+    """
+    if not preferences.groups:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in preferences.dropped.items()) or "it is empty"
+        raise BapoError(
+            f"There is no usable comparison in {preferences.name} ({reasons}): each needs a prompt, and a chosen and a "
+            "rejected response that are not empty and differ."
+        )
 
 
 def _why_not(pair: Pair, seen: set[tuple[Prompt, Response, Response]]) -> str | None:

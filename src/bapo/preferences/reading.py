@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bapo.errors import BapoError
-from bapo.preferences.grouping import group_pairs
+from bapo.preferences.grouping import check_usable, group_pairs
 from bapo.preferences.record import Pair, Preferences, as_chat
 from bapo.preferences.registry import SOURCES, PaperRows, Source, examples
 from bapo.registry import nearest, own_names
@@ -30,9 +30,7 @@ def read_preferences(name: str, *, data_folder: Path | None = None, plain: bool 
     """
     pairs = read_pairs(name, data_folder)
     preferences = group_pairs(name, pairs if plain else in_chat(pairs))
-    if not preferences.groups:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in preferences.dropped.items()) or "it is empty"
-        raise BapoError(f"{name} holds no usable comparison ({reasons}).")
+    check_usable(preferences)
     return preferences
 
 

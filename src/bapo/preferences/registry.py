@@ -94,7 +94,7 @@ def find_file(named: str, places: Sequence[str], data_folder: Path | None, where
         named: the source, for errors.
         places: where its file may lie, below the data folder.
         data_folder: by default that which BAPO_DATA names.
-        where_to_get: what to do for want of it, as an imperative.
+        where_to_get: what to do for want of it, as an imperative that "into that folder" can follow.
 
     Raises:
         BapoError: no folder is named, or none of the files is in it.
@@ -107,4 +107,6 @@ def find_file(named: str, places: Sequence[str], data_folder: Path | None, where
     for place in places:
         if (folder / place).is_file():
             return folder / place
-    raise BapoError(f"{named} is not in {folder} (looked for {places[0]} and the like): {where_to_get} there.")
+    raise BapoError(
+        f"{named} is not in {folder} (looked for {places[0]} and the like): {where_to_get} into that folder."
+    )

@@ -83,7 +83,8 @@ def _next_row(reader: Any, path: Path, longest: int) -> list[str] | None:
         return next(reader, None)
     except csv.Error as error:
         raise BapoError(
-            f"{path.name} is not valid CSV at line {reader.line_num} ({error}): does a quotation mark lack its partner?"
+            f"{path.name} is not valid CSV at line {reader.line_num} ({error}): end each text that begins with a "
+            "quotation mark with another one, and write those inside of it twice."
         ) from error
     finally:
         csv.field_size_limit(before)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bapo.errors import BapoError, foreign
-from bapo.preferences import Preferences, group_pairs, pairs_from_dataset
+from bapo.preferences import Preferences, check_text, check_usable, group_pairs, pairs_from_dataset
 
 
 def train_part(data: Any) -> Any:
@@ -37,11 +37,12 @@ def preferences_from_dataset(data: Iterable[Mapping[str, Any]], called: str = "t
     Raises:
         BapoError: the data cannot be read, a record is no comparison, or a base response is not text.
     """
-    with foreign(f"{called[0].upper()}{called[1:]} could not be read", "check that it is a data set or a list of rows"):
+    failed = f"{called[0].upper()}{called[1:]} could not be read"
+    with foreign(failed, "check that it is a data set or a list of rows"):
+        check_text(data, failed)
         rows = list(_in_plain_objects(data))
     preferences = group_pairs(called, pairs_from_dataset(rows, called))
-    if not preferences.groups:
-        raise BapoError(f"{called[0].upper()}{called[1:]} hold no usable comparison ({dict(preferences.dropped)}).")
+    check_usable(preferences)
     return preferences
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -44,16 +45,9 @@ def turns(dialogue: str) -> list[dict[str, str]]:
     """
     marks = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
     text = "\n\n" + dialogue.strip() if dialogue.lstrip().startswith("Human:") else "\n\nHuman: " + dialogue.strip()
-    turns: list[dict[str, str]] = []
-    while text:
-        mark = next(mark for mark in marks if text.startswith(mark))
-        ends = [end for other in marks if (end := text.find(other, len(mark))) >= 0]
-        end = min(ends, default=len(text))
-        content = text[len(mark) : end].strip()
-        if content:
-            turns.append({"role": marks[mark], "content": content})
-        text = text[end:]
-    return turns
+    _, *parts = re.split(f"({'|'.join(marks)})", text)
+    said = zip(parts[::2], parts[1::2], strict=True)
+    return [{"role": marks[mark], "content": content.strip()} for mark, content in said if content.strip()]
 
 
 class HHHTask(ConfigurableTask):

@@ -23,7 +23,7 @@ DOMAINS = tuple(DOMAIN_PROMPTS)
 PAPER_VALIDATION = 2_000
 """Validation pairs per domain; the rest is for training (BAPO paper, appendix A)."""
 
-WHERE_TO_GET = "download the data folder of GitHub Linear95/DSP"
+WHERE_TO_GET = "download the files of the folder data of github.com/Linear95/DSP"
 
 
 def _paper_rows(domain: str, data_folder: Path | None) -> PaperRows:
@@ -67,7 +67,10 @@ def _pairs(path: Path, domain: str) -> Iterator[Pair]:
             or not isinstance(row.get("query"), str)
             or not all(isinstance(responses.get(name), str) for name in wanted)
         ):
-            raise BapoError(f"{where} is no DSP record: it needs query, and responses with {', '.join(wanted)}.")
+            raise BapoError(
+                f"{where} is no DSP record, which holds a query, and under responses {', '.join(wanted)}, as text: "
+                "download the file again, or mend that record."
+            )
         for other in wanted:
             if other != domain:
                 yield Pair(row["query"], responses[domain], responses[other])

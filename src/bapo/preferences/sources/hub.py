@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bapo.errors import foreign
+from bapo.preferences.arrow import check_readable, rows_of
 from bapo.preferences.formats import pairs_from_dataset
 from bapo.preferences.record import Pair
 from bapo.preferences.registry import source
@@ -29,11 +30,11 @@ def read_hub(name: str, data_folder: Path | None = None) -> Iterator[Pair]:
         BapoError: the data set or the split cannot be had.
     """
     identifier, _, split = name.partition(":")
-    with foreign(
-        f"The data set {identifier} could not be read from the hub",
-        "check its name and split, or download it and name the file",
-    ):
+    failed = f"The data set {identifier} could not be read from the hub"
+    todo = "check its name and split, or download it and name the file"
+    with foreign(failed, todo):
         from datasets import load_dataset
 
-        rows = list(load_dataset(identifier, split=split or "train"))
-    yield from pairs_from_dataset(rows, name)
+        table = load_dataset(identifier, split=split or "train")
+        check_readable([Path(file["filename"]) for file in table.cache_files], failed, todo)
+    yield from pairs_from_dataset(rows_of(table, failed, todo), name)

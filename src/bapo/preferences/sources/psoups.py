@@ -25,7 +25,7 @@ PREFERENCE_PROMPTS = {
 PAPER_TRAINING = 45_000
 """Training rows per type; the rest is for validation (BAPO paper, appendix A)."""
 
-WHERE_TO_GET = "download data.zip, linked from GitHub joeljang/RLPHF, and unpack it"
+WHERE_TO_GET = "download data.zip, which github.com/joeljang/RLPHF links, and unpack it"
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -78,5 +78,8 @@ def read_psoups(code: str, data_folder: Path | None) -> Iterator[Pair]:
 def _pair(row: Any, where: str, code: str) -> Pair:
     keys = ("user_input", "completion_a", "completion_b")
     if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-        raise BapoError(f"{where} is no P-Soups row: it needs {', '.join(keys)} as text.")
+        raise BapoError(
+            f"{where} is no P-Soups row, which holds {', '.join(keys)} as text: download the file again, or mend that "
+            "row."
+        )
     return Pair(strip_preference_prompt(row["user_input"], code), row["completion_a"], row["completion_b"])

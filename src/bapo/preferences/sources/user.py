@@ -42,7 +42,8 @@ def read_user(name: str, data_folder: Path | None = None) -> Iterator[Pair]:
         users = users_of(file)
         near = difflib.get_close_matches(user, users, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise BapoError(f"{file} has no rows of the user {user!r}{hint}: it has {len(users):,} users.")
+        such = f", such as {users[0]!r}" if users else ""
+        raise BapoError(f"{file} has no rows of the user {user!r}{hint}: name one of its {len(users):,} users{such}.")
     columns = ({key: value for key, value in record.items() if key != "user"} for record, _ in rows)
     return (pair_from_record(record, where) for record, (_, where) in zip(columns, rows, strict=True))
 
