@@ -124,6 +124,7 @@ def test_divergence_and_cross_entropy_are_zero_of_a_zero_adapter_and_large_of_a_
         assert broken["divergence"][topic]["prompts"] == 2
     assert zero["text"]["change"] == {"value": 0, "low": 0, "high": 0}
     assert broken["text"]["change"]["low"] > 0.5
+    assert 0 <= zero["text"]["floor"] < 0.05
     again = bapo(place, *asked, *few)
     assert "loading the model" not in again.stderr
     assert "broken: divergence from base on other prompts" in " ".join(again.stdout.split())

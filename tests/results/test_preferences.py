@@ -52,7 +52,8 @@ def test_divergence_and_cross_entropy_are_per_token() -> None:
     moved = divergence_report([1.0, 3.0], [10, 30], floor=1e-4, precision="float32")
     assert (moved.per_token.value, moved.prompts, moved.tokens) == (pytest.approx(0.1), 2, 40)
     assert (moved.floor, moved.precision) == (1e-4, "float32")
-    text = text_report([-20.0, -10.0], [-26.0, -13.0], [10, 5])
+    text = text_report([-20.0, -10.0], [-26.0, -13.0], [10, 5], again=[-20.3, -10.4])
     assert (text.before.value, text.after.value) == (pytest.approx(2.0), pytest.approx(2.6))
     assert (text.change.value, text.change.low, text.change.high) == pytest.approx((0.6, 0.6, 0.6))
     assert text.tokens == 15
+    assert text.floor == pytest.approx(2 * 0.5 / 15)

@@ -105,6 +105,7 @@ class _Work:
         self._sampled: dict[str, tuple[TokenGroup, ...]] | None = None
         self._parts: list[TokenGroup] = []
         self._before: list[float] = []
+        self._again: list[float] = []
         self._made_on: dict[str, Any] = {}
         self._weights = ""
 
@@ -180,7 +181,10 @@ class _Work:
             scorer = ResponseScorer(model.model, model.kernels)
             self._made_on = scorer.made_on()
             self._parts = _parts(self.text, model) if self.text else []
-            self._before = scorer.score(self._parts).summed().tolist() if self._parts else []
+            if self._parts:
+                self._before = scorer.score(self._parts).summed().tolist()
+                elsewhere = [self._parts[-1], *self._parts]  # each of them stands elsewhere in a row than before
+                self._again = scorer.score(elsewhere).summed().tolist()[1:]
 
     def _sample(self, read: Preferences, model: LoadedModel) -> tuple[TokenGroup, ...]:
         from bapo.anchoring import GenerationSettings, LengthPolicy, sample_responses
@@ -217,7 +221,8 @@ class _Work:
         self.on_progress(f"{variant.name}: text", 0, 1)
         after = ResponseScorer(model.model, model.kernels).score(self._parts).summed().tolist()
         self.on_progress(f"{variant.name}: text", 1, 1)
-        return text_report(self._before, after, [len(part.responses[0]) for part in self._parts])
+        tokens = [len(part.responses[0]) for part in self._parts]
+        return text_report(self._before, after, tokens, again=self._again)
 
 
 def _parts(text: str, model: LoadedModel) -> list[TokenGroup]:

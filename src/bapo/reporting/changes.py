@@ -102,7 +102,8 @@ def movement_in_words(movement: Movement) -> list[str]:
     if text is not None:
         sentences.append(
             f"{movement.name}: cross-entropy of the text {text.before.value:.4f} before, {text.after.value:.4f} after, "
-            f"change {interval(text.change, 1, 4)} nats a token; {text.tokens:,} tokens."
+            f"change {interval(text.change, 1, 4)} nats a token, of which rounding makes {text.floor:.1g}; "
+            f"{text.tokens:,} tokens."
         )
     return sentences
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,12 +36,14 @@ class TextReport:
         before, after: of the reference and of the model.
         change: after minus before; intervals are over parts of the text. Positive is worse.
         tokens: how many were predicted.
+        floor: what rounding alone makes of the change, nats per token, in the model's own precision.
     """
 
     before: Estimate
     after: Estimate
     change: Estimate
     tokens: int
+    floor: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class Movement:
     text: TextReport | None = None
 
 
-MOVEMENT = Kind("how far a model has moved", 1, Movement)
+MOVEMENT = Kind("how far a model has moved", 2, Movement)
 
 
 def divergence_report(
@@ -70,8 +73,17 @@ def divergence_report(
     return DivergenceReport(bootstrap_ratio(totals, tokens), floor, precision, len(totals), sum(tokens))
 
 
-def text_report(before: Sequence[float], after: Sequence[float], tokens: Sequence[int]) -> TextReport:
-    """Of each part of a text its log-prob under both models, nats, and its tokens."""
+def text_report(
+    before: Sequence[float], after: Sequence[float], tokens: Sequence[int], *, again: Sequence[float]
+) -> TextReport:
+    """Of each part of a text its log-prob under both models, nats, and its tokens.
+
+    Args:
+        before, after: of the reference and of the model, in one layout.
+        tokens: of each part.
+        again: of the reference in another layout. Differences of independent parts add up as squares do.
+    """
+    rounding = math.hypot(*(other - one for other, one in zip(again, before, strict=True)))
     change = [old - new for old, new in zip(before, after, strict=True)]
     of_before, of_after = (bootstrap_ratio([-logp for logp in logps], tokens) for logps in (before, after))
-    return TextReport(of_before, of_after, bootstrap_ratio(change, tokens), sum(tokens))
+    return TextReport(of_before, of_after, bootstrap_ratio(change, tokens), sum(tokens), 2 * rounding / sum(tokens))
