@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bapo.reporting.page import MOST_FLIPS, Page, PageFigure, PageTable, PageVerdict, render
+from bapo.reporting.page import MOST_BYTES, Page, PageFigure, PageTable, PageVerdict, render
 from bapo.reporting.pictures import Picture, inline
 from bapo.results import SideBySide
 from bapo.visible import visible
@@ -166,11 +166,15 @@ def test_on_a_phone_nothing_sticks_out_and_in_the_dark_it_is_dark(browser: Any, 
 
 
 def test_of_too_many_questions_those_are_kept_that_moved_most() -> None:
-    moved = [flip(number, after=[0.3, 0.7]) for number in range(MOST_FLIPS)]
-    html = render(Page("Study", flips=[*moved, flip(99_999)]))
+    """By what they take with their texts, which are escaped."""
+    moved = [flip(number, after=[0.3, 0.7]) for number in range(3000)]
+    long = {f"arc {number}": {"question": "<é" * 500, "choices": ["yes", "no"]} for number in (*range(3000), 99_999)}
+    html = render(Page("Study", flips=[*moved, flip(99_999)], questions=long))
     assert "99999" in html
-    assert f"the {MOST_FLIPS:,} whose probability changed most of {MOST_FLIPS + 1:,}" in html
-    assert len(html.encode()) < 5_000_000
+    assert "whose probability changed most of 3,001" in html
+    assert MOST_BYTES * 0.9 < len(html.encode()) < 5_000_000
+    without = render(Page("Study", flips=[*moved, flip(99_999)]))
+    assert "Questions whose answer became wrong or right: 3,001." in without
 
 
 def test_words_that_differ_from_the_first_answer_are_marked() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol, TypeVar
@@ -34,6 +35,24 @@ def watched_by(on_progress: OnProgress) -> Iterator[None]:
 def tell(stage: str, done: int, total: int, note: str = "") -> None:
     """Say to whoever watches how far a stage is."""
     _WATCHING.get()(stage, done, total, note)
+
+
+@contextmanager
+def meanwhile(work: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Inside, some work is done again and again in a thread of its own, after so many seconds each time."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(seconds):
+            work()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5.0)  # what hangs on a network keeps nobody from stopping
 
 
 def counted(items: Iterable[Item], stage: str, total: int, *, at_once: int = 1000) -> Iterator[Item]:

@@ -60,7 +60,7 @@ def cell(folder: Path, rows: list[dict[str, Any]]) -> EvaluatedCell:
 
 def test_a_cell_holds_what_each_prompt_and_each_question_says(tmp_path: Path) -> None:
     found = cell(tmp_path, ROWS)
-    assert (found.row, found.seed, found.varied_keys) == (("m", "dpo", "rank 8"), 3, ("lora.rank",))
+    assert (found.row, found.seed, found.varied_keys) == (("m", "", "dpo", "rank 8"), 3, ("lora.rank",))
     assert found.settings == {"lora.rank": 8, "training.max_steps": 9}
     prompts = {measure: values.tolist() for measure, values in found.prompts.items()}
     assert prompts == {

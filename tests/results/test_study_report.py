@@ -243,7 +243,7 @@ def ranks(lost: Mapping[str, float]) -> list[EvaluatedCell]:
         )
         for method, loss in lost.items()
         for rank, share in ((8, 0.0), (32, 0.5), (128, 1.0))
-        for preference in "ab"
+        for preference in "abcd"
     ]
 
 
@@ -274,12 +274,13 @@ def test_along_a_setting_the_same_runs_are_compared() -> None:
     more = [replace(each, preference=f"{each.preference} too") for each in cells if each.settings[RANK] == 32]
     report = study_report({"m": cell("base", "", right=(0,) * QUESTIONS)}, [*cells, *more], jobs=1, done=1)
     found = [(row.method, row.settings[RANK], sorted(row.by_preference)) for row in report.along[RANK]]
-    assert found == [(method, rank, ["a", "b"]) for method in ("dpo", "bapo") for rank in (8, 32, 128)]
+    assert found == [(method, rank, list("abcd")) for method in ("dpo", "bapo") for rank in (8, 32, 128)]
     assert report.along[STRENGTH] == ()
 
 
 def test_a_claim_of_two_parts_needs_both() -> None:
-    """BAPO's gain with the rank is not DPO's loss, and a collapse at the largest strength is no levelling off."""
+    """BAPO's gain is not DPO's loss, a loss that is below DPO's is one, and a collapse is no levelling off."""
+    assert named(ranks({"dpo": 0.5, "bapo": 0.3}))["C6"].verdict == "does not hold"
     assert named(ranks({"dpo": 0.0, "bapo": -0.3}))["C6"].verdict != "holds"
     assert named(strengths({0: -0.2, 5: -0.3, 20: -0.6}))["C5"].verdict != "holds"
 
@@ -292,6 +293,38 @@ def test_of_one_run_nothing_is_judged_and_others_are_not_corrected_for_it() -> N
     alone = [replace(each, model="other") for each in one]
     before, after = judge_claims(several), judge_claims([*several, *alone])
     assert [(claim.p, claim.verdict) for claim in after[: len(before)]] == [(c.p, c.verdict) for c in before]
+
+
+def test_preferences_of_two_sources_are_two_rows_and_judged_apart() -> None:
+    """As the paper's tables have P-Soups and DSP one below the other."""
+    cells = [
+        replace(each, preference=f"{source}:{each.preference}")
+        for source, gain in (("dsp", 0.2), ("psoups", -0.2))
+        for each in study_of(np.random.default_rng(1), gain, 0.0)
+    ]
+    report = study_report({"m": cell("base", "", right=(0,) * QUESTIONS, pairs=())}, cells, jobs=1, done=1)
+    assert [(row.source, row.method, row.preferences) for row in report.rows] == [
+        ("dsp", "base", 1),
+        ("psoups", "base", 1),
+        *((source, method, 4) for source in ("dsp", "psoups") for method in ("dpo", "bapo")),
+    ]
+    found = {(claim.source, claim.verdict) for claim in report.claims if claim.name == "C3"}
+    assert found == {("dsp", "holds"), ("psoups", "does not hold")}
+
+
+def test_methods_with_other_preferences_are_compared_on_those_that_all_have() -> None:
+    cells = [
+        *(cell(method, preference, drift=-1.0) for method in ("dpo", "bapo") for preference in "ab"),
+        cell("ipo", "a", drift=-3.0),
+        replace(cell("prompt-only", "b"), trained=False),
+    ]
+    common = study_report({}, cells, jobs=1, done=1).common
+    assert [(row.method, row.preferences, row.prompts["drift"].mean.value) for row in common] == [
+        ("dpo", 1, pytest.approx(-0.1)),
+        ("bapo", 1, pytest.approx(-0.1)),
+        ("ipo", 1, pytest.approx(-0.3)),
+    ]
+    assert study_report({}, cells[:4], jobs=1, done=1).common == ()
 
 
 def test_runs_that_are_right_on_the_same_pairs_are_not_known_to_be_equal() -> None:

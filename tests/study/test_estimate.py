@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bapo.cli.study import _estimated
 from bapo.errors import BapoError
 from bapo.jobs import stages
 from bapo.models import cache_folder
@@ -128,6 +129,20 @@ def test_a_shipped_study_is_planned_without_model_data_or_network(path: Path, tm
     assert sum(each["seconds"] for each in planned["estimates"]) > 0
     assert len(planned["estimates"]) == len(planned["jobs"])
     assert "at 30% of its peak" in bapo(*arguments, cwd=tmp_path, environment=environment).stdout
+
+
+def test_the_grid_is_shown_where_nothing_can_be_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(on_progress: Any) -> Rates:
+        raise BapoError("The embedded model is not installed.")
+
+    monkeypatch.setattr("bapo.study.measured_rates", refused)
+    study = open_study(write(tmp_path, CONTENT))
+    nothing, why = _estimated(study, None, 0.3, quiet=True)
+    assert nothing == []
+    assert "name a GPU with --gpu. The embedded model is not installed." in why
+    nothing, why = _estimated(open_study(write(tmp_path, {**CONTENT, "sizes": {}})), None, 0.3, quiet=True)
+    assert nothing == []
+    assert "states no sizes" in why
 
 
 @pytest.mark.slow

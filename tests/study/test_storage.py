@@ -14,7 +14,7 @@ from bapo.jobs import stages
 from bapo.progress import silent
 from bapo.study import Ledger, Storage, open_study, run_here
 from bapo.study.work import main
-from tests.study.test_study import JOBS, STUDY, found, place, write_study
+from tests.study.test_study import JOBS, STUDY, found, place, until, write_study
 
 __all__ = ["place"]
 
@@ -93,22 +93,33 @@ def test_others_see_that_a_job_runs_and_how_far_it_is(place: Path, monkeypatch: 
     url = str(place / "shared")
     here, elsewhere = (open_study(place / "study.yaml", place / name, storage=url) for name in ("here", "elsewhere"))
     job = next(job for job in here.jobs.values() if job.work == "anchor")
-    monkeypatch.setattr("bapo.study.storage._BEAT_S", 0.0)
+    monkeypatch.setattr("bapo.study.storage._BEAT_S", 0.01)
 
     def seen() -> dict[str, str]:
         Storage(url).fetch_all(elsewhere)
         ledger = Ledger(elsewhere)
         return {each.key: ledger.state(each) for each in elsewhere.jobs.values()}
 
-    with Storage(url).showing(here, job, silent) as shown, Ledger(here).alive(job, shown) as tell:
-        tell("base responses", 3, 8)
-        assert seen()[job.key] == "running"
+    with Storage(url).showing(here, job), Ledger(here).alive(job, silent):
+        until(lambda: seen()[job.key] == "running")
         assert (Ledger(elsewhere).sign_of_life(job) or "").startswith("starting 0/1")
     assert not list((place / "shared/running").iterdir())
     Ledger(elsewhere).sign(job).unlink()
     assert seen()[job.key] == "waiting"
     assert run_here(here) == []
     assert set(seen().values()) == {"done"}
+
+
+def test_a_job_whose_step_is_long_is_still_alive(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bapo.study.ledger._STILL_S", 0.01)
+    study = open_study(place / "study.yaml")
+    ledger, job = Ledger(study), next(iter(study.jobs.values()))
+    with ledger.alive(job, silent) as tell:
+        tell("training", 3, 8)
+        first = ledger.sign(job).read_text()
+        until(lambda: ledger.sign(job).read_text() != first)
+        assert (ledger.sign_of_life(job) or "").startswith("training 3/8")
+    assert not ledger.sign(job).exists()
 
 
 def test_who_only_shares_a_storage_does_first_what_nobody_is_at(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +131,7 @@ def test_who_only_shares_a_storage_does_first_what_nobody_is_at(place: Path, mon
     run_here(elsewhere)
     assert done == list(elsewhere.jobs), "in the order of the file"
     done.clear()
-    with Storage(url).showing(here, at_work, silent) as shown, Ledger(here).alive(at_work, shown):
+    with Storage(url).showing(here, at_work), Ledger(here).alive(at_work, silent):
         Storage(url)._put(Ledger(here).sign(at_work).read_bytes(), f"running/{at_work.key}.json")
         run_here(elsewhere)
     of_it = [job.key for job in here.jobs.values() if at_work.key in job.needs]
@@ -138,6 +149,23 @@ def test_a_record_that_a_power_cut_emptied_is_made_again(place: Path) -> None:
     assert run_here(elsewhere) == []
     assert emptied.read_bytes().startswith(before[:20])
     assert found(place / "elsewhere") == found(place / "here")
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x1f\x8b", b"half"])
+def test_an_archive_that_a_power_cut_tore_is_made_again(damaged: bytes, place: Path) -> None:
+    url = str(place / "shared")
+    write_study(place, {**STUDY, "evaluation": {}})
+    assert run_here(open_study(place / "study.yaml", place / "here", storage=url)) == []
+    torn = next((place / "shared/artifacts").glob("train*dpo*"))
+    before = torn.read_bytes()
+    torn.write_bytes(before[: len(before) // 2] if damaged == b"half" else damaged)
+    larger = write_study(place, {**STUDY, "evaluation": {"benchmarks": ["arc_challenge"], "limit": 2}}, "larger.yaml")
+    assert run_here(open_study(larger, place / "elsewhere", storage=url)) == []
+    assert len(torn.read_bytes()) > len(before) / 2
+    adapters = [
+        place / name / "runs/tiny_mine.jsonl_dpo_seed0/adapter_model.safetensors" for name in ("here", "elsewhere")
+    ]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
 def test_a_job_that_ends_while_others_look_disturbs_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

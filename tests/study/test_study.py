@@ -73,7 +73,7 @@ def made(place: Path, study: dict[str, Any]) -> Path:
     return place
 
 
-LONGER: dict[str, Any] = {**STUDY, "recipe": {**SHORT, "training": {**SHORT["training"], "max_steps": 30}}}
+LONGER: dict[str, Any] = {**STUDY, "recipe": {**SHORT, "training": {**SHORT["training"], "max_steps": 15}}}
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_a_killed_worker_is_started_again_and_a_killed_study_goes_on(place: Path
         worker = _worker_of(training, place / "study/runs/tiny_mine.jsonl_dpo_seed0/checkpoints")
         os.kill(worker, signal.SIGKILL)
         evaluating = place / "study/jobs/evaluate_tiny_base.json"
-        _until(lambda: evaluating.exists() and training.exists() and _process(training) not in (None, worker))
+        until(lambda: evaluating.exists() and training.exists() and _process(training) not in (None, worker))
         command.kill()
     assert not (place / "study/jobs/evaluate_tiny_mine.jsonl_dpo_seed0.json").exists()
     bapo("study", "run", "study.yaml", "--processes", "2", cwd=place)
@@ -308,13 +308,13 @@ def _process(sign: Path) -> int | None:
 
 def _worker_of(sign: Path, checkpoints: Path) -> int:
     """The process that trains, once it has a checkpoint."""
-    _until(lambda: any(checkpoints.glob("checkpoint-*/complete")))
+    until(lambda: any(checkpoints.glob("checkpoint-*/complete")))
     worker = _process(sign)
     assert worker is not None
     return worker
 
 
-def _until(true: Any) -> None:
+def until(true: Any) -> None:
     deadline = time.monotonic() + 300
     while not true():
         assert time.monotonic() < deadline

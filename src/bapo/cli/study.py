@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bapo.cli import options
+from bapo.errors import BapoError
 
 if TYPE_CHECKING:
     from bapo.results import EstimatedJob
-    from bapo.study import Rates, Study
+    from bapo.study import Study
 
 UNFINISHED = 1
 """Exit code of a study of which jobs failed; 2 is that of every error."""
@@ -63,10 +64,10 @@ def plan(
 
     study = _opened(file, output, data_folder)
     states = _states(study)
-    estimates, rates = _estimated(study, gpu, share, quiet=as_json) if study.sizes.models else ([], None)
+    estimates, of = _estimated(study, gpu, share, quiet=as_json)
     if as_json:
-        estimated = [asdict(each) for each in estimates]
-        print_json({"folder": str(study.folder), "cells": list(study.cells), "jobs": states, "estimates": estimated})
+        known = {"estimates": [asdict(each) for each in estimates], "estimates_of": of}
+        print_json({"folder": str(study.folder), "cells": list(study.cells), "jobs": states, **known})
         return
     works = ("anchor", "train", "evaluate")
     rows: list[tuple[str, ...]] = []
@@ -81,24 +82,32 @@ def plan(
         for cell in study.cells.values()
     ]
     print_table(("model", "preference", "method", "seed", "varied", "training"), cells)
-    if rates is not None:
-        print_table(*estimate_rows(estimates), title=f"What it takes on {rates.called}")
+    if estimates:
+        print_table(*estimate_rows(estimates), title=f"What it takes on {of}")
+    else:
+        out.print(of, soft_wrap=True)
     out.print(f"folder {study.folder}", soft_wrap=True)
 
 
-def _estimated(study: Study, gpu: str | None, share: float, *, quiet: bool) -> tuple[list[EstimatedJob], Rates]:
+def _estimated(study: Study, gpu: str | None, share: float, *, quiet: bool) -> tuple[list[EstimatedJob], str]:
+    """What jobs take, and on which machine; or nothing, and why."""
     from bapo.cli.console import live_progress
     from bapo.study import Ledger, datasheet_rates, estimate, measured_rates
 
-    if gpu is None:
-        with live_progress(quiet=quiet) as on_progress:
-            rates = measured_rates(on_progress)
-    else:
+    if not study.sizes.models:
+        return [], f"{study.path} states no sizes of models and data, so nothing is estimated: see docs/study.md."
+    if gpu is not None:
         rates = datasheet_rates(gpu, share)
+    else:
+        try:
+            with live_progress(quiet=quiet) as on_progress:
+                rates = measured_rates(on_progress)
+        except BapoError as error:
+            return [], f"This machine could not be measured, so nothing is estimated: name a GPU with --gpu. {error}"
     ledger = Ledger(study)
     finished = {key: ledger.finished(job) for key, job in study.jobs.items()}
     took = {key: record.content.seconds for key, record in finished.items() if record is not None}
-    return estimate(study, rates, took), rates
+    return estimate(study, rates, took), rates.called
 
 
 @app.command()

@@ -18,9 +18,9 @@ from bapo.visible import visible, visible_in
 if TYPE_CHECKING:
     from bapo.results import SideBySide
 
-MOST_FLIPS = 6000
-"""Questions whose answer changed that a page holds; of more, those whose probability changed most."""
-
+MOST_BYTES = 3_000_000
+"""Of questions whose answer changed, with their texts, on a page that stays below 5 MB; of more, those are kept whose
+probability changed most."""
 
 _HALF_INCHES = 6.5
 """A wider picture takes the whole width of a page."""
@@ -118,25 +118,31 @@ def _shown(value: Any) -> Any:
 
 def _flips(page: Page) -> dict[str, Any]:
     """What the explorer shows: the largest changes, if they are too many."""
+    from jinja2.utils import htmlsafe_json_dumps
 
     def moved(flip: Mapping[str, Any]) -> float:
         return abs(flip["after"][flip["right"]] - flip["before"][flip["right"]])
 
-    kept = sorted(page.flips, key=moved, reverse=True)[:MOST_FLIPS]
+    kept: list[dict[str, Any]] = []
+    texts: dict[str, Mapping[str, Any]] = {}
+    size = 0
+    for flip in sorted(page.flips, key=moved, reverse=True):
+        rounded = {**flip, **{when: [round(p, 4) for p in flip[when]] for when in ("before", "after")}}
+        key = f"{flip['task']} {flip['document']}"
+        text = {key: page.questions[key]} if key in page.questions and key not in texts else {}
+        size += len(htmlsafe_json_dumps(visible_in([rounded, text])))
+        if size > MOST_BYTES:
+            break
+        kept.append(rounded)
+        texts |= text
     names = [name for name in page.filters if any(name in flip for flip in kept)]
     filters = {name: sorted({str(flip[name]) for flip in kept}) for name in names}
-    rounded = [
-        {**flip, "before": [round(p, 4) for p in flip["before"]], "after": [round(p, 4) for p in flip["after"]]}
-        for flip in kept
-    ]
-    asked = {f"{flip['task']} {flip['document']}" for flip in kept}
-    texts = {key: text for key, text in page.questions.items() if key in asked}
     those = "" if len(kept) == len(page.flips) else f"the {len(kept):,} whose probability changed most of "
     said = f"Questions whose answer became wrong or right: {those}{len(page.flips):,}."
     return {
         "shown": bool(kept),
         "said": said,
-        "data": visible_in({"flips": rounded, "questions": texts, "filters": filters}),
+        "data": visible_in({"flips": kept, "questions": texts, "filters": filters}),
     }
 
 

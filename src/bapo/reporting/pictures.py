@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bapo.files import save_figure, write_text
 from bapo.reporting.curves import Log, draw_curves
 from bapo.reporting.outcome import COLOURS as METHOD_COLOURS
+from bapo.results.comparison import BASE
 from bapo.results.study_cells import DRIFT, FORGETTING, QUESTION_MEASURES, REWARD_ACCURACY
 from bapo.visible import visible
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _INK = "#010203"
 """Of text and axes; a page replaces it by the colour of its own text."""
+
+_PANELS = 4
+"""Of a figure, side by side."""
 
 MOST_BARS = 80
 """Of more preferences the figure shows how they are distributed, without their names."""
@@ -108,15 +112,27 @@ def pictures(report: StudyReport, logs: Mapping[str, Mapping[str, Log]]) -> dict
         drawn["drift-and-forgetting"] = Picture(
             "Drift against forgetting.", caption, partial(_scatter, rows=moved), (5.6, 4.2)
         )
-    spread = [row for row in rows if not row.varied and len(row.by_preference) > 1]
+    spread = [row for row in rows if row.plain and len(row.by_preference) > 1]
     if spread:
         caption = f"Mean over benchmarks of the change of the {FORGETTING}, nats; the line is the base."
         bars = sum(row.preferences for row in spread)
-        title = "Change by preference (figures 2 and 3)."
+        title = "Change by preference."
         drawn["by-preference"] = (
             Picture(title, caption, partial(_by_preference, rows=spread), (6.4, 1.0 + 0.24 * bars))
             if bars <= MOST_BARS
             else Picture(title, caption, partial(_over_preferences, rows=spread), (6.4, 4.2))
+        )
+    pairs = [(row, base) for row in spread for base in report.rows if _is_base_of(base, row)]
+    if pairs and bars <= MOST_BARS:
+        caption = "Points of accuracy against the base, which is the line; means over seeds, without intervals."
+        columns = [name for name in report.columns if all(name in row.accuracy for row, _ in pairs)]
+        preferences = {(row.model, name) for row, _ in pairs for name in row.by_preference}
+        height = 0.8 + (0.6 + 0.22 * len(preferences)) * -(-len(columns) // _PANELS)
+        drawn["by-benchmark"] = Picture(
+            "Accuracy by preference and benchmark (figures 2 and 3).",
+            caption,
+            partial(_by_benchmark, pairs=pairs, columns=columns),
+            (8.4, height),
         )
     for key, name, title in (
         ("training.anchor_strength", "strengths", "Anchor strength (figure 7)."),
@@ -155,7 +171,7 @@ def _method(row: TableRow) -> str:
 
 
 def _name(row: TableRow) -> str:
-    return " ".join(part for part in (row.model, _method(row), row.varied) if part)
+    return " ".join(part for part in (row.model, row.source, _method(row), row.varied) if part)
 
 
 def _colour(name: str, names: Sequence[str]) -> str:
@@ -221,6 +237,36 @@ def _by_preference(figure: Any, rows: Sequence[TableRow]) -> None:
     _zero(axis)
     _bare(axis)
     axis.set_xlabel(f"{FORGETTING} (nats)")
+
+
+def _is_base_of(base: TableRow, row: TableRow) -> bool:
+    return base.method == BASE and (base.model, base.source) == (row.model, row.source)
+
+
+def _by_benchmark(figure: Any, pairs: Sequence[tuple[TableRow, TableRow]], columns: Sequence[str]) -> None:
+    """A panel a benchmark, a line a preference, a mark a method."""
+    methods = list(dict.fromkeys(row.method for row, _ in pairs))
+    models = {row.model for row, _ in pairs}
+    places = list(dict.fromkeys((row.model, preference) for row, _ in pairs for preference in row.by_preference))
+    grid = figure.subplots(-(-len(columns) // _PANELS), _PANELS, sharey=True, squeeze=False)
+    for axis in grid.flat[len(columns) :]:
+        axis.set_visible(False)
+    for axis, column in zip(grid.flat, columns, strict=False):
+        for row, base in pairs:
+            means = row.accuracy[column].by_preference or {}
+            at = [len(places) - 1 - places.index((row.model, preference)) for preference in means]
+            changes = [mean - base.accuracy[column].mean.value for mean in means.values()]
+            colour = _colour(row.method, methods)
+            axis.plot(changes, at, "o", color=colour, markersize=4, alpha=0.8, label=_method(row))
+        axis.set_title(column, color=_INK, fontsize=9)
+        _zero(axis)
+        _bare(axis)
+    names = [preference if len(models) == 1 else f"{model} {preference}" for model, preference in places]
+    grid[0][0].set_yticks(range(len(places)), names[::-1])
+    figure.supxlabel("points", fontsize=9, color=_INK)
+    marks, names = grid[0][0].get_legend_handles_labels()
+    once = dict(zip(names, marks, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside upper right", ncols=6, frameon=False)
 
 
 def _over_preferences(figure: Any, rows: Sequence[TableRow]) -> None:

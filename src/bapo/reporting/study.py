@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
-CLAIM_HEADER = ("claim", "model", "says", "estimate [95 %]", "against", "p (Holm)", "verdict")
+ROW_HEADER = ("model", "data", "method", "preferences", "runs")
+
+CLAIM_HEADER = ("claim", "model", "data", "says", "estimate [95 %]", "against", "p (Holm)", "verdict")
 
 
 def accuracy_table(report: StudyReport) -> Table:
     """Tables 2 to 4 of the paper: methods by benchmarks, mean over preferences, deviation in brackets, interval."""
-    header = ("model", "method", "preferences", "runs", *report.columns)
+    header = (*ROW_HEADER, *report.columns)
     return header, [
         (*_row(row), *(_accuracy(row.accuracy.get(name)) for name in report.columns)) for row in report.rows
     ]
@@ -29,7 +31,7 @@ def accuracy_table(report: StudyReport) -> Table:
 
 def change_table(report: StudyReport) -> Table:
     """The same as changes against the base on the same questions, points."""
-    header = ("model", "method", "preferences", "runs", *report.columns)
+    header = (*ROW_HEADER, *report.columns)
     return header, [
         (*_row(row), *(_change(row.accuracy.get(name)) for name in report.columns))
         for row in report.rows
@@ -39,19 +41,38 @@ def change_table(report: StudyReport) -> Table:
 
 def preference_table(report: StudyReport) -> Table:
     """What is known of held-out prompts: reward accuracy, drift, divergences, and the model's own answers."""
-    names = [name for name in PROMPT_MEASURES if any(name in row.prompts for row in report.rows)]
-    titles = [f"{name} ({PROMPT_MEASURES[name]})" if PROMPT_MEASURES[name] else name for name in names]
-    return ("model", "method", "preferences", "runs", *titles), [
+    names, titles = _prompt_measures(report.rows)
+    return (*ROW_HEADER, *titles), [
         (*_row(row), *(_measured(row.prompts.get(name), PROMPT_MEASURES[name]) for name in names))
         for row in report.rows
         if row.prompts
     ]
 
 
+def _prompt_measures(rows: Sequence[TableRow]) -> tuple[list[str], list[str]]:
+    """What some row has, and its columns' titles."""
+    names = [name for name in PROMPT_MEASURES if any(name in row.prompts for row in rows)]
+    return names, [f"{name} ({PROMPT_MEASURES[name]})" if PROMPT_MEASURES[name] else name for name in names]
+
+
+def common_table(report: StudyReport) -> Table:
+    """Methods over the preferences and seeds that all of them have: what is known of prompts, and of questions."""
+    names, titles = _prompt_measures(report.common)
+    measures = [name for name in QUESTION_MEASURES if any(name in row.overall for row in report.common)]
+    return (*ROW_HEADER, *titles, *(f"mean, {name}" for name in measures)), [
+        (
+            *_row(row),
+            *(_measured(row.prompts.get(name), PROMPT_MEASURES[name]) for name in names),
+            *(_overall(row, name) for name in measures),
+        )
+        for row in report.common
+    ]
+
+
 def logp_table(report: StudyReport) -> Table:
     """How the right choice's log-probability changed, by benchmark; and the mean of each measure."""
     means = [f"mean, {name}" for name in QUESTION_MEASURES]
-    header = ("model", "method", "preferences", "runs", *report.columns, *means)
+    header = (*ROW_HEADER, *report.columns, *means)
     return header, [
         (
             *_row(row),
@@ -69,6 +90,7 @@ def claim_table(report: StudyReport) -> Table:
         (
             claim.name,
             claim.model,
+            claim.source,
             claim.says,
             interval(claim.estimate, 1, 3),
             f"{claim.threshold:g}",
@@ -84,16 +106,18 @@ def tables(report: StudyReport) -> dict[str, Table]:
     named = {
         "claims": claim_table(report),
         "preferences": preference_table(report),
+        "common": common_table(report),
         "accuracy": accuracy_table(report),
         "changes": change_table(report),
         "logps": logp_table(report),
     }
-    return {name: table for name, table in named.items() if table[1] and len(table[0]) > 4}
+    return {name: table for name, table in named.items() if table[1] and len(table[0]) > len(ROW_HEADER)}
 
 
 TITLES = {
     "claims": "The paper's claims",
     "preferences": "Held-out preferences",
+    "common": "Methods on the same preferences and seeds",
     "accuracy": "Knowledge and alignment, percent right",
     "changes": "Change against the base, points",
     "logps": "Change of the right choice's log-probability, nats; and the means of all measures",
@@ -161,7 +185,7 @@ def _latex_row(row: Sequence[str]) -> str:
 
 def _row(row: TableRow) -> tuple[str, ...]:
     method = f"{row.method}, {row.varied}" if row.varied else row.method
-    return row.model, method, str(row.preferences), str(row.runs)
+    return row.model, row.source, method, str(row.preferences), str(row.runs)
 
 
 def _accuracy(cell: TableCell | None) -> str:
@@ -175,7 +199,8 @@ def _measured(cell: TableCell | None, unit: str) -> str:
     if cell is None:
         return ""
     floor = "" if cell.floor is None else f", floor {cell.floor:.0e}"
-    return interval(cell.mean, 1, 4 if unit.startswith("nats") else 1) + floor
+    judge = "" if cell.judge is None else f", judge {cell.judge:.0f} % right"
+    return interval(cell.mean, 1, 4 if unit.startswith("nats") else 1) + floor + judge
 
 
 def _nats(cell: TableCell | None) -> str:

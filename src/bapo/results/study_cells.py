@@ -55,7 +55,15 @@ SPOKEN = {
 }
 """Those of a model's own answers: which field of `Behaviour` they are, and by what it is multiplied."""
 
-SHARES = (REWARD_ACCURACY, "chosen-like answers", "repeated runs of words")
+CHOSEN_LIKE = "chosen-like answers"
+
+SHARES = (REWARD_ACCURACY, CHOSEN_LIKE, "repeated runs of words")
+
+BY_CATEGORY = ("mmlu", "hhh")
+"""Benchmarks that stand in tables by their categories, as in the paper."""
+
+OF_DATA = ("preferences.", "anchoring.")
+"""Sections of a recipe whose settings change what is asked, of models without training too."""
 
 Question = tuple[str, int, int, int]
 """Task, number, the right choice and how many there are: of questions that were changed, the last two give a sign."""
@@ -72,6 +80,8 @@ class EvaluatedCell:
         settings: recipe keys that are varied anywhere in the study, and their values here.
         varied_keys: those that are varied here.
         floors: by measure, what rounding makes of a divergence at most, nats a token.
+        judge: share of held-out pairs that the classifier of answers has right, percent.
+        trained: whether it is a run, and no rival without training.
     """
 
     model: str
@@ -84,11 +94,23 @@ class EvaluatedCell:
     settings: Mapping[str, Any] = field(default_factory=dict)
     varied_keys: tuple[str, ...] = ()
     floors: Mapping[str, float] = field(default_factory=dict)
+    judge: float | None = None
+    trained: bool = True
 
     @property
-    def row(self) -> tuple[str, str, str]:
+    def source(self) -> str:
+        """Of its preference, such as ``dsp``, over whose preferences means are; those of files have none."""
+        return source_of(self.preference)
+
+    @property
+    def row(self) -> tuple[str, str, str, str]:
         """The row of a table that it belongs to."""
-        return (self.model, self.method, self.varied)
+        return (self.model, self.source, self.method, self.varied)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is varied but the data."""
+        return all(key.startswith(OF_DATA) for key in self.varied_keys)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,6 +150,12 @@ class EvaluatedCell:
         return mark, len(self.prompts[measure])
 
 
+def source_of(preference: str) -> str:
+    """Which source a preference is of, such as ``dsp``; "" of files."""
+    name, colon, _ = preference.partition(":")
+    return name if colon else ""
+
+
 def evaluated_cell(
     record: Record[FinishedJob],
     *,
@@ -137,21 +165,34 @@ def evaluated_cell(
     seed: int,
     varied: Mapping[str, Any],
     settings: Mapping[str, Any],
+    trained: bool = True,
 ) -> EvaluatedCell:
-    """What a finished evaluation found; MMLU counts by its categories, as in the paper, others whole.
+    """What a finished evaluation found; `BY_CATEGORY` count by their categories, others whole.
 
     Args:
         record: of the evaluation.
         model, preference, method, seed: where it is in the grid.
         varied: recipe keys that are varied here.
         settings: those that are varied anywhere in the study, and their values here.
+        trained: whether it is a run, and no rival without training.
     """
     rows = record.items()
     named = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in varied.items())
     moved = record.content.movement
     floors = {} if moved is None else {f"divergence, {topic}": of.floor for topic, of in moved.divergence.items()}
     return EvaluatedCell(
-        model, preference, method, named, seed, _prompts(rows), _questions(rows), settings, tuple(varied), floors
+        model,
+        preference,
+        method,
+        named,
+        seed,
+        _prompts(rows),
+        _questions(rows),
+        settings,
+        tuple(varied),
+        floors,
+        None if record.content.judge is None else 100 * record.content.judge.value,
+        trained,
     )
 
 
@@ -193,7 +234,8 @@ def _question(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _questions(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[Question, float]]]:
     asked: dict[str, dict[Question, Mapping[str, Any]]] = {}
     for row in (row for row in map(_question, rows) if row is not None):
-        column = row["benchmark"] if row["benchmark"] != "mmlu" else f"mmlu: {row['category']}"
+        name, category = row["benchmark"], row["category"]
+        column = f"{name}: {category}" if name in BY_CATEGORY and category else name
         asked.setdefault(column, {})[row["task"], row["document"], row["right"], len(row["logps"])] = row
     choices: dict[str, list[Choices]] = {
         column: [(row["logps"], row["right"]) for row in part.values()] for column, part in asked.items()

@@ -32,6 +32,9 @@ from bapo.results.study_cells import (
 DRIFT_HELD = -0.01
 """Nats a token that base responses may lose and still count as held: 1 % of their probability."""
 
+LOSS_HELD = 0.05
+"""Nats of the right choice's log-probability that may be lost and still count as nothing: 5 % of its probability."""
+
 MATCHED = 5.0
 """Points by which reward accuracies may differ and still count as matched."""
 
@@ -45,11 +48,11 @@ Holds = Literal["holds", "does not hold", "cannot tell"]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One of the paper's claims, on one model.
+    """One of the paper's claims, on one model and the preferences of one source.
 
     Attributes:
         name: C1 to C6.
-        model: on which.
+        model, source: on which.
         says: in words.
         estimate: of what decides it, and ``threshold`` what it is compared with.
         p: of the verdict, corrected for all claims of the study (Holm); 1 where there is none.
@@ -58,6 +61,7 @@ class Claim:
 
     name: str
     model: str
+    source: str
     says: str
     estimate: Estimate
     threshold: float
@@ -92,13 +96,13 @@ def judge_claims(cells: Sequence[EvaluatedCell]) -> tuple[Claim, ...]:
     """
     claims: list[Claim] = []
     judged: dict[int, tuple[Array, ...]] = {}
-    for model in dict.fromkeys(cell.model for cell in cells):
-        for asked in _claims([cell for cell in cells if cell.model == model]):
+    for place in dict.fromkeys((cell.model, cell.source) for cell in cells):
+        for asked in _claims([cell for cell in cells if (cell.model, cell.source) == place]):
             says = asked.says if asked.units > 1 else f"{asked.says} (one run: its items alone, no verdict)"
             if asked.units > 1:
                 judged[len(claims)] = (asked.draws - asked.threshold, *asked.also)
             estimate = estimate_of(asked.value, asked.draws)
-            claims.append(Claim(asked.name, model, says, estimate, asked.threshold, 1.0, "cannot tell"))
+            claims.append(Claim(asked.name, *place, says, estimate, asked.threshold, 1.0, "cannot tell"))
     for at, claim in zip(judged, holm([(claims[at], parts) for at, parts in judged.items()]), strict=True):
         claims[at] = claim
     return tuple(claims)
@@ -218,7 +222,8 @@ def _strengths(cells: Sequence[EvaluatedCell]) -> Iterator[_Open]:
 
 
 def _ranks(cells: Sequence[EvaluatedCell]) -> Iterator[_Open]:
-    """C6: from the smallest to the largest rank that both methods have, DPO loses, and BAPO loses less."""
+    """C6: from the smallest to the largest rank that both methods have, DPO loses, BAPO loses less, and no more than
+    `LOSS_HELD`."""
     ours, theirs = (by_setting([cell for cell in cells if cell.method == method], RANK) for method in ("bapo", "dpo"))
     ranks = sorted(ours.keys() & theirs.keys())
     if len(ranks) < 2:
@@ -232,11 +237,13 @@ def _ranks(cells: Sequence[EvaluatedCell]) -> Iterator[_Open]:
         change_between([(at[side][key], at[side + 1][key]) for key in common], FORGETTING) for side in (0, 2)
     )
     says = (
-        f"forgetting grows with the LoRA rank under DPO, and less under BAPO: from rank {low:g} to {high:g} DPO loses, "
-        f"and BAPO loses less (BAPO's change less DPO's, nats, {FORGETTING})"
+        f"forgetting grows with the LoRA rank under DPO and not under BAPO: from rank {low:g} to {high:g} DPO loses, "
+        f"BAPO loses less (BAPO's change less DPO's, nats, {FORGETTING}), and its own change is above -{LOSS_HELD:g}"
     )
     units = units_of([at[0][key] for key in common])
-    yield _Open("C6", says, change - their_change, draws - their_draws, units=units, also=(-their_draws,))
+    yield _Open(
+        "C6", says, change - their_change, draws - their_draws, units=units, also=(-their_draws, draws + LOSS_HELD)
+    )
 
 
 def by_setting(cells: Sequence[EvaluatedCell], key: str) -> Mapping[float, list[EvaluatedCell]]:

@@ -13,6 +13,7 @@ from bapo.results.estimates import Estimate
 from bapo.results.records import Kind
 from bapo.results.study_cells import (
     ACCURACY,
+    CHOSEN_LIKE,
     FORGETTING,
     LEVEL,
     PROMPT_MEASURES,
@@ -28,6 +29,7 @@ from bapo.results.study_cells import (
     estimate_of,
     mean_of,
     scale_of,
+    source_of,
     weights_of,
 )
 from bapo.results.study_claims import RANK, STRENGTH, Claim, by_setting, judge_claims
@@ -43,6 +45,7 @@ class TableCell:
         change: against the base on the same questions, where there are such.
         by_preference: the means that it is the mean of.
         floor: of a divergence, what rounding makes of it at most, nats a token.
+        judge: of what a classifier says, the share of held-out pairs that it has right, percent.
     """
 
     mean: Estimate
@@ -50,14 +53,16 @@ class TableCell:
     change: Estimate | None = None
     by_preference: Mapping[str, float] | None = None
     floor: float | None = None
+    judge: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One method on one model.
+    """One method on one model and the preferences of one source.
 
     Attributes:
-        model, method, varied: what it is.
+        model, source, method, varied: what it is.
+        plain: whether nothing is varied but the data.
         settings: recipe keys that are varied, and their values.
         preferences, runs: how many the means are over.
         accuracy: by benchmark or category of one, percent.
@@ -68,8 +73,10 @@ class TableRow:
     """
 
     model: str
+    source: str
     method: str
     varied: str
+    plain: bool
     settings: Mapping[str, float | str]
     preferences: int
     runs: int
@@ -85,10 +92,11 @@ class StudyReport:
     """All that a report of a study shows.
 
     Attributes:
-        rows: of the tables, the base of each model first.
+        rows: of the tables, the base of each model and source first.
         columns: benchmarks and categories, in order.
         claims: verdicts.
         jobs, done: how many there are, and how many are done.
+        common: where methods were run on different preferences or seeds, a row of each over what all of them have.
         along: by a setting that methods were run with at several values, rows of each method and value, over those
             preferences and seeds that the method has at all of them.
     """
@@ -98,10 +106,11 @@ class StudyReport:
     claims: tuple[Claim, ...]
     jobs: int
     done: int
+    common: tuple[TableRow, ...]
     along: Mapping[str, tuple[TableRow, ...]]
 
 
-STUDY_REPORT = Kind("a study's report", 4, StudyReport)
+STUDY_REPORT = Kind("a study's report", 5, StudyReport)
 """Its version counts up also where the same records make other numbers."""
 
 
@@ -129,20 +138,39 @@ def study_report(
         key: list(group) for key, group in groupby(sorted(cells, key=lambda cell: cell.row), lambda cell: cell.row)
     }
     rows = [
-        replace(_row([base], None, columns), prompts=_spoken(said), preferences=max(1, len(said)))
+        replace(_row([base], None, columns), source=source, prompts=_spoken(said), preferences=max(1, len(said)))
         for model, base in bases.items()
-        for said in [(spoken or {}).get(model, {})]
+        for source in dict.fromkeys(cell.source for cell in cells if cell.model == model) or [""]
+        for said in [{of: each for of, each in (spoken or {}).get(model, {}).items() if source_of(of) == source}]
     ]
     rows += [_row(by_row[key], bases.get(key[0]), columns) for key in dict.fromkeys(cell.row for cell in cells)]
     along = {key: tuple(_along(cells, key, bases, columns)) for key in (STRENGTH, RANK)}
-    return StudyReport(tuple(rows), columns, judge_claims(cells), jobs, done, along)
+    common = tuple(_common(cells, bases, columns))
+    return StudyReport(tuple(rows), columns, judge_claims(cells), jobs, done, common, along)
+
+
+def _common(
+    cells: Sequence[EvaluatedCell], bases: Mapping[str, EvaluatedCell], columns: Sequence[str]
+) -> Iterator[TableRow]:
+    """Of trained methods, which a loss is known of; rivals have no seeds."""
+    trained = [cell for cell in cells if cell.trained and not cell.varied]
+    for place in dict.fromkeys((cell.model, cell.source) for cell in trained):
+        runs: dict[str, dict[tuple[str, int], EvaluatedCell]] = {}
+        for cell in (cell for cell in trained if (cell.model, cell.source) == place):
+            runs.setdefault(cell.method, {})[cell.preference, cell.seed] = cell
+        shared = set.intersection(*(set(of) for of in runs.values()))
+        if shared and any(set(of) != shared for of in runs.values()):
+            yield from (
+                _row([of[where] for where in sorted(shared)], bases.get(place[0]), columns) for of in runs.values()
+            )
 
 
 def _along(
     cells: Sequence[EvaluatedCell], key: str, bases: Mapping[str, EvaluatedCell], columns: Sequence[str]
 ) -> Iterator[TableRow]:
-    for model, method in dict.fromkeys((cell.model, cell.method) for cell in cells):
-        by_value = by_setting([cell for cell in cells if (cell.model, cell.method) == (model, method)], key)
+    for place in dict.fromkeys((cell.model, cell.source, cell.method) for cell in cells):
+        model, *_ = place
+        by_value = by_setting([cell for cell in cells if (cell.model, cell.source, cell.method) == place], key)
         runs = [{(cell.preference, cell.seed): cell for cell in of} for _, of in sorted(by_value.items())]
         common = [where for where in runs[0] if all(where in of for of in runs)] if len(runs) > 1 else []
         yield from (_row([of[where] for where in common], bases.get(model), columns) for of in runs if common)
@@ -166,11 +194,13 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
         overall = {measure: estimate_of(*change_between(pairs, measure)) for measure in QUESTION_MEASURES}
     judged = [cell.by_preference or {} for cell in logps.get(FORGETTING, {}).values()]
     names = judged[0] if judged else ()
-    model, method, varied = cells[0].row
+    model, source, method, varied = cells[0].row
     return TableRow(
         model,
+        source,
         method,
         varied,
+        all(cell.plain for cell in cells),
         settings={key: value for key, value in cells[0].settings.items() if isinstance(value, int | float | str)},
         preferences=len(draws.cells),
         runs=len(draws.flat),
@@ -209,7 +239,9 @@ def _spoken(of_preferences: Mapping[str, Behaviour]) -> dict[str, TableCell]:
 def _prompt_cell(cells: Sequence[EvaluatedCell], draws: Draws, measure: str) -> TableCell:
     found = _table_cell(draws, *draws.of_prompts(measure))
     floor = max((cell.floors[measure] for cell in cells if measure in cell.floors), default=None)
-    return replace(_as_share(found) if measure in SHARES else found, floor=floor)
+    judges = [cell.judge for cell in cells if cell.judge is not None] if measure == CHOSEN_LIKE else []
+    judge = float(np.mean(judges)) if judges else None
+    return replace(_as_share(found) if measure in SHARES else found, floor=floor, judge=judge)
 
 
 def _as_share(cell: TableCell) -> TableCell:

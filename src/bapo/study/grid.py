@@ -19,6 +19,7 @@ from bapo.preferences import preference_in_words
 from bapo.preferences.sources.user import EVERY, users_of
 from bapo.registry import names, nearest
 from bapo.results import BASE, PROMPT_ONLY, identity_of, shared_name
+from bapo.results.study_cells import OF_DATA
 from bapo.settings import SCORING_VERSION
 from bapo.study.file import EvaluationSection, GridSection, StudyFile, read_study
 from bapo.study.sizes import SizesSection
@@ -57,6 +58,11 @@ class Cell:
     seed: int
     varied: Mapping[str, Any]
     recipe: Recipe
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is varied but the data."""
+        return all(key.startswith(OF_DATA) for key in self.varied)
 
 
 @dataclass(frozen=True)

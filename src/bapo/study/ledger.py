@@ -17,13 +17,13 @@ from typing import Literal
 
 from bapo.errors import BapoError
 from bapo.files import make_folder, write_json, write_text
-from bapo.progress import OnProgress
+from bapo.progress import OnProgress, meanwhile
 from bapo.results import FAILED_JOB, FINISHED_JOB, FinishedJob, Provenance, Record, identity_of
 from bapo.study.grid import Study, StudyJob
 
 State = Literal["done", "running", "failed", "blocked", "waiting"]
 
-_BEAT_S, _DEAD_S = 2.0, 60.0
+_BEAT_S, _STILL_S, _DEAD_S = 2.0, 20.0, 60.0
 _NOT_FOR_OTHERS = """# What holds texts of the data, or can be made again.
 anchored/
 runs/
@@ -97,22 +97,27 @@ class Ledger:
 
     @contextmanager
     def alive(self, job: StudyJob, on_progress: OnProgress) -> Iterator[OnProgress]:
-        """Show that a job runs, and how far it is, to whoever reads the folder."""
+        """Show that a job runs, and how far it is, to whoever reads the folder, as it goes on and in between."""
         make_folder(self.sign(job).parent)
-        last = 0.0
+        who, last = {"host": socket.gethostname(), "process": os.getpid()}, 0.0
+        said: dict[str, str | int] = {}
+
+        def show() -> None:
+            with suppress(BapoError):  # a sign that cannot be written stops no work
+                write_json(self.sign(job), {**who, "at": time.time(), **said})
 
         def tell(stage: str, done: int, total: int, note: str = "") -> None:
             nonlocal last
             on_progress(stage, done, total, note)
+            said.update(stage=stage, done=done, total=total)
             if time.monotonic() - last >= _BEAT_S:
                 last = time.monotonic()
-                who = {"host": socket.gethostname(), "process": os.getpid(), "at": time.time()}
-                with suppress(BapoError):  # a sign that cannot be written stops no work
-                    write_json(self.sign(job), {**who, "stage": stage, "done": done, "total": total})
+                show()
 
         tell("starting", 0, 1)
         try:
-            yield tell
+            with meanwhile(show, _STILL_S):
+                yield tell
         finally:
             self.sign(job).unlink(missing_ok=True)
 

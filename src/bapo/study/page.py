@@ -33,9 +33,10 @@ def study_page(study: Study, record: Record[StudyReport], *, texts: bool = True)
     report = record.content
     tables = drawn.tables(report)
     figures = pictures(report, logs_by_method(study))
+    several = len({(each.model, each.source) for each in report.claims}) > 1
     verdicts = [
         PageVerdict(
-            claim.name + (f" ({claim.model})" if len({each.model for each in report.claims}) > 1 else ""),
+            claim.name + (f" ({', '.join(filter(None, (claim.model, claim.source)))})" if several else ""),
             claim.verdict,
             claim.says,
             f"{interval(claim.estimate, 1, 4)} against {claim.threshold:g}, p {claim.p:.3f}",
@@ -76,25 +77,22 @@ def _questions(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def _answers(study: Study) -> list[SideBySide]:
-    """Of each model and preference, the answers of the base and of all methods with the first seed, unvaried."""
+    """Of each model and preference, the answers of the base, of rivals, and of all methods with the first seed."""
     ledger, sides = Ledger(study), []
-    evaluated = {
-        job.of: record.content.answers
-        for job in study.jobs.values()
-        if job.work == "evaluate" and (record := ledger.finished(job)) is not None and job.of in study.cells
-    }
-    bases = {
-        study.cell_of(job).model: record.content.answers
-        for job in study.jobs.values()
-        if job.of == BASE and job.work == "evaluate" and (record := ledger.finished(job)) is not None
-    }
+    bases: dict[str, Mapping[str, str]] = {}
     groups: dict[tuple[str, str], dict[str, Mapping[str, str]]] = {}
-    for key, answers in evaluated.items():
-        cell = study.cells[key]
-        if answers and not cell.varied:
-            groups.setdefault((cell.model, cell.preference), {}).setdefault(cell.method.upper(), answers)
-    for (model, preference), by_method in groups.items():
-        named = {BASE: bases.get(model, {}), **by_method}
+    for job in study.jobs.values():
+        cell, trained = study.cell_of(job), job.of in study.cells
+        record = ledger.finished(job) if job.work == "evaluate" and (cell.plain or not trained) else None
+        if record is None or not record.content.answers:
+            continue
+        if job.of == BASE:
+            bases[cell.model] = record.content.answers
+            continue
+        name = cell.method.upper() if trained else job.of
+        groups.setdefault((cell.model, cell.preference), {}).setdefault(name, record.content.answers)
+    for (model, preference), by_name in groups.items():
+        named = {BASE: bases.get(model, {}), **by_name}
         for prompt in study.evaluation.questions:
             said = {name: answers[prompt] for name, answers in named.items() if prompt in answers}
             sides.append(SideBySide(f"{prompt} ({model}, {preference})", said))
@@ -124,7 +122,7 @@ def _made(study: Study, record: Record[StudyReport]) -> list[tuple[str, str]]:
     return [
         ("study file", study.path.name),
         ("jobs", f"{record.content.done} of {record.content.jobs}, {seconds / 3600:.1f} hours together"),
-        ("most memory of a job", f"{max(each.content.peak_bytes for each in finished) / 1e9:.1f} GB"),
+        ("most memory of a process", f"{max(each.content.peak_bytes for each in finished) / 1e9:.1f} GB"),
         ("machines", "; ".join(sorted(machines))),
         ("packages", "; ".join(sorted(versions))),
         ("models and their weights' fingerprints", "; ".join(sorted(weights))),

@@ -24,11 +24,9 @@ from bapo.results import (
     identity_of,
     study_report,
 )
+from bapo.results.study_cells import OF_DATA
 from bapo.study.grid import Study, StudyJob
 from bapo.study.ledger import Ledger
-
-_OF_DATA = ("preferences.", "anchoring.")
-"""Sections whose settings change what is asked, of models without training too."""
 
 
 def report(study: Study) -> Record[StudyReport]:
@@ -65,10 +63,9 @@ def report(study: Study) -> Record[StudyReport]:
         else:
             cells.append(cell)
             flips += flipped_questions(cell, before.get(cell.model, []), record.items())
-            if record.content.base_behaviour is not None and not any(
-                key.startswith(_OF_DATA) for key in cell.varied_keys
-            ):
-                spoken.setdefault(cell.model, {}).setdefault(cell.preference, record.content.base_behaviour)
+            said = spoken.setdefault(cell.model, {})
+            if record.content.base_behaviour is not None and (cell.preference not in said or not cell.varied):
+                said[cell.preference] = record.content.base_behaviour
     if not bases and not cells:
         raise BapoError(f"No evaluation of {study.path} is done: start it with bapo study run {study.path}.")
     content = study_report(bases, cells, jobs=len(study.jobs), done=len(done), spoken=spoken)
@@ -98,11 +95,11 @@ Log = tuple[Mapping[str, float], ...]
 
 
 def logs_by_method(study: Study) -> dict[str, dict[str, Log]]:
-    """What the trainer logged, by model and preference and by method; of runs that are not varied, the first seed."""
+    """What the trainer logged, by model and preference and by method; of runs that are plain, the first seed."""
     by_place: dict[tuple[str, str], dict[str, Log]] = {}
     for key, log in logs(study).items():
         cell = study.cells[key]
-        if not cell.varied:
+        if cell.plain:
             by_place.setdefault((cell.model, cell.preference), {}).setdefault(cell.method, log)
     if len(by_place) <= MOST_PLACES:
         return {", ".join(place): of_methods for place, of_methods in by_place.items()}
@@ -144,8 +141,8 @@ def _place(study: Study, job: StudyJob, varied: Sequence[str]) -> dict[str, Any]
     shared = study.cell_of(job)
     if job.of == BASE:
         return {"model": shared.model, "preference": "", "method": BASE, "seed": 0, "varied": {}, "settings": {}}
-    where = {"model": shared.model, "preference": shared.preference, "method": job.of, "seed": 0}
-    of_data = {key: value for key, value in shared.varied.items() if key.startswith(_OF_DATA)}
+    where = {"model": shared.model, "preference": shared.preference, "method": job.of, "seed": 0, "trained": False}
+    of_data = {key: value for key, value in shared.varied.items() if key.startswith(OF_DATA)}
     return {**where, "varied": of_data, "settings": {key: _value(shared.recipe, key) for key in of_data}}
 
 

@@ -6,11 +6,12 @@ a record that is there speaks of artifacts that are there. Two workers that do t
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
-import time
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from bapo.errors import BapoError, foreign
 from bapo.files import LOCK, locked, make_folder, private, read_bytes, record_in, write_bytes, write_text
-from bapo.progress import OnProgress
+from bapo.progress import meanwhile
 from bapo.results.runs import DONE
 from bapo.study.grid import Study, StudyJob
 from bapo.study.ledger import Ledger
@@ -66,7 +67,7 @@ class Storage:
     def push(self, study: Study, job: StudyJob) -> None:
         """Copy what a job left, if it is finished here and not there: artifacts, items, record; else why it failed."""
         ledger = Ledger(study)
-        if self._has(job):
+        if self._has(study, job):
             return
         if ledger.finished(job) is None:
             failure = ledger.failure(job)
@@ -99,10 +100,15 @@ class Storage:
             if not record.is_file():
                 self._get(f"failures/{failure.name}", failure)
         if artifacts and ledger.finished(job) is not None and not _is_there(study, job):
+            name = _archive_name(job)
             with self._reached():
-                if self.fs.exists(f"{self.root}/{_archive_name(job)}"):
-                    _unpack(study, job, self.fs.cat_file(f"{self.root}/{_archive_name(job)}"))
-                    _remember(study, job)
+                there = self.fs.exists(f"{self.root}/{name}")
+                files = _unpacked(self.fs.cat_file(f"{self.root}/{name}")) if there else {}
+            if files:
+                _take(study, job, files)
+                _remember(study, job)
+            elif there:
+                self._remove(name)
 
     def push_all(self, study: Study) -> None:
         """Copy what was finished here and is not there, because whoever finished it was killed before it was copied."""
@@ -128,20 +134,17 @@ class Storage:
                     self._get(f"running/{name}", Ledger(study).sign(job))
 
     @contextmanager
-    def showing(self, study: Study, job: StudyJob, on_progress: OnProgress) -> Iterator[OnProgress]:
+    def showing(self, study: Study, job: StudyJob) -> Iterator[None]:
         """Let others see that a job runs, and how far it is."""
-        sign, last = Ledger(study).sign(job), 0.0
+        sign = Ledger(study).sign(job)
 
-        def tell(stage: str, done: int, total: int, note: str = "") -> None:
-            nonlocal last
-            on_progress(stage, done, total, note)
-            if time.monotonic() - last >= _BEAT_S and sign.is_file():
-                last = time.monotonic()
-                with suppress(BapoError, OSError):  # a sign that cannot be copied stops no work
-                    self._put(sign.read_bytes(), f"running/{sign.name}")
+        def copy() -> None:
+            with suppress(BapoError, OSError):  # a sign that is not there yet, or cannot be copied, stops no work
+                self._put(sign.read_bytes(), f"running/{sign.name}")
 
         try:
-            yield tell
+            with meanwhile(copy, _BEAT_S):
+                yield
         finally:
             with suppress(BapoError):
                 self._remove(f"running/{sign.name}")
@@ -175,12 +178,13 @@ class Storage:
             self.fs.pipe_file(part, content)
             self.fs.mv(part, str(final))
 
-    def _has(self, job: StudyJob) -> bool:
-        """Whether somebody has copied the job's record."""
-        name = f"{self.root}/jobs/{job.key}.json"
+    def _has(self, study: Study, job: StudyJob) -> bool:
+        """Whether somebody has copied the job's record, and what others need of it."""
+        name, archive = f"{self.root}/jobs/{job.key}.json", f"{self.root}/{_archive_name(job)}"
         with self._reached():
             record = record_in(self.fs.cat_file(name)) if self.fs.exists(name) else None
-        return record is not None and record.get("identity") == job.identity
+            whole = _folder(study, job) is None or self.fs.exists(archive)
+        return whole and record is not None and record.get("identity") == job.identity
 
     def _names(self, folder: str) -> set[str]:
         """What lies in a folder, without asking for each object."""
@@ -206,7 +210,7 @@ class Storage:
 
 
 def _archive_name(job: StudyJob) -> str:
-    return f"artifacts/{job.key}-{job.identity[:16]}.tar"
+    return f"artifacts/{job.key}-{job.identity[:16]}.tar.gz"
 
 
 def _folder(study: Study, job: StudyJob) -> Path | None:
@@ -241,7 +245,7 @@ def _archive(study: Study, job: StudyJob) -> bytes:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    return written.getvalue()
+    return gzip.compress(written.getvalue(), compresslevel=1, mtime=0)  # for its checksum: weights hardly shrink
 
 
 def _files(study: Study, job: StudyJob, folder: Path) -> dict[str, bytes]:
@@ -254,20 +258,28 @@ def _files(study: Study, job: StudyJob, folder: Path) -> dict[str, bytes]:
     return {path.name: read_bytes(path) for path in paths if path.is_file() and not path.name.startswith(".")}
 
 
-def _unpack(study: Study, job: StudyJob, content: bytes) -> None:
+def _unpacked(content: bytes) -> dict[str, bytes]:
+    """The files of an archive; none of one that is damaged, which is as none."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as archive:
+            return {
+                member.name: file.read()
+                for member in archive.getmembers()
+                if "/" not in member.name and not member.name.startswith(".") and (file := archive.extractfile(member))
+            }
+    except (OSError, EOFError, zlib.error, tarfile.TarError):
+        return {}
+
+
+def _take(study: Study, job: StudyJob, files: Mapping[str, bytes]) -> None:
+    """Put what others need of a job where it lies."""
     folder = _folder(study, job)
     assert folder is not None
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        files = {
-            member.name: file.read()
-            for member in archive.getmembers()
-            if "/" not in member.name and not member.name.startswith(".") and (file := archive.extractfile(member))
-        }
     with locked(make_folder(folder) / LOCK):
         if job.work == "anchor":
             from bapo.anchoring import add_part
 
             add_part(folder, files)
             return
-        for name, file_content in files.items():
-            write_bytes(folder / name, file_content)
+        for name, content in files.items():
+            write_bytes(folder / name, content)

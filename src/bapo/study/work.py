@@ -56,8 +56,8 @@ def do(study: Study, job: StudyJob, on_progress: OnProgress = silent) -> bool:
         return _do(study, job, on_progress)
     storage = Storage(study.storage)
     storage.fetch_needed(study, job)
-    with storage.showing(study, job, on_progress) as tell:
-        done = _do(study, job, tell)
+    with storage.showing(study, job):
+        done = _do(study, job, on_progress)
     storage.push(study, job)
     return done
 
