@@ -312,6 +312,24 @@ def test_preferences_of_two_sources_are_two_rows_and_judged_apart() -> None:
     assert found == {("dsp", "holds"), ("psoups", "does not hold")}
 
 
+def test_knowledge_and_alignment_are_judged_apart_where_both_were_asked() -> None:
+    """BAPO loses 0.2 nats of the one and gains 0.6 of the other: 0.2 in the mean."""
+
+    def asked(cell: EvaluatedCell, knowledge: float, alignment: float) -> EvaluatedCell:
+        own = {"arc": knowledge, **dict.fromkeys(("hhh: honest", "hhh: helpful"), alignment)}
+        values = {name: {(name, at): value for at in range(5)} for name, value in own.items()}
+        measures = dict.fromkeys(("accuracy", "right choice", "right choice, tempered"), values)
+        return replace(cell, questions=measures, kinds={"arc": "knowledge", "hhh": "alignment"})
+
+    cells = [asked(cell("dpo", name), 0.0, 0.0) for name in "abcd"]
+    cells += [asked(cell("bapo", name), -0.2, 0.6) for name in "abcd"]
+    claims = named(cells)
+    assert [claims[name].estimate.value for name in ("C3", "C3 knowledge", "C3 alignment")] == pytest.approx(
+        [0.2, -0.2, 0.6]
+    )
+    assert (claims["C3 knowledge"].verdict, claims["C3 alignment"].verdict) == ("does not hold", "holds")
+
+
 def test_methods_with_other_preferences_are_compared_on_those_that_all_have() -> None:
     cells = [
         *(cell(method, preference, drift=-1.0) for method in ("dpo", "bapo") for preference in "ab"),

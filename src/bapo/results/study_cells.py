@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bapo.errors import BapoError
+from bapo.results.answers import BenchmarkKind
 from bapo.results.estimates import Estimate
 from bapo.results.preferences import PromptScores, from_rows
 from bapo.results.records import Record
@@ -82,6 +83,7 @@ class EvaluatedCell:
         floors: by measure, what rounding makes of a divergence at most, nats a token.
         judge: share of held-out pairs that the classifier of answers has right, percent.
         trained: whether it is a run, and no rival without training.
+        kinds: of benchmarks, by name.
     """
 
     model: str
@@ -96,6 +98,7 @@ class EvaluatedCell:
     floors: Mapping[str, float] = field(default_factory=dict)
     judge: float | None = None
     trained: bool = True
+    kinds: Mapping[str, BenchmarkKind] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -116,6 +119,10 @@ class EvaluatedCell:
     def columns(self) -> tuple[str, ...]:
         """Of the tables."""
         return tuple(self.questions.get(ACCURACY, {}))
+
+    def columns_of(self, kind: BenchmarkKind) -> tuple[str, ...]:
+        """Of the tables, those of benchmarks of one kind."""
+        return tuple(name for name in self.columns if self.kinds.get(benchmark_of(name)) == kind)
 
     def minus(self, other: EvaluatedCell, measure: str, column: str) -> EvaluatedCell:
         """The cell with its questions' values less another's.
@@ -193,6 +200,7 @@ def evaluated_cell(
         floors,
         None if record.content.judge is None else 100 * record.content.judge.value,
         trained,
+        {name: asked.kind for name, asked in record.content.benchmarks.items()},
     )
 
 
@@ -400,10 +408,20 @@ def estimate_of(value: float, draws: Array) -> Estimate:
 
 
 def change_between(
-    pairs: Sequence[tuple[EvaluatedCell, EvaluatedCell]], measure: str, seed: int = 0
+    pairs: Sequence[tuple[EvaluatedCell, EvaluatedCell]],
+    measure: str,
+    seed: int = 0,
+    columns: Sequence[str] | None = None,
 ) -> tuple[float, Array]:
-    """Mean over benchmarks of how much the first cells' questions exceed the second ones', and its draws."""
-    columns = pairs[0][0].columns
+    """Mean over benchmarks of how much the first cells' questions exceed the second ones', and its draws.
+
+    Args:
+        pairs: of cells.
+        measure: of questions.
+        seed: of the draws.
+        columns: of the tables; all by default.
+    """
+    columns = pairs[0][0].columns if columns is None else columns
     kept = [
         Draws([a.minus(b, measure, column) for a, b in pairs], seed).of_questions(measure, column, -1.0)
         for column in columns

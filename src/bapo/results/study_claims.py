@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bapo.results.answers import BenchmarkKind
 from bapo.results.changes import BUDGET
 from bapo.results.estimates import Estimate
 from bapo.results.study_cells import (
@@ -37,6 +38,9 @@ LOSS_HELD = 0.05
 
 MATCHED = 5.0
 """Points by which reward accuracies may differ and still count as matched."""
+
+KINDS: tuple[BenchmarkKind, ...] = ("knowledge", "alignment")
+"""Of benchmarks; where both were asked, each is judged by itself, too."""
 
 STRENGTH, RANK = "training.anchor_strength", "lora.rank"
 
@@ -134,6 +138,10 @@ def _against_dpo(
         return
     says = "BAPO keeps knowledge and alignment better than DPO: mean over benchmarks"
     yield _Open("C3", f"{says}, nats ({FORGETTING})", *change_between(pairs, FORGETTING), units=units)
+    kinds = {kind: pairs[0][0].columns_of(kind) for kind in KINDS}
+    for kind, columns in kinds.items() if all(kinds.values()) else ():
+        says_it = f"BAPO keeps {kind} better than DPO, nats ({FORGETTING})"
+        yield _Open(f"C3 {kind}", says_it, *change_between(pairs, FORGETTING, columns=columns), units=units)
     yield _Open("C3 tempered", f"{says}, nats ({TEMPERED})", *change_between(pairs, TEMPERED), units=units)
     yield _Open("C3 by accuracy", f"{says}, points", *change_between(pairs, ACCURACY), units=units)
     matched = _matched([a for a, _ in pairs], [cell for cell in cells if cell.method == "dpo"])

@@ -110,7 +110,7 @@ class StudyReport:
     along: Mapping[str, tuple[TableRow, ...]]
 
 
-STUDY_REPORT = Kind("a study's report", 5, StudyReport)
+STUDY_REPORT = Kind("a study's report", 6, StudyReport)
 """Its version counts up also where the same records make other numbers."""
 
 
