@@ -40,7 +40,7 @@ def _check_numbers(passes: Mapping[str, Tensor]) -> None:
     if not all(tokens.isfinite().all() for tokens in passes.values()):
         raise BapoError(
             "The model gives a log-probability that is not a number for a plain prompt: "
-            "its weights are damaged or its precision is too low."
+            "load it in bf16 or float32, as float16 overflows, or download its weights again."
         )
 
 

@@ -90,7 +90,7 @@ class PairTrainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         with foreign(
             f"The checkpoint {folder} could not be written",
-            "see that there is room and that you may, and start again: it goes on from the last whole checkpoint",
+            "see that there is room and that you may write there, and start again: it goes on from the last whole one",
         ):
             most, self.args.save_total_limit = self.args.save_total_limit, None
             try:
