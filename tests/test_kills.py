@@ -15,7 +15,7 @@ from tests.command import LIMIT_S, Command, bapo
 from tests.test_cli import own_preferences
 from tests.tiny import tiny_model, tiny_tokenizer
 
-KILLS = 4
+KILLS = 3
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def content(folder: Path, pattern: str) -> dict[str, bytes]:
 
 
 def test_anchoring_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    own_preferences(tmp_path, lines=32)
+    own_preferences(tmp_path, lines=20)
     arguments = ["anchor", "mine.jsonl", "--base-max-new-tokens", "12", "--anchored-store"]
     whole = run([*arguments, "uninterrupted"], tmp_path)
     expected = content(tmp_path / "uninterrupted", "*.jsonl")

@@ -206,7 +206,7 @@ def test_here_and_in_processes_the_same_is_found_nothing_is_done_twice_and_a_lar
     assert {path: path.stat().st_mtime_ns for path in (place / "study/jobs").iterdir()} == before
     said = bapo("study", "report", "study.yaml", cwd=place).stdout
     page = (place / "study/report.md").read_text()
-    assert "| C1 | tiny | BAPO holds base responses" in page
+    assert "| C1 | tiny |  | BAPO holds base responses" in page
     assert "page in study/report.html" in said
     assert {path.name for path in (place / "study/tables").iterdir()} >= {"claims.csv", "claims.tex", "accuracy.csv"}
     names = {"forgetting", "drift-and-forgetting", "log-ratios", "log-probs"}
