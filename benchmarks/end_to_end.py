@@ -310,7 +310,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--preferences", nargs="+", default=["dsp:academy", "dsp:literature"])
     parser.add_argument("--benchmarks", nargs="+", default=["piqa", "arc_challenge", "scienceqa"])
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=4, help="pairs; TRL with 8 of as many prompts needs over 24 GB")
+    parser.add_argument("--batch", type=int, default=4, help="pairs; with 8, TRL may need over 24 GB")
     parser.add_argument("--eval-batch", type=int, default=4, help="of the hf model")
     parser.add_argument("--new-tokens", type=int, default=128, help="of a base response, at most")
     parser.add_argument("--prompts", type=int, default=20, help="to train on")

@@ -12,8 +12,9 @@ import pytest
 from bapo.errors import BapoError
 from bapo.reporting import study as drawn
 from bapo.results import Behaviour, Estimate, EvaluatedCell, PromptScores, study_report
-from bapo.results.study_cells import ACCURACY, Draws, estimate_of, mean_of, right_of
+from bapo.results.study_cells import ACCURACY, right_of
 from bapo.results.study_claims import RANK, STRENGTH, Claim, holm, judge_claims
+from bapo.results.study_draws import Draws, estimate_of, mean_of
 from bapo.results.study_report import _table_cell
 
 QUESTIONS = 200
@@ -328,6 +329,10 @@ def test_knowledge_and_alignment_are_judged_apart_where_both_were_asked() -> Non
         [0.2, -0.2, 0.6]
     )
     assert (claims["C3 knowledge"].verdict, claims["C3 alignment"].verdict) == ("does not hold", "holds")
+    base = asked(cell("base", "", pairs=()), 0.0, 0.0)
+    row = study_report({"m": base}, cells, jobs=1, done=1).rows[-1]
+    means = [row.overall[name].value for name in ("right choice", "right choice, knowledge", "right choice, alignment")]
+    assert means == pytest.approx([0.2, -0.2, 0.6])
 
 
 def test_methods_with_other_preferences_are_compared_on_those_that_all_have() -> None:

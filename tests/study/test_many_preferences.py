@@ -11,7 +11,7 @@ from scipy.stats import t
 
 from bapo.reporting.page import render
 from bapo.results import FinishedJob, PromptScores, Provenance, to_rows
-from bapo.results.study_cells import RESAMPLES, Draws
+from bapo.results.study_draws import RESAMPLES, Draws
 from bapo.study import Ledger, Study, logs_by_method, open_study, report, study_page
 from tests.results.test_study_report import cell
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bapo.reporting.escapes import in_csv, in_latex, in_markdown
 from bapo.reporting.tables import interval, markdown_table
-from bapo.results.study_cells import ACCURACY, FORGETTING, PROMPT_MEASURES, QUESTION_MEASURES
+from bapo.results.study_cells import ACCURACY, FORGETTING, PROMPT_MEASURES
 
 if TYPE_CHECKING:
     from bapo.results import EstimatedJob, StudyReport, TableCell, TableRow
@@ -55,10 +55,15 @@ def _prompt_measures(rows: Sequence[TableRow]) -> tuple[list[str], list[str]]:
     return names, [f"{name} ({PROMPT_MEASURES[name]})" if PROMPT_MEASURES[name] else name for name in names]
 
 
+def _overall_measures(rows: Sequence[TableRow]) -> list[str]:
+    """Means that some row has."""
+    return list(dict.fromkeys(name for row in rows for name in row.overall))
+
+
 def common_table(report: StudyReport) -> Table:
     """Methods over the preferences and seeds that all of them have: what is known of prompts, and of questions."""
     names, titles = _prompt_measures(report.common)
-    measures = [name for name in QUESTION_MEASURES if any(name in row.overall for row in report.common)]
+    measures = _overall_measures(report.common)
     return (*ROW_HEADER, *titles, *(f"mean, {name}" for name in measures)), [
         (
             *_row(row),
@@ -71,13 +76,13 @@ def common_table(report: StudyReport) -> Table:
 
 def logp_table(report: StudyReport) -> Table:
     """How the right choice's log-probability changed, by benchmark; and the mean of each measure."""
-    means = [f"mean, {name}" for name in QUESTION_MEASURES]
-    header = (*ROW_HEADER, *report.columns, *means)
+    measures = _overall_measures(report.rows)
+    header = (*ROW_HEADER, *report.columns, *(f"mean, {name}" for name in measures))
     return header, [
         (
             *_row(row),
             *(_nats(row.logps.get(FORGETTING, {}).get(name)) for name in report.columns),
-            *(_overall(row, name) for name in QUESTION_MEASURES),
+            *(_overall(row, name) for name in measures),
         )
         for row in report.rows
         if row.logps

@@ -11,16 +11,10 @@ import numpy as np
 from bapo.results.answers import BenchmarkKind
 from bapo.results.changes import BUDGET
 from bapo.results.estimates import Estimate
-from bapo.results.study_cells import (
-    ACCURACY,
-    DRIFT,
-    FORGETTING,
+from bapo.results.study_cells import ACCURACY, DRIFT, FORGETTING, REWARD_ACCURACY, TEMPERED, Array, EvaluatedCell
+from bapo.results.study_draws import (
     LEVEL,
-    REWARD_ACCURACY,
-    TEMPERED,
-    Array,
     Draws,
-    EvaluatedCell,
     change_between,
     deviations,
     estimate_of,
@@ -40,7 +34,7 @@ MATCHED = 5.0
 """Points by which reward accuracies may differ and still count as matched."""
 
 KINDS: tuple[BenchmarkKind, ...] = ("knowledge", "alignment")
-"""Of benchmarks; where both were asked, each is judged by itself, too."""
+"""Of benchmarks; where both were asked, each stands and is judged by itself, too."""
 
 STRENGTH, RANK = "training.anchor_strength", "lora.rank"
 
@@ -138,8 +132,7 @@ def _against_dpo(
         return
     says = "BAPO keeps knowledge and alignment better than DPO: mean over benchmarks"
     yield _Open("C3", f"{says}, nats ({FORGETTING})", *change_between(pairs, FORGETTING), units=units)
-    kinds = {kind: pairs[0][0].columns_of(kind) for kind in KINDS}
-    for kind, columns in kinds.items() if all(kinds.values()) else ():
+    for kind, columns in by_kind(pairs[0][0]).items():
         says_it = f"BAPO keeps {kind} better than DPO, nats ({FORGETTING})"
         yield _Open(f"C3 {kind}", says_it, *change_between(pairs, FORGETTING, columns=columns), units=units)
     yield _Open("C3 tempered", f"{says}, nats ({TEMPERED})", *change_between(pairs, TEMPERED), units=units)
@@ -252,6 +245,12 @@ def _ranks(cells: Sequence[EvaluatedCell]) -> Iterator[_Open]:
     yield _Open(
         "C6", says, change - their_change, draws - their_draws, units=units, also=(-their_draws, draws + LOSS_HELD)
     )
+
+
+def by_kind(cell: EvaluatedCell) -> dict[BenchmarkKind, tuple[str, ...]]:
+    """Columns of the tables by the kind of their benchmarks; none where all are of one kind."""
+    kinds = {kind: cell.columns_of(kind) for kind in KINDS}
+    return kinds if all(kinds.values()) else {}
 
 
 def by_setting(cells: Sequence[EvaluatedCell], key: str) -> Mapping[float, list[EvaluatedCell]]:

@@ -15,7 +15,6 @@ from bapo.results.study_cells import (
     ACCURACY,
     CHOSEN_LIKE,
     FORGETTING,
-    LEVEL,
     PROMPT_MEASURES,
     QUESTION_MEASURES,
     RIGHT_CHOICE,
@@ -23,16 +22,11 @@ from bapo.results.study_cells import (
     SPOKEN,
     TEMPERED,
     Array,
-    Draws,
     EvaluatedCell,
-    change_between,
-    estimate_of,
-    mean_of,
-    scale_of,
     source_of,
-    weights_of,
 )
-from bapo.results.study_claims import RANK, STRENGTH, Claim, by_setting, judge_claims
+from bapo.results.study_claims import RANK, STRENGTH, Claim, by_kind, by_setting, judge_claims
+from bapo.results.study_draws import LEVEL, Draws, change_between, estimate_of, mean_of, scale_of, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +61,8 @@ class TableRow:
         preferences, runs: how many the means are over.
         accuracy: by benchmark or category of one, percent.
         logps: by measure of the right choice's log-probability, and benchmark: the change against the base, nats.
-        overall: by measure of questions, the mean change against the base over all benchmarks.
+        overall: by measure of questions, the mean change against the base over all benchmarks; of that by which
+            forgetting is judged also over those of each kind.
         prompts: by measure of prompts; none of the base.
         by_preference: of each preference the mean change over all benchmarks by which forgetting is judged.
     """
@@ -110,7 +105,7 @@ class StudyReport:
     along: Mapping[str, tuple[TableRow, ...]]
 
 
-STUDY_REPORT = Kind("a study's report", 6, StudyReport)
+STUDY_REPORT = Kind("a study's report", 7, StudyReport)
 """Its version counts up also where the same records make other numbers."""
 
 
@@ -152,7 +147,7 @@ def study_report(
 def _common(
     cells: Sequence[EvaluatedCell], bases: Mapping[str, EvaluatedCell], columns: Sequence[str]
 ) -> Iterator[TableRow]:
-    """Of trained methods, which a loss is known of; rivals have no seeds."""
+    """Rivals without training, which have no seeds, are left out."""
     trained = [cell for cell in cells if cell.trained and not cell.varied]
     for place in dict.fromkeys((cell.model, cell.source) for cell in trained):
         runs: dict[str, dict[tuple[str, int], EvaluatedCell]] = {}
@@ -192,6 +187,8 @@ def _row(cells: Sequence[EvaluatedCell], base: EvaluatedCell | None, columns: Se
             logps[measure] = {column: _change(cells, base, measure, column) for column in asked}
         pairs = [(cell, base) for cell in cells]
         overall = {measure: estimate_of(*change_between(pairs, measure)) for measure in QUESTION_MEASURES}
+        for kind, of_kind in by_kind(cells[0]).items():
+            overall[f"{FORGETTING}, {kind}"] = estimate_of(*change_between(pairs, FORGETTING, columns=of_kind))
     judged = [cell.by_preference or {} for cell in logps.get(FORGETTING, {}).values()]
     names = judged[0] if judged else ()
     model, source, method, varied = cells[0].row
