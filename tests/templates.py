@@ -105,7 +105,8 @@ def _sentencepiece(version: str) -> Any:
 
 @cache
 def _byte_level() -> Any:
-    from bapo.models.embedded import converted_gguf, embedded_gguf
+    from bapo.models.embedded import embedded_gguf
+    from bapo.models.gguf_files import converted_gguf
 
     return AutoTokenizer.from_pretrained(converted_gguf(embedded_gguf()))
 

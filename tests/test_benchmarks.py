@@ -12,7 +12,7 @@ from bapo.models import instruction_set
 from bapo.preferences import read_preferences
 from tests.command import program
 from tests.evaluation.questions import write_questions
-from tests.tiny import CHATML, tiny_model, tiny_tokenizer
+from tests.tiny import CHATML, tiny_model, tiny_tokenizer, write_tiny_gguf
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DOMAINS = ("academy", "business", "entertainment", "literature", "normal")
@@ -296,3 +296,10 @@ def test_a_later_user_costs_less_where_prompts_are_shared(model: Path, place: Pa
     assert len(stores) == 1
     batches = [json.loads(line)["records"] for line in stores[0].read_text().splitlines()]
     assert sum(map(len, batches)) == 4, "a base response for each prompt of the pool, and none for each user"
+
+
+def test_reading_a_gguf_file_leaves_what_transformers_reading_leaves(place: Path) -> None:
+    write_tiny_gguf(place / "m.gguf")
+    ((theirs, ours, copy),) = tables(ran("gguf_conversion", "--model", "m.gguf", "--rounds", 1, cwd=place))
+    assert [row["m.gguf"] for row in (theirs, ours, copy)] == ["transformers", "bapo", "the copy"]
+    assert number(theirs["transformers' / its"]) == 1.0

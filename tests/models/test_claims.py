@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bapo.errors import BapoError
-from bapo.models import embedded, load_model
+from bapo.models import gguf_files, load_model
 from bapo.models.adapters import put_on
 from bapo.models.claims import check_expressions, check_model_claims
 from tests.fuzz.model_targets import _adapter_files, _model_files
@@ -157,17 +157,17 @@ def test_what_a_killed_conversion_left_is_cleaned_up(tmp_path: Path, monkeypatch
         made.append(folder)
         (folder / "config.json").touch()
         if len(made) == 1:
-            monkeypatch.setattr(embedded.shutil, "rmtree", lambda *_, **__: None)  # as if it were killed here
+            monkeypatch.setattr(gguf_files.shutil, "rmtree", lambda *_, **__: None)  # as if it were killed here
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(gguf_files, "_convert", convert)
     with pytest.raises(KeyboardInterrupt):
-        embedded.converted_gguf(tmp_path / "m.gguf")
+        gguf_files.converted_gguf(tmp_path / "m.gguf")
     assert made[0].is_dir()
     monkeypatch.undo()
     monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(embedded, "_convert", convert)
-    target = embedded.converted_gguf(tmp_path / "m.gguf")
+    monkeypatch.setattr(gguf_files, "_convert", convert)
+    target = gguf_files.converted_gguf(tmp_path / "m.gguf")
     assert [path.name for path in target.parent.iterdir() if path.is_dir()] == [target.name]
 
 
@@ -184,11 +184,11 @@ def test_a_copy_of_which_the_system_cleaned_up_a_file_is_made_again(
         for name in ("config.json", "model.safetensors"):
             (folder / name).write_bytes(b"whole")
 
-    monkeypatch.setattr(embedded, "_convert", convert)
-    weights = embedded.converted_gguf(tmp_path / "m.gguf") / "model.safetensors"
-    assert embedded.converted_gguf(tmp_path / "m.gguf") == weights.parent
+    monkeypatch.setattr(gguf_files, "_convert", convert)
+    weights = gguf_files.converted_gguf(tmp_path / "m.gguf") / "model.safetensors"
+    assert gguf_files.converted_gguf(tmp_path / "m.gguf") == weights.parent
     assert len(made) == 1
     weights.unlink() if what == "gone" else weights.write_bytes(b"who")
-    embedded.converted_gguf(tmp_path / "m.gguf")
+    gguf_files.converted_gguf(tmp_path / "m.gguf")
     assert len(made) == 2
     assert weights.read_bytes() == b"whole"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from peft import PeftModel
@@ -30,9 +31,28 @@ def test_the_embedded_model_is_converted_once(smollm2, monkeypatch: pytest.Monke
     def must_not_run(*_: object) -> None:
         raise AssertionError("converted twice")
 
-    monkeypatch.setattr("bapo.models.embedded._convert", must_not_run)
+    monkeypatch.setattr("bapo.models.gguf_files._convert", must_not_run)
     again = load_model("smollm2", precision="float32", device="cpu")
     assert model_fingerprint(again.model) == model_fingerprint(smollm2.model)
+
+
+def test_a_gguf_file_is_read_once_and_the_library_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAPO_CACHE", str(tmp_path / "cache"))
+    write_tiny_gguf(tmp_path / "m.gguf")
+    before, read = dict(vars(gguf)), []
+
+    class Counted(gguf.GGUFReader):
+        def __init__(self, path: str) -> None:
+            read.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    load_model(str(tmp_path / "m.gguf"), precision="float32", device="cpu")
+    assert len(read) == 1
+    monkeypatch.undo()
+    assert vars(gguf) == before
 
 
 def test_accelerators_have_bf16_and_what_is_asked_for_is_what_is_taken() -> None:

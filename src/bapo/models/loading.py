@@ -15,8 +15,9 @@ from bapo.errors import BapoError, foreign
 from bapo.models.adapters import check_adapter, put_on
 from bapo.models.chat import ChatFormat
 from bapo.models.claims import check_model_claims, shapes_in
-from bapo.models.embedded import EMBEDDED_MODEL, converted_gguf, embedded_gguf
+from bapo.models.embedded import EMBEDDED_MODEL, embedded_gguf
 from bapo.models.fingerprint import tokenizer_fingerprint
+from bapo.models.gguf_files import converted_gguf
 from bapo.models.machine import has_fast_bf16, instruction_set
 from bapo.models.text import whose
 from bapo.models.weights import check_4bit, check_finite, check_no_adapter, whole_model
