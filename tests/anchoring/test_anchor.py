@@ -164,6 +164,15 @@ def test_a_folder_deleted_while_it_is_written_is_no_success(stage: str, when: st
         anchor(preferences(), model, AnchorStore(folder, model), generation=SHORT, on_progress=delete)
 
 
+def test_a_folder_deleted_before_it_is_held_is_made_again_whole(tmp_path: Path) -> None:
+    model, folder = loaded(), tmp_path / "a"
+    store = AnchorStore(folder, model)
+    shutil.rmtree(folder)
+    anchored = anchor(preferences(), model, store, generation=SHORT)
+    again = anchor(preferences(), model, AnchorStore(folder, model), generation=SHORT)
+    assert again.groups == anchored.groups
+
+
 def test_a_file_where_the_folder_should_be_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BapoError, match="cannot be made"):

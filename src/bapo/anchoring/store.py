@@ -78,8 +78,8 @@ class AnchorStore:
         self.folder = folder or cache_folder() / STORES / self._name
         self.end_ids = model.chat.end_ids
         self.today = model.chat.today
-        about = {"model_name": model.name, "precision": model.precision, "machine": machine(model.model.device)}
-        self._check_or_create(about)
+        self._about = {"model_name": model.name, "precision": model.precision, "machine": machine(model.model.device)}
+        self._check_or_create()
         note_store(self.folder, cache_folder())
         self._journals: dict[str, Journal] = {}
         self._index: StoreIndex | None = None
@@ -107,6 +107,8 @@ class AnchorStore:
         """
         with locked(self.folder / LOCK, on_wait):
             remove_staged(self.folder)
+            if not (self.folder / MANIFEST).is_file():  # the folder was deleted meanwhile, and the lock made it again
+                self._create()
             self._journals, self._index = {}, StoreIndex(self.folder)
             try:
                 yield
@@ -229,12 +231,12 @@ class AnchorStore:
         """
         self._base_journal(settings), self._score_journal()
 
-    def _check_or_create(self, about: dict[str, Any]) -> None:
+    def _check_or_create(self) -> None:
         path = self.folder / MANIFEST
         if not path.is_file():
             with locked(make_folder(self.folder) / LOCK):  # two at once: the second takes the day of the first
                 if not path.is_file():
-                    self._create(path, about)
+                    self._create()
         identity = read_record(path, "delete the folder, and it is made again, or name another one")
         for part, meaning in (
             ("model", f"of another model ({identity.get('model_name', 'unknown')}, {identity.get('precision', '?')})"),
@@ -244,21 +246,21 @@ class AnchorStore:
         ):
             if identity.get(part) != self.identity[part]:
                 raise BapoError(
-                    f"The anchored data in {self.folder} are {meaning} and cannot serve {about['model_name']} "
-                    f"({about['precision']}): name another folder with --anchored-store, or leave it out."
+                    f"The anchored data in {self.folder} are {meaning} and cannot serve {self._about['model_name']} "
+                    f"({self._about['precision']}): name another folder with --anchored-store, or leave it out."
                 )
         if self.today is not None and "today" in identity:
             self.today = _day(path, identity["today"])
         elif self.today is not None:
             write_record(path, {**identity, "today": self.today.isoformat()})
 
-    def _create(self, path: Path, about: dict[str, Any]) -> None:
+    def _create(self) -> None:
         if not all(is_hidden(path) or path.name.startswith(INDEX) for path in self.folder.iterdir()):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
         for left in self.folder.glob(f"{INDEX}*"):  # of a store that was deleted, which may have been another model's
             left.unlink()
         dated = {} if self.today is None else {"today": self.today.isoformat()}
-        write_record(path, {**self.identity, **about, **dated})
+        write_record(self.folder / MANIFEST, {**self.identity, **self._about, **dated})
 
 
 def _names(keys: Iterable[str]) -> list[bytes]:
