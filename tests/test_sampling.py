@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PhiConfig
 
 from bapo.anchoring import AnchorStore, GenerationSettings, candidate_logps, sample_candidates
 from bapo.anchoring.candidates import CUT, NO_TEXT
@@ -20,7 +19,7 @@ from bapo.models import ChatFormat, LoadedModel, add_lora
 from bapo.preferences import Message, Pair, group_pairs, pairs_from_dataset, prompt_text, read_preferences
 from tests.command import Command, bapo
 from tests.test_cli import own_preferences
-from tests.tiny import VOCABULARY, tiny_tokenizer
+from tests.tiny import ending_soon, tiny_tokenizer
 
 LEFT_OUT = (CUT, NO_TEXT)
 SAMPLED = GenerationSettings(max_new_tokens=40, temperature=1.0, responses=12)
@@ -33,27 +32,6 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def loaded(policy: Any = None) -> LoadedModel:
     return LoadedModel("tiny", policy or ending_soon(), ChatFormat(tiny_tokenizer()), "float32")
-
-
-def ending_soon() -> torch.nn.Module:
-    """A tiny model that says plain letters and ends often, so that many of its responses are candidates.
-
-    Phi's head has a bias, which can say so.
-    """
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    config = PhiConfig(**sizes, num_attention_heads=4, max_position_embeddings=512, eos_token_id=2)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    tokenizer = tiny_tokenizer()
-    letters = [i for i in range(model.config.vocab_size) if tokenizer.decode([i]).isalnum()]
-    wanted = torch.full((model.config.vocab_size,), -30.0)
-    wanted[letters] = 0.0
-    wanted[ChatFormat(tokenizer).end_ids[-1]] = 3.0
-    model.lm_head.bias.data = wanted
-    return model
 
 
 def prompts() -> Any:

@@ -9,6 +9,8 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from bapo.models import ChatFormat
+
 VOCABULARY = 260
 
 _COMMON = {
@@ -109,6 +111,27 @@ def tiny_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def ending_soon() -> torch.nn.Module:
+    """A tiny model that says plain letters and ends often, so that many of its responses are candidates.
+
+    Phi's head has a bias, which can say so.
+    """
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    config = tf.PhiConfig(**sizes, num_attention_heads=4, max_position_embeddings=512, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    tokenizer = tiny_tokenizer()
+    letters = [i for i in range(model.config.vocab_size) if tokenizer.decode([i]).isalnum()]
+    wanted = torch.full((model.config.vocab_size,), -30.0)
+    wanted[letters] = 0.0
+    wanted[ChatFormat(tokenizer).end_ids[-1]] = 3.0
+    model.lm_head.bias.data = wanted
+    return model
 
 
 def write_tiny_gguf(path: Path) -> None:

@@ -84,6 +84,21 @@ def test_what_preferences_share_is_anchored_once(shared: str, tokens: int, gener
     assert (second.tokens, second.generated) == (tokens, generated)
 
 
+def test_candidates_are_counted_and_sampled_once_where_prompts_are_shared(tmp_path: Path) -> None:
+    """20 training prompts with 8 candidates of 30 tokens behind 10 of the prompt; trained on two pairs each."""
+    content = deepcopy(CONTENT)
+    content["grids"]["main"] |= {"preferences": ["dsp:academy", "dsp:business"], "methods": ["dpo", "rso"]}
+    content["sampling"] = {"rso": {"reward": "dpo", "candidates": 8, "accept": 4}}
+    content["sizes"]["preferences"]["dsp:*"]["shared"] = "prompts"
+    jobs = estimate(open_study(write(tmp_path, content)), datasheet_rates("h100", 0.3), {})
+    first, second = (each for each in jobs if each.work == "sample")
+    scored = 20 * 10 + 20 * 8 * 30
+    assert (first.tokens, first.generated) == (2 * scored, 20 * 8 * 30)
+    assert (second.tokens, second.generated) == (scored, 0)
+    trained = [each.tokens for each in jobs if each.key.startswith("train") and "rso" in each.key]
+    assert trained == [5 * 2 * (10 + 3 * 30 + 30)] * 2
+
+
 def test_pairs_that_are_shuffled_share_no_prompt(tmp_path: Path) -> None:
     content = deepcopy(CONTENT)
     content["recipe"]["training"]["sampler"] = "by-pair"

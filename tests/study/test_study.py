@@ -20,10 +20,11 @@ from bapo.results import FINISHED_JOB
 from bapo.study import Ledger, Study, open_study, read_study, report, run_here
 from bapo.study.report import _place
 from bapo.study.speech import without_copies
+from bapo.study.storage import Storage
 from bapo.study.work import _model, let_go
 from tests.command import Command, bapo
 from tests.evaluation.questions import write_questions
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import ending_soon, tiny_model, tiny_tokenizer
 
 SHORT: dict[str, Any] = {
     "model": {"name": "model", "precision": "float32"},
@@ -188,6 +189,40 @@ def test_a_job_is_known_by_what_changes_its_outcome_and_not_by_where_it_runs(pla
 def test_a_bad_study_is_one_sentence(content: Any, sentence: str, place: Path) -> None:
     with pytest.raises(BapoError, match=sentence):
         open_study(write_study(place, content))
+
+
+RSO: dict[str, Any] = {"rso": {"reward": "dpo", "candidates": 6, "accept": 4, "max_new_tokens": 40}}
+
+
+@pytest.mark.parametrize(
+    ("methods", "sampling", "sentence"),
+    [
+        (["rso"], RSO, "judged by a run .*mine.jsonl_dpo_seed0, .*: add dpo to the methods of its grid"),
+        (["rso", "dpo"], {"rso": {**RSO["rso"], "reward": "rso"}}, "which is none on given pairs"),
+        (["rso", "dpo"], {"rso": {**RSO["rso"], "accept": 7}}, "'sampling.rso' in .* at least 2, and at most the 6"),
+        (["rso", "dpo"], {"rso": {**RSO["rso"], "rewrd": "dpo"}}, r"'sampling.rso.rewrd' .*sampling.rso.reward'"),
+        (["rso", "dpo"], {"rso": {"accept": 4}}, "sampling.rso.reward"),
+    ],
+)
+def test_a_sampling_that_cannot_be_is_one_sentence(
+    methods: list[str], sampling: dict[str, Any], sentence: str, place: Path
+) -> None:
+    with pytest.raises(BapoError, match=sentence):
+        open_study(write_study(place, {**with_methods(*methods), "sampling": sampling}))
+
+
+def test_a_sampling_belongs_to_what_is_trained_on_it_and_to_nothing_else(place: Path) -> None:
+    def identities(**changes: Any) -> dict[str, str]:
+        sampling = {"rso": {**RSO["rso"], **changes}}
+        content = {**with_methods("rso", "dpo", "ipo"), "sampling": sampling}
+        return {key: job.identity for key, job in open_study(write_study(place, content)).jobs.items()}
+
+    before = identities()
+    given = {key: job.identity for key, job in open_study(write_study(place, with_methods("dpo", "ipo"))).jobs.items()}
+    assert {key: before[key] for key in given} == given
+    assert {key for key, identity in identities(candidates=5).items() if before[key] != identity} == {
+        f"{work}_tiny_mine.jsonl_rso_seed0" for work in ("sample", "train", "evaluate")
+    }
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -399,6 +434,39 @@ def test_a_model_is_kept_for_the_next_job_while_its_files_are_the_same(place: Pa
     assert _model(job.recipe) is second
     let_go()
     assert _model(job.recipe) is not second
+
+
+def test_a_method_trains_on_what_the_model_says_and_another_runs_adapter_judges(place: Path) -> None:
+    ending_soon().save_pretrained(place / "model")
+    content = {**with_methods("rso", "dpo"), "sampling": RSO}
+    content["evaluation"] = {"benchmarks": ["arc_challenge"], "limit": 3}
+    path, url = write_study(place, content), str(place / "shared")
+    study = open_study(path, place / "first", storage=url)
+    cell = "tiny_mine.jsonl_rso_seed0"
+    order = list(study.jobs)
+    assert all(order.index(needed) < order.index(key) for key, job in study.jobs.items() for needed in job.needs)
+    assert run_here(study) == []
+    rows = [json.loads(line) for line in (place / f"first/sampled/{cell}/pairs.jsonl").read_text().splitlines()]
+    records = {key: Ledger(study).finished(job) for key, job in study.jobs.items()}
+    sampled = records[f"sample_{cell}"]
+    assert sampled.content.counts["pairs"] == len(rows) > 0
+    assert sampled.made_from.adapter == "runs/tiny_mine.jsonl_dpo_seed0"
+    assert records[f"train_{cell}"].content.counts["pairs"] == len(rows)
+    given = (place / "mine.jsonl").read_text()
+    assert not any(json.dumps(row["chosen"][0]["content"]) in given for row in rows), "its own words"
+    held_out = [records[f"evaluate_tiny_mine.jsonl_{name}_seed0"].content.preferences for name in ("rso", "dpo")]
+    assert held_out[0].pairs == held_out[1].pairs == 4, "all are asked the given pairs"
+    assert "sampled/" in (place / "first/.gitignore").read_text().splitlines()
+
+    another = open_study(write_study(place, {**content, "evaluation": {}}), place / "second", storage=url)
+    for key in (f"sample_{cell}", f"train_{cell}"):
+        Storage(url).fetch_needed(another, another.jobs[key])
+    assert Ledger(another).missing() == [
+        another.jobs[f"evaluate_tiny_mine.jsonl_{name}_seed0"] for name in ("dpo", "rso")
+    ]
+    assert (place / f"second/sampled/{cell}/pairs.jsonl").read_bytes() == (
+        place / f"first/sampled/{cell}/pairs.jsonl"
+    ).read_bytes()
 
 
 def test_data_that_changed_under_a_study_are_refused(place: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -61,6 +61,7 @@ def plan(
     """
     from bapo.cli.console import out, print_json, print_table
     from bapo.reporting import estimate_rows
+    from bapo.results import StudyWork
 
     study = _opened(file, output, data_folder)
     states = _states(study)
@@ -69,10 +70,11 @@ def plan(
         known = {"estimates": [asdict(each) for each in estimates], "estimates_of": of}
         print_json({"folder": str(study.folder), "cells": list(study.cells), "jobs": states, **known})
         return
-    works = ("anchor", "train", "evaluate")
     rows: list[tuple[str, ...]] = []
-    for work in works:
+    for work in get_args(StudyWork):
         keys = {key for key, job in study.jobs.items() if job.work == work}
+        if not keys:
+            continue
         users = sum(any(needed in keys for needed in job.needs) for job in study.jobs.values())
         done = sum(states[key] == "done" for key in keys)
         rows.append((work, str(len(keys)), str(done), f"{users} jobs need them" if users else ""))

@@ -130,7 +130,12 @@ def anchor(recipe: Recipe, on_progress: OnProgress = silent) -> Record[AnchoredS
 
 
 def train(
-    recipe: Recipe, folder: Path, on_progress: OnProgress = silent, *, shared: SharedModel | None = None
+    recipe: Recipe,
+    folder: Path,
+    on_progress: OnProgress = silent,
+    *,
+    shared: SharedModel | None = None,
+    split: Split | None = None,
 ) -> tuple[Run, Split, Mapping[str, int]]:
     """The job `bapo train`: the adapter of the recipe's objective, anchoring first what is not anchored yet.
 
@@ -138,6 +143,7 @@ def train(
         recipe, folder: what is trained, and where to.
         on_progress: told how far it is.
         shared: the recipe's model, if the caller has it (`stages.shared_model`).
+        split: the preferences, where they are not those that the recipe names.
 
     Returns:
         The run; the preferences; and what was dropped or cut in tokens, by reason. No model is loaded if it is done.
@@ -147,7 +153,7 @@ def train(
     """
     objective = recipe.training.objective
     stages.check(recipe)
-    split = stages.read(recipe)
+    split = split or stages.read(recipe)
     data, today = stages.data_fingerprint(split), day_of(folder)
     training.check_run(recipe, objective, folder, data)
     done = _trained(recipe, folder, data)

@@ -32,6 +32,7 @@ from bapo.settings import check_number
 
 if TYPE_CHECKING:
     from bapo.anchoring import Candidates
+    from bapo.models import SharedModel
 
 FEW, TIES = "prompts left out: fewer than two candidates", "pairs left out: equal rewards"
 _AGAIN = "delete both, or name another with --output"
@@ -77,6 +78,8 @@ def sample(
     how: Sampling,
     beta: float | None = None,
     on_progress: OnProgress = silent,
+    *,
+    shared: SharedModel | None = None,
 ) -> Record[SampledPreferences]:
     """Write a comparison file of accepted candidates, for the prompts that the recipe trains on.
 
@@ -91,6 +94,7 @@ def sample(
         how: how candidates are sampled and accepted.
         beta: the reward is this times the log-ratio; by default what the adapter was trained with.
         on_progress: told the stage, how many are done, of how many.
+        shared: the recipe's model, if the caller has it (`stages.shared_model`).
 
     Raises:
         BapoError: the file holds something else, no two candidates of a prompt are left, and so on.
@@ -103,7 +107,7 @@ def sample(
     done = _find(job, path)
     if done is not None:
         return done
-    judged = _judged(recipe, prompts, reward, how, on_progress)
+    judged = _judged(recipe, prompts, reward, how, on_progress, shared or stages.shared_model(recipe))
     rewards = [[beta * ratio for ratio in of_prompt] for of_prompt in judged.log_ratios]
     counts = Counter(judged.counts)
     rows = list(_rows(judged.candidates, rewards, how, counts))
@@ -141,14 +145,15 @@ class _Judged(NamedTuple):
     made_on: dict[str, Any]
 
 
-def _judged(recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on_progress: OnProgress) -> _Judged:
+def _judged(
+    recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on_progress: OnProgress, shared: SharedModel
+) -> _Judged:
     from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, candidate_logps, sample_candidates
     from bapo.models import machine
 
     settings = GenerationSettings(how.max_new_tokens, how.temperature, responses=how.candidates, seed=how.seed)
     lengths = LengthPolicy(recipe.preferences.max_prompt_tokens)
     on_progress("loading the model", 0, 1)
-    shared = stages.shared_model(recipe)
     with shared.wearing(recipe.model.reference_adapter) as model:
         on_progress("loading the model", 1, 1)
         stages.check_base(recipe, reward, model)
@@ -177,7 +182,12 @@ def _job(recipe: Recipe, data: str, reward: str, path: Path, how: Sampling, beta
         plain=recipe.preferences.plain,
         **asdict(how),
     )
-    return Job(SAMPLED, path.with_name(f"{path.name}.record.json"), identity)
+    return Job(SAMPLED, record_of_sample(path), identity)
+
+
+def record_of_sample(path: Path) -> Path:
+    """Where the record of a sampled comparison file lies."""
+    return path.with_name(f"{path.name}.record.json")
 
 
 def _find(job: Job[SampledPreferences], path: Path) -> Record[SampledPreferences] | None:

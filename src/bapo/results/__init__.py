@@ -52,6 +52,7 @@ from bapo.results.study import (
     EstimatedJob,
     FailedJob,
     FinishedJob,
+    StudyWork,
     question_rows,
 )
 from bapo.results.study_cells import EvaluatedCell, evaluated_cell, flipped_questions
@@ -140,6 +141,7 @@ __all__ = [
     "Selfcheck",
     "SideBySide",
     "StudyReport",
+    "StudyWork",
     "TableCell",
     "TableRow",
     "TextReport",

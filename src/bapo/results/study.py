@@ -13,6 +13,9 @@ from bapo.results.movement import Movement
 from bapo.results.preferences import PreferenceReport
 from bapo.results.records import Kind
 
+StudyWork = Literal["anchor", "train", "sample", "evaluate"]
+"""What a job of a study does."""
+
 
 @dataclass(frozen=True, slots=True)
 class AskedQuestions:
@@ -39,7 +42,7 @@ class FinishedJob:
     Attributes:
         key: of the job.
         of: the cell, or what is evaluated instead.
-        work: anchor, train or evaluate.
+        work: what it did.
         seconds: that it took, and ``peak_bytes`` of memory its process had at most.
         counts: what there was, such as prompts, pairs, base tokens, steps.
         log: what the trainer logged, an entry for each logging step.
@@ -53,7 +56,7 @@ class FinishedJob:
 
     key: str
     of: str
-    work: Literal["anchor", "train", "evaluate"]
+    work: StudyWork
     seconds: float
     peak_bytes: int
     counts: Mapping[str, float] = field(default_factory=dict)
@@ -81,7 +84,7 @@ class EstimatedJob:
     """
 
     key: str
-    work: Literal["anchor", "train", "evaluate"]
+    work: StudyWork
     tokens: float
     generated: float
     flops: float

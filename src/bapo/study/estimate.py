@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from bapo.errors import BapoError
 from bapo.jobs import Recipe
+from bapo.jobs.sampling import Sampling
 from bapo.results import BASE, EstimatedJob
 from bapo.study.grid import Study, StudyJob
 from bapo.study.rates import Rates
@@ -21,6 +22,9 @@ from bapo.study.sizes import ModelSize, PreferenceSize, size_of
 _ADAPTER_BYTES = 4
 _TRAINED_BYTES = 16
 """Of each parameter that is trained: float32 weight, gradient and two moments."""
+
+_CANDIDATE_BYTES = 1000
+"""Of each candidate on the disk: its token ids and scores."""
 
 _DIVERGENCE_PASSES = 2 * 2 * 2
 """Of two topics, two models, and two precisions where the first does not suffice."""
@@ -66,7 +70,7 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
     labels = {cell.recipe.model.name: cell.model for cell in study.cells.values()}
     estimates: list[EstimatedJob] = []
     loaded: set[str] = set()
-    anchored: set[tuple[str, str, str]] = set()
+    made: set[tuple[str, ...]] = set()
     for job in study.jobs.values():
         label = labels[job.recipe.model.name]
         model = study.sizes.models.get(label)
@@ -76,13 +80,12 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
         if data is None:
             source = job.recipe.preferences.source
             raise BapoError(f"{study.path} does not state how large {source} is: add it to sizes.preferences.")
-        how = (label, data.model_dump_json(), job.recipe.anchoring.model_dump_json())
-        work = _work(study, job, data, model, again=how in anchored)
+        how = _way(study, job, label, data)
+        work = _work(study, job, data, model, again=how in made)
         seconds = rates.seconds(model, work.forward, work.trained, work.generated, work.context)
         seconds += 0.0 if label in loaded else rates.start
         loaded.add(label)
-        if job.work == "anchor":
-            anchored.add(how)
+        made.add(how)
         estimates.append(
             EstimatedJob(
                 job.key,
@@ -99,12 +102,28 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
     return estimates
 
 
+def _way(study: Study, job: StudyJob, label: str, data: PreferenceSize) -> tuple[str, ...]:
+    """What jobs have in common of which a later one finds responses that the first one has made."""
+    if job.work == "sample":
+        of = "" if data.shared != "nothing" else job.recipe.preferences.source
+        return (label, of, data.model_dump_json(), repr(_sampling_of(study, job)))
+    return (label, job.work, data.model_dump_json(), job.recipe.anchoring.model_dump_json())
+
+
+def _sampling_of(study: Study, job: StudyJob) -> Sampling | None:
+    cell = study.cells.get(job.of)
+    return None if cell is None or cell.sampling is None else cell.sampling.how
+
+
 def _work(study: Study, job: StudyJob, data: PreferenceSize, model: ModelSize, *, again: bool) -> Work:
-    """Of one job; ``again`` says that preferences of this size were anchored to this model before."""
+    """Of one job; ``again`` says that preferences of this size went through its like with this model before."""
     if job.work == "anchor":
         return _anchoring(job.recipe, data, model, data.shared if again else "nothing")
+    how = _sampling_of(study, job)
+    if job.work == "sample" and how is not None:
+        return _sampling(job.recipe, data, model, how, again=again)
     if job.work == "train":
-        return _training(job.recipe, data, model)
+        return _training(job.recipe, data if how is None else _sampled(data, how), model)
     return _evaluation(study, job, data, model)
 
 
@@ -132,6 +151,26 @@ def _anchoring(recipe: Recipe, data: PreferenceSize, model: ModelSize, shared: s
         per_prompt, generated = per_prompt - data.base_tokens, 0.0
     context = data.prompt_tokens + data.base_tokens / 2
     return Work(prompts * per_prompt, generated=generated, context=context, memory=_weights(model), disk=prompts * 2000)
+
+
+def _sampling(recipe: Recipe, data: PreferenceSize, model: ModelSize, how: Sampling, *, again: bool) -> Work:
+    """Of training prompts: candidates and their scores under the reference, less those of before, and the reward."""
+    prompts, _ = _prompts(recipe, data)
+    answers = prompts * how.candidates
+    tokens = prompts * data.prompt_tokens + answers * data.base_tokens
+    return Work(
+        forward=tokens * (1 if again else 2),
+        generated=0.0 if again else answers * data.base_tokens,
+        context=data.prompt_tokens + data.base_tokens / 2,
+        memory=_weights(model),
+        disk=answers * _CANDIDATE_BYTES,
+    )
+
+
+def _sampled(data: PreferenceSize, how: Sampling) -> PreferenceSize:
+    """The pairs that are accepted, of responses as long as base responses."""
+    pairs = data.prompts * (how.accept // 2)
+    return data.model_copy(update={"pairs": pairs, "response_tokens": data.base_tokens})
 
 
 def _training(recipe: Recipe, data: PreferenceSize, model: ModelSize) -> Work:

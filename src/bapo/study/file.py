@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bapo.errors import BapoError
 from bapo.files import read_text
 from bapo.jobs.recipe import Section, known_keys, read_yaml, sentence_of
+from bapo.jobs.sampling import Sampling
 from bapo.registry import names
 from bapo.study.sizes import SizesSection
 
@@ -33,6 +34,30 @@ class GridSection(Section):
             if key.startswith("model.") or not values:
                 raise ValueError(f"recipe keys with values, none of the model (list several under models), not {key!r}")
         return value
+
+
+class SamplingSection(Section):
+    """Of a method that trains on pairs which the model said itself (`bapo.jobs.sampling`)."""
+
+    reward: str = Field(description="the method whose adapter of the same cell judges, such as dpo")
+    candidates: int = Field(16, description="responses sampled for each prompt; 64 in RSO's paper")
+    accept: int = Field(4, description="of these accepted, and paired two by two; 8 in the paper")
+    temperature: float = Field(1.0, description="of the sampling; 1 samples from the model itself")
+    max_new_tokens: int = Field(256, description="longest candidate, tokens")
+    rejection_beta: float = Field(0.5, description="temperature of acceptance, in units of reward")
+
+    @property
+    def how(self) -> Sampling:
+        """As the sampling is told; its seed is the same for all cells, so that they share candidates."""
+        return Sampling(**self.model_dump(exclude={"reward"}))
+
+    @model_validator(mode="after")
+    def _possible(self) -> SamplingSection:
+        try:
+            _ = self.how
+        except BapoError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return self
 
 
 class EvaluationSection(Section):
@@ -75,6 +100,9 @@ class StudyFile(Section):
     recipe: dict[str, Any] = Field(default_factory=dict, description="sections of a recipe, for all runs")
     models: dict[str, Overrides] = Field(default_factory=dict, description="by label, recipe keys of a model")
     methods: dict[str, Overrides] = Field(default_factory=dict, description="by label, recipe keys of a method")
+    sampling: dict[str, SamplingSection] = Field(
+        default_factory=dict, description="by label of a method, which then trains on pairs sampled from the model"
+    )
     grids: dict[str, GridSection] = Field(min_length=1, description="by name")
     evaluation: EvaluationSection = EvaluationSection()
     sizes: SizesSection = SizesSection()
@@ -104,5 +132,6 @@ def read_study(path: Path) -> StudyFile:
         return StudyFile.model_validate(content)
     except ValidationError as error:
         known = [*known_keys(StudyFile), *StudyFile.model_fields]
-        known += [f"grids.{name}.{key}" for name in content.get("grids") or {} for key in GridSection.model_fields]
+        for part, section in (("grids", GridSection), ("sampling", SamplingSection)):
+            known += [f"{part}.{name}.{key}" for name in content.get(part) or {} for key in section.model_fields]
         raise BapoError(sentence_of(str(path), error, known)) from error

@@ -10,7 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bapo import __version__
 from bapo.errors import BapoError
@@ -18,13 +18,11 @@ from bapo.jobs import Recipe, read_recipe
 from bapo.preferences import preference_in_words
 from bapo.preferences.sources.user import EVERY, users_of
 from bapo.registry import names, nearest
-from bapo.results import BASE, PROMPT_ONLY, identity_of, shared_name
+from bapo.results import BASE, PROMPT_ONLY, StudyWork, identity_of, shared_name
 from bapo.results.study_cells import OF_DATA
 from bapo.settings import SCORING_VERSION
-from bapo.study.file import EvaluationSection, GridSection, StudyFile, read_study
+from bapo.study.file import EvaluationSection, GridSection, SamplingSection, StudyFile, read_study
 from bapo.study.sizes import SizesSection
-
-Work = Literal["anchor", "train", "evaluate"]
 
 MOST_RUNS = 100_000
 
@@ -49,6 +47,8 @@ class Cell:
         model, preference, method, seed: where it is in the grid.
         varied: recipe keys that the grid varies, and their values here.
         recipe: all that the run is told.
+        sampling: how the pairs that it trains on are sampled from the model; None of a run on the given ones.
+        rewarded_by: key of the cell whose adapter judges them.
     """
 
     key: str
@@ -58,6 +58,8 @@ class Cell:
     seed: int
     varied: Mapping[str, Any]
     recipe: Recipe
+    sampling: SamplingSection | None = None
+    rewarded_by: str = ""
 
     @property
     def plain(self) -> bool:
@@ -81,7 +83,7 @@ class StudyJob:
     """
 
     key: str
-    work: Work
+    work: StudyWork
     recipe: Recipe
     identity: str
     needs: tuple[str, ...] = ()
@@ -153,6 +155,12 @@ def open_study(
                     f"The study {path} has two different runs that are both called {cell.key}: give methods or models "
                     "labels of their own."
                 )
+    for cell in cells.values():
+        if cell.sampling is not None and cells.get(cell.rewarded_by, cell).sampling is not None:
+            raise BapoError(
+                f"The pairs of {cell.key} in the study {path} are judged by a run {cell.rewarded_by}, which is none on "
+                f"given pairs: add {cell.sampling.reward} to the methods of its grid, or name another reward."
+            )
     jobs: dict[str, StudyJob] = {}
     for job in _jobs(cells, content.evaluation):
         jobs.setdefault(job.key, job)
@@ -189,10 +197,12 @@ def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:
         if objective not in known:
             raise BapoError(f"There is no method {method!r}{nearest(objective, known)}: label it, or use an objective.")
         parts = [f"{name.rpartition('.')[2]}{value}" for name, value in varied.items()]
-        model, preference = shared_name(model), shared_name(preference)
-        yield Cell(
-            slug(model, preference, method, f"seed{seed}", *parts), model, preference, method, seed, varied, recipe
+        model, preference, sampling = shared_name(model), shared_name(preference), content.sampling.get(method)
+        key, rewarded_by = (
+            slug(model, preference, label, f"seed{seed}", *parts)
+            for label in (method, "" if sampling is None else sampling.reward)
         )
+        yield Cell(key, model, preference, method, seed, varied, recipe, sampling, rewarded_by if sampling else "")
 
 
 def _of_all_users(preference: str) -> list[str]:
@@ -213,9 +223,8 @@ def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[
     """What a cell needs, then the cell; jobs that several cells need come once for each, with one key."""
     # What is off is left out, so that a new kind of question changes no job that is not asked it.
     asked = evaluation.model_dump(exclude={"prompt_only", "few_shot"}, exclude_defaults=True)
-    for cell in cells.values():
-        recipe = cell.recipe
-        settings = recipe.model_dump(mode="json", exclude=_NO_OUTCOME)
+    for cell in sorted(cells.values(), key=lambda cell: cell.sampling is not None):  # judges before what they judge
+        recipe, settings = cell.recipe, _settings(cell.recipe)
         model = {"model": settings["model"]}
         reading = {**model, "preferences": settings["preferences"], "anchoring": settings["anchoring"]}
         anchor = slug("anchor", cell.model, cell.preference, _short(reading))
@@ -223,24 +232,41 @@ def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[
         if evaluation.benchmarks:
             base = slug("evaluate", cell.model, BASE)
             yield StudyJob(base, "evaluate", recipe, _identity("evaluate", {**model, **asked}))
-        if evaluation.prompt_only:
-            words = preference_in_words(cell.preference)
-            if words is not None:
-                rival = slug("evaluate", cell.model, cell.preference, PROMPT_ONLY)
-                identity = _identity("evaluate", {**reading, **asked, "system": words})
-                yield StudyJob(rival, "evaluate", recipe, identity, (anchor,), of=PROMPT_ONLY, system=words)
-        for examples in evaluation.few_shot:
-            rival = f"few-shot {examples}"
-            identity = _identity("evaluate", {**reading, **asked, "examples": examples})
-            key = slug("evaluate", cell.model, cell.preference, rival)
-            yield StudyJob(key, "evaluate", recipe, identity, (anchor,), of=rival, examples=examples)
-        train = f"train_{cell.key}"
-        yield StudyJob(train, "train", recipe, _identity("train", settings), (anchor,), of=cell.key)
+        yield from _rivals(cell, evaluation, {**reading, **asked}, anchor)
+        train, needs = f"train_{cell.key}", [anchor]
+        if cell.sampling is not None:
+            sample, judge = f"sample_{cell.key}", cells[cell.rewarded_by]
+            sampled = {"sampling": cell.sampling.model_dump(mode="json"), "reward": _settings(judge.recipe)}
+            identity = _identity("sample", {**reading, **sampled})
+            yield StudyJob(sample, "sample", recipe, identity, (anchor, f"train_{judge.key}"), of=cell.key)
+            settings, needs = {**settings, **sampled}, [anchor, sample]
+        yield StudyJob(train, "train", recipe, _identity("train", settings), tuple(needs), of=cell.key)
         identity = _identity("evaluate", {**settings, **asked})
         yield StudyJob(f"evaluate_{cell.key}", "evaluate", recipe, identity, (train,), of=cell.key)
 
 
-def _identity(work: Work, settings: Mapping[str, Any]) -> str:
+def _rivals(cell: Cell, evaluation: EvaluationSection, asked: dict[str, Any], anchor: str) -> Iterator[StudyJob]:
+    """Evaluations of the untrained model that is told a preference, or shown examples of it."""
+    words = preference_in_words(cell.preference) if evaluation.prompt_only else None
+    if words is not None:
+        key, identity = slug("evaluate", cell.model, cell.preference, PROMPT_ONLY), {**asked, "system": words}
+        yield StudyJob(
+            key, "evaluate", cell.recipe, _identity("evaluate", identity), (anchor,), of=PROMPT_ONLY, system=words
+        )
+    for examples in evaluation.few_shot:
+        rival, identity = f"few-shot {examples}", {**asked, "examples": examples}
+        key = slug("evaluate", cell.model, cell.preference, rival)
+        yield StudyJob(
+            key, "evaluate", cell.recipe, _identity("evaluate", identity), (anchor,), of=rival, examples=examples
+        )
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """Of a recipe, what can change a number."""
+    return recipe.model_dump(mode="json", exclude=_NO_OUTCOME)
+
+
+def _identity(work: StudyWork, settings: Mapping[str, Any]) -> str:
     return identity_of(work=work, version=__version__, scoring=SCORING_VERSION, **settings)
 
 

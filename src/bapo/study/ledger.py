@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from bapo.errors import BapoError
-from bapo.files import make_folder, write_json, write_text
+from bapo.files import make_folder, read_text, write_json, write_text
+from bapo.jobs.sampling import record_of_sample
 from bapo.progress import OnProgress, meanwhile
 from bapo.results import FAILED_JOB, FINISHED_JOB, FinishedJob, Provenance, Record, identity_of
 from bapo.study.grid import Study, StudyJob
@@ -27,6 +28,7 @@ _BEAT_S, _STILL_S, _DEAD_S = 2.0, 20.0, 60.0
 _NOT_FOR_OTHERS = """# What holds texts of the data, or can be made again.
 anchored/
 runs/
+sampled/
 records/
 answers/
 running/
@@ -46,9 +48,11 @@ class Ledger:
 
     def prepare(self) -> None:
         """Make the study's folder."""
-        folder = make_folder(self.study.folder)
-        if not (folder / ".gitignore").is_file():
-            write_text(folder / ".gitignore", _NOT_FOR_OTHERS)
+        path = make_folder(self.study.folder) / ".gitignore"
+        known = read_text(path) if path.is_file() else ""
+        lacking = [line for line in _NOT_FOR_OTHERS.splitlines() if line not in known.splitlines()]
+        if lacking:
+            write_text(path, "\n".join([*known.splitlines(), *lacking]) + "\n")
 
     def path(self, job: StudyJob) -> Path:
         """Where the record of a finished job lies."""
@@ -158,11 +162,17 @@ class Ledger:
 
     def has_artifact(self, job: StudyJob) -> bool:
         """Whether what others need of a job is there; after a clone the records are, and the adapters are not."""
+        if job.work == "sample":
+            return record_of_sample(self.sample_path(job)).is_file()
         return job.work != "train" or (self.run_folder(job) / "run.json").is_file()
 
     def run_folder(self, job: StudyJob) -> Path:
         """Of a cell's run."""
         return self.study.folder / "runs" / job.of
+
+    def sample_path(self, job: StudyJob) -> Path:
+        """Of the comparison file that was sampled for a cell."""
+        return self.study.folder / "sampled" / job.of / "pairs.jsonl"
 
     def identity(self) -> str:
         """Of all jobs."""

@@ -216,12 +216,14 @@ def _archive_name(job: StudyJob) -> str:
 def _folder(study: Study, job: StudyJob) -> Path | None:
     """Where what others need of a job lies."""
     if job.work == "train":
-        return study.folder / "runs" / job.of
+        return Ledger(study).run_folder(job)
+    if job.work == "sample":
+        return Ledger(study).sample_path(job).parent
     return study.store_of(job) if job.work == "anchor" else None
 
 
 def _is_there(study: Study, job: StudyJob) -> bool:
-    return Ledger(study).has_artifact(job) if job.work == "train" else _mark(study, job).is_file()
+    return _mark(study, job).is_file() if job.work == "anchor" else Ledger(study).has_artifact(job)
 
 
 def _remember(study: Study, job: StudyJob) -> None:

@@ -22,6 +22,7 @@ from bapo.files import locked, make_folder
 from bapo.jobs import Recipe, Variant
 from bapo.jobs.marks import model_mark
 from bapo.jobs.movement import MovementPlan, measure_movement
+from bapo.preferences import Split, read_preferences
 from bapo.progress import OnProgress, silent
 from bapo.results import (
     BASE,
@@ -99,7 +100,7 @@ def _peak_memory() -> int:
 
 def _without_places(study: Study, job: StudyJob, made_from: Provenance) -> Provenance:
     """What is kept to be shared names no folder of this machine."""
-    adapter = None if made_from.adapter is None else f"runs/{job.of}"
+    adapter = None if made_from.adapter is None else f"runs/{Path(made_from.adapter).name}"
     settings = {**made_from.settings, "recipe": job.recipe.model_dump(mode="json", exclude=PLACES)}
     return replace(made_from, adapter=adapter, settings=settings)
 
@@ -157,47 +158,70 @@ def _anchor(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress
     return {"counts": counts}, [], provenance(recipe, anchored.train.reference, made_on, data=data)
 
 
-def _check_data(study: Study, ledger: Ledger, job: StudyJob, recipe: Recipe) -> None:
-    """Refuse data that are not those of the jobs that this one needs: jobs are known by the names of data.
+def _read(study: Study, ledger: Ledger, job: StudyJob, recipe: Recipe) -> Split:
+    """The preferences; those of the jobs that this one needs must have been the same: jobs are known by their names.
 
     Raises:
         BapoError: the data have changed since.
     """
     from bapo.jobs import stages
 
+    split = stages.read(recipe)
+    data = stages.data_fingerprint(split)
     for key in job.needs:
         needed = study.jobs[key]
         record = ledger.finished(needed)
         known = None if record is None else record.made_from.data.get("preferences")
-        if known is not None and known != stages.data_fingerprint(stages.read(recipe)):
+        if known is not None and known != data:
             raise BapoError(
                 f"{recipe.preferences.source} is not as it was when {key} was done: put it back, or name another "
                 "folder with --output."
             )
+    return split
+
+
+def _sample(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress) -> Found:
+    """Pairs of the model's own responses, judged by the adapter of another cell."""
+    from bapo.jobs import stages
+    from bapo.jobs.sampling import sample
+
+    recipe, cell = _placed(study, job), study.cells[job.of]
+    data = stages.data_fingerprint(_read(study, ledger, job, recipe))
+    assert cell.sampling is not None
+    path, reward = ledger.sample_path(job), str(study.folder / "runs" / cell.rewarded_by)
+    make_folder(path.parent)
+    record = sample(recipe, reward, path, cell.sampling.how, on_progress=on_progress, shared=_model(recipe))
+    found = record.content
+    counts = {"prompts": found.prompts, "candidates": found.candidates, "pairs": found.pairs}
+    return {"counts": counts}, [], replace(record.made_from, data={"preferences": data})
 
 
 def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress) -> Found:
+    from bapo.jobs import stages
     from bapo.jobs.job import provenance, train
 
-    recipe = _placed(study, job)
-    _check_data(study, ledger, job, recipe)
-    run, _, _ = train(recipe, make_folder(ledger.run_folder(job)), on_progress, shared=_model(recipe))
+    recipe, cell = _placed(study, job), study.cells[job.of]
+    split = given = _read(study, ledger, job, recipe)
+    if cell.sampling is not None:
+        sampled = read_preferences(str(ledger.sample_path(job)), plain=recipe.preferences.plain)
+        split = replace(given, train=sampled)
+    folder = make_folder(ledger.run_folder(job))
+    run, _, _ = train(recipe, folder, on_progress, shared=_model(recipe), split=split)
     gc.collect()  # what the optimizer kept; trainers are in circles
-    record = record_of(run.folder) or {}
+    record, data = record_of(run.folder) or {}, stages.data_fingerprint(given)
     counts = {"pairs": float(record.get("pairs", 0)), "steps": float(record.get("steps", 0))}
-    made_from = provenance(recipe, record.get("reference", ""), record.get("made_on", {}), data=record.get("data"))
+    made_from = provenance(recipe, record.get("reference", ""), record.get("made_on", {}), data=data)
     return {"log": run.log, "counts": counts}, [], made_from
 
 
 def _evaluate(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress) -> Found:
-    from bapo.jobs import stages
     from bapo.jobs.evaluation import find_out
     from bapo.jobs.job import provenance
 
     recipe, records = _placed(study, job), study.folder / "records"
-    _check_data(study, ledger, job, recipe)
+    split = _read(study, ledger, job, recipe) if job.needs else None
     adapter = str(study.folder / "runs" / job.of) if job.of in study.cells else None
-    system = in_words(stages.read(recipe).train, job.examples) if job.examples else job.system
+    system = in_words(split.train, job.examples) if split is not None and job.examples else job.system
     variant, shared = Variant(job.of, adapter=adapter, system=system), _model(recipe)
     plan, preferences = _questions(study, recipe), job.of != BASE
     ((findings, made_from),) = find_out(
@@ -250,7 +274,7 @@ def _rows(**of_kind: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{kind: row} for kind, rows in of_kind.items() for row in rows]
 
 
-_WORK = {"anchor": _anchor, "train": _train, "evaluate": _evaluate}
+_WORK = {"anchor": _anchor, "train": _train, "sample": _sample, "evaluate": _evaluate}
 
 
 def main(arguments: list[str]) -> int:
