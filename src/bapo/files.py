@@ -199,18 +199,21 @@ def readable(value: Any) -> Any:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def make_folder(path: Path, todo: str = "name another one") -> Path:
+def make_folder(path: Path, todo: str = "name another one", *, above: bool = True) -> Path:
     """The folder, made with those above it where it is not there, for the user alone; one that is there stays as it is.
 
     Args:
         path: the folder.
         todo: what to do where it cannot be made.
+        above: whether those above it are made too. Where one must be there, it was deleted meanwhile, and half of it
+            made again would be in the way of the next start.
 
     Raises:
         BapoError: it cannot be made.
     """
     try:
-        for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        folders = (path, *path.parents) if above else (path,)
+        for missing in reversed([folder for folder in folders if not folder.exists()]):
             missing.mkdir(mode=0o700, exist_ok=True)
         path.mkdir(exist_ok=True)
     except OSError as error:

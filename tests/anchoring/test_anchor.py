@@ -143,7 +143,7 @@ def test_what_is_damaged_in_a_store_becomes_no_other_number(
         anchor(preferences(), model, AnchorStore(tmp_path / "a", model), generation=SHORT)
 
 
-@pytest.mark.parametrize("stage", ["base responses", "reference log-probs"])
+@pytest.mark.parametrize("stage", ["tokenizing", "base responses", "reference log-probs"])
 @pytest.mark.parametrize("when", ["before the first", "behind the last"])
 @pytest.mark.parametrize("what", ["the folder", "a journal", "the manifest"])
 def test_a_folder_deleted_while_it_is_written_is_no_success(stage: str, when: str, what: str, tmp_path: Path) -> None:
@@ -162,6 +162,9 @@ def test_a_folder_deleted_while_it_is_written_is_no_success(stage: str, when: st
 
     with pytest.raises(BapoError, match=r"deleted|could not be written"):
         anchor(preferences(), model, AnchorStore(folder, model), generation=SHORT, on_progress=delete)
+    if what == "the folder":
+        again = anchor(preferences(), model, AnchorStore(folder, model), generation=SHORT)
+        assert again.groups == anchor(preferences(), model, AnchorStore(tmp_path / "b", model), generation=SHORT).groups
 
 
 def test_a_folder_deleted_before_it_is_held_is_made_again_whole(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ FORMAT = 3
 """Of the files in a store."""
 
 _PROBE = "probe.json"
+_BESIDE = ("uses", "records")
+"""Folders that say whom a store is for, and what was found in it."""
+
 _AGAIN = "delete that file, and it is made again"
 _ALL_AGAIN = "delete that file, and all of it is generated or scored again, which takes as long as it did"
 
@@ -255,7 +258,10 @@ class AnchorStore:
             write_record(path, {**identity, "today": self.today.isoformat()})
 
     def _create(self) -> None:
-        if not all(is_hidden(path) or path.name.startswith(INDEX) for path in self.folder.iterdir()):
+        beside = (
+            path.name in _BESIDE or is_hidden(path) or path.name.startswith(INDEX) for path in self.folder.iterdir()
+        )
+        if not all(beside):
             raise BapoError(f"{self.folder} is not empty and holds no anchored data: name an empty folder.")
         for left in self.folder.glob(f"{INDEX}*"):  # of a store that was deleted, which may have been another model's
             left.unlink()

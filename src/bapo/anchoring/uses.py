@@ -15,6 +15,7 @@ from bapo.errors import BapoError
 from bapo.files import checksum, make_folder, read_record, write_record
 
 _FOLDER, _WHOLE, _BEGUN = "uses", ".json", ".begun.json"
+_AGAIN = "if something deleted the folder that it lies in, start the command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +91,13 @@ class Registration:
     def begin(self, prompts: Callable[[], Iterable[UsedPrompt]]) -> None:
         """Say which prompts are used, before anything of them is kept; nothing is done where that is known."""
         if not self._whole.is_file():
-            make_folder(self._begun.parent)
+            make_folder(self._begun.parent, _AGAIN, above=False)
             _write(self._begun, self._folder, self._data, prompts())
 
     def finish(self, prompts: Callable[[], Iterable[UsedPrompt]]) -> None:
         """Say it once more with the keys of all scores, before these are kept."""
         if not self._whole.is_file():
-            make_folder(self._whole.parent)
+            make_folder(self._whole.parent, _AGAIN, above=False)
             _write(self._whole, self._folder, self._data, prompts())
             self._begun.unlink(missing_ok=True)
 
