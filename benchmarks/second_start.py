@@ -2,8 +2,9 @@
 
 For each size a file of made-up comparisons, one a prompt, and a tiny random model. Every start is a process of its own,
 whose imports are done, so that what is left is the work: `data` reads and sums up; `anchor` generates and scores; the
-same again, of which everything is done; `train`, which takes one step on what is anchored and so needs all of it; and
-`train` on the first hundred of them alone, which must not cost more in a larger store.
+same again, of which everything is done; `train`, which takes one step on what is anchored and so needs all of it, and
+is interrupted before it saves; the same again, which goes on from its checkpoint; and `train` on the first hundred of
+them alone, which must not cost more in a larger store.
 Of each: the seconds, in parentheses those in which a processor was at work, and the most memory.
 
     python benchmarks/second_start.py [100 10000 50000] [--model folder] [--keep folder]
@@ -18,7 +19,7 @@ import random
 import resource
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from bapo.jobs import job, read_recipe
+from bapo.jobs import Recipe, job, read_recipe
 from bapo.preferences import read_preferences, summarize
 from bapo.reporting import markdown_table
 
@@ -101,6 +102,17 @@ def sum_up(source: str) -> None:
     summarize(read_preferences(source))
 
 
+def train_until_saved(recipe: Recipe, folder: Path) -> None:
+    """Train, and stop as somebody does who is tired of waiting."""
+
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        if stage.startswith("saving"):
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        job.train(recipe, folder, stop)
+
+
 def costs(folder: Path, model: str, groups: int) -> dict[str, Cost]:
     source, store = folder / f"{groups}.jsonl", folder / f"store-{groups}"
     write_comparisons(source, groups)
@@ -112,6 +124,7 @@ def costs(folder: Path, model: str, groups: int) -> dict[str, Cost]:
         "anchoring.anchored_store": str(store),
         "anchoring.base_max_new_tokens": 4,
         "training.max_steps": 1,
+        "training.save_steps": 1,
     }
     recipe = read_recipe(None, told)
     few = folder / f"{groups}-few.jsonl"
@@ -121,7 +134,8 @@ def costs(folder: Path, model: str, groups: int) -> dict[str, Cost]:
         "data": in_a_process(sum_up, str(source)),
         "first anchor": in_a_process(job.anchor, recipe),
         "the same again": in_a_process(job.anchor, recipe),
-        "train, one step": in_a_process(job.train, recipe, folder / f"run-{groups}"),
+        "train, one step": in_a_process(train_until_saved, recipe, folder / f"run-{groups}"),
+        "gone on with": in_a_process(job.train, recipe, folder / f"run-{groups}"),
         f"train, first {FEW}": in_a_process(job.train, of_few, folder / f"run-{groups}-few"),
     }
 

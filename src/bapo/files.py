@@ -142,7 +142,7 @@ def parse_json(text: str, where: str) -> Any:
     """
     try:
         value = json.loads(text, object_pairs_hook=_each_key_once)
-        if is_deep(value):
+        if text.count("[") + text.count("{") > DEEPEST and is_deep(value):
             raise RecursionError
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
