@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ import yaml
 from bapo.cli.study import _estimated
 from bapo.errors import BapoError
 from bapo.jobs import stages
-from bapo.models import cache_folder
+from bapo.models import ChatFormat, cache_folder
+from bapo.preferences import Message
 from bapo.reporting import estimate_rows
-from bapo.study import Rates, datasheet_rates, estimate, open_study
+from bapo.study import Rates, datasheet_rates, estimate, open_study, with_counted_sizes
 from tests.command import bapo
+from tests.study.test_study import STUDY, made
+from tests.tiny import tiny_model, tiny_tokenizer
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*/study.yaml"))
 
@@ -157,7 +161,31 @@ def test_the_grid_is_shown_where_nothing_can_be_estimated(tmp_path: Path, monkey
     assert "name a GPU with --gpu. The embedded model is not installed." in why
     nothing, why = _estimated(open_study(write(tmp_path, {**CONTENT, "sizes": {}})), None, 0.3, quiet=True)
     assert nothing == []
-    assert "states no sizes" in why
+    assert "does not state how large m is, which is not on this machine: add it to sizes.models" in why
+
+
+def test_what_no_file_states_is_counted_in_the_models_and_data_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(made(tmp_path, STUDY))
+    study = with_counted_sizes(open_study(tmp_path / "study.yaml"))
+    model, preferences = study.sizes.models["tiny"], study.sizes.preferences["mine.jsonl"]
+    assert model.parameters == sum(parameter.numel() for parameter in tiny_model("llama").parameters())
+    assert (model.layers, model.hidden, model.bytes_per_parameter) == (4, 64, 4.0)
+    assert (preferences.prompts, preferences.pairs, preferences.base_tokens) == (14, 14, 6)
+    chat = ChatFormat(tiny_tokenizer())
+    asked = [(Message("user", f"mine {i}"),) for i in range(14)]
+    said = [(text, asked[i]) for i in range(14) for text in (f"good {i}", f"bad {i * i}")]
+    assert preferences.prompt_tokens == pytest.approx(fmean(len(chat.prompt_ids(prompt)) for prompt in asked))
+    assert preferences.response_tokens == pytest.approx(fmean(len(chat.response_ids(*each)) for each in said))
+    assert study.sizes.benchmarks["arc_challenge"].questions == 1172
+    stated = {"sizes": {"models": {"tiny": {**CONTENT["sizes"]["models"]["m"]}}}}
+    (tmp_path / "stated.yaml").write_text(yaml.safe_dump({**STUDY, **stated}))
+    assert with_counted_sizes(open_study(tmp_path / "stated.yaml")).sizes.models["tiny"].parameters == 1000
+    environment = {"BAPO_DATA": "data"}
+    assert (
+        "on h100" in bapo("study", "plan", "study.yaml", "--gpu", "h100", cwd=tmp_path, environment=environment).stdout
+    )
 
 
 @pytest.mark.slow

@@ -56,8 +56,9 @@ def plan(
 ) -> None:
     """Show the grid before anything runs: runs, jobs, what is shared, what is done, and what it will take.
 
-    Loads no model and reads no data. Where the file states sizes, tokens, operations, hours, memory and disk are
-    estimated: for this machine, which is measured once for half a minute, or for a named GPU.
+    Loads no model of it. Tokens, operations, hours, memory and disk are estimated from the sizes that the file states,
+    and those of models and data on this machine where it does not: for this machine, which is measured once for half a
+    minute, or for a named GPU.
     """
     from bapo.cli.console import out, print_json, print_table
     from bapo.reporting import estimate_rows
@@ -94,10 +95,12 @@ def plan(
 def _estimated(study: Study, gpu: str | None, share: float, *, quiet: bool) -> tuple[list[EstimatedJob], str]:
     """What jobs take, and on which machine; or nothing, and why."""
     from bapo.cli.console import live_progress
-    from bapo.study import Ledger, datasheet_rates, estimate, measured_rates
+    from bapo.study import Ledger, datasheet_rates, estimate, measured_rates, with_counted_sizes
 
-    if not study.sizes.models:
-        return [], f"{study.path} states no sizes of models and data, so nothing is estimated: see docs/study.md."
+    try:
+        study = with_counted_sizes(study)
+    except BapoError as error:
+        return [], f"Nothing is estimated: {error}"
     if gpu is not None:
         rates = datasheet_rates(gpu, share)
     else:

@@ -31,6 +31,8 @@ class Benchmark:
         files: of local question files (`bapo.evaluation.local_data`), by the split; none reads the hub always.
         keys: what each line of these needs.
         choices: how many each question has there; None for any number.
+        size: how many questions it has, and the mean tokens of one that are computed, choices and examples too, for
+            plans; None where that is not known.
     """
 
     name: ClassVar[str]
@@ -46,6 +48,7 @@ class Benchmark:
     files: ClassVar[Mapping[str, str]] = {}
     keys: ClassVar[Sequence[str]] = ("question", "choices", "answer")
     choices: ClassVar[int | None] = None
+    size: ClassVar[tuple[int, float] | None] = None
 
     def tasks(self, group: str, index: Mapping[str, Any]) -> dict[str, str]:
         """Its tasks and what they count under, "" where a document says so itself; ``index`` is `lm-eval`'s."""

@@ -22,6 +22,7 @@ from bapo.models.loading import (
     keep_4bit_layout,
     load_model,
     load_tokenizer,
+    local_folder,
     precision_in_words,
     resolve_precision,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "keep_4bit_layout",
     "load_model",
     "load_tokenizer",
+    "local_folder",
     "lora_config",
     "machine",
     "model_fingerprint",

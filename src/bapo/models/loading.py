@@ -173,25 +173,37 @@ def chat_format(model: Any, tokenizer: Any) -> ChatFormat:
         return ChatFormat(tokenizer, end if isinstance(end, list) else [] if end is None else [end])
 
 
-def _source(name: str) -> str:
+def local_folder(name: str) -> Path | None:
+    """Where a model lies on this machine: a GGUF file as the folder that it is converted to. None of a hub id.
+
+    Raises:
+        BapoError: there is no such file or folder, or it holds no model.
+    """
     if name == EMBEDDED_MODEL:
-        return str(converted_gguf(embedded_gguf()))
+        return converted_gguf(embedded_gguf())
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BapoError(f"There is no GGUF file {name}: check the path.")
-        return str(converted_gguf(path))
+        return converted_gguf(path)
     if path.is_dir():
         check_no_adapter(path, name)
         if not (path / "config.json").is_file():
             raise BapoError(
                 f"The folder {name} holds no model (no config.json): name a folder saved with save_pretrained."
             )
-        return str(path)
+        return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BapoError(
             f"There is no model folder {name}: name a folder, a .gguf file, a hub id, or {EMBEDDED_MODEL!r}."
         )
+    return None
+
+
+def _source(name: str) -> str:
+    folder = local_folder(name)
+    if folder is not None:
+        return str(folder)
     with _door(name):
         check_no_adapter(name, name)
     return name

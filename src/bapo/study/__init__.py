@@ -1,5 +1,6 @@
 """Studies: a file that names a grid, the jobs that it needs, and what became of each."""
 
+from bapo.study.counting import with_counted_sizes
 from bapo.study.estimate import estimate
 from bapo.study.executors import run_here, run_in_processes, run_on_ray
 from bapo.study.file import StudyFile, read_study
@@ -30,4 +31,5 @@ __all__ = [
     "run_in_processes",
     "run_on_ray",
     "study_page",
+    "with_counted_sizes",
 ]

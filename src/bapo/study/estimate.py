@@ -76,9 +76,9 @@ def estimate(study: Study, rates: Rates, took: Mapping[str, float]) -> list[Esti
         model = study.sizes.models.get(label)
         if model is None:
             raise BapoError(f"{study.path} does not state how large {label} is: add it to sizes.models.")
-        data = size_of(study.sizes.preferences, job.recipe.preferences.source)
+        source = study.cell_of(job).preference
+        data = size_of(study.sizes.preferences, source)
         if data is None:
-            source = job.recipe.preferences.source
             raise BapoError(f"{study.path} does not state how large {source} is: add it to sizes.preferences.")
         how = _way(study, job, label, data)
         work = _work(study, job, data, model, again=how in made)

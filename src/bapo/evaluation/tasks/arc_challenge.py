@@ -12,6 +12,7 @@ class ArcChallenge(Benchmark):
     title, task = "ARC-Challenge", "arc_challenge"
     variants = {"letter": by_letter("{{question}}", "choices.text", RIGHT_LABEL)}
     files = {"test": "knowledge/arc_challenge.jsonl"}
+    size = 1172, 57
 
     def to_hub(self, row: Row) -> Row:
         """See `Benchmark`."""

@@ -20,3 +20,4 @@ class CommonsenseQa(ArcChallenge):
         }
     }
     files, choices = {"validation": "knowledge/commonsense_qa.jsonl"}, 5
+    size = 1221, 32

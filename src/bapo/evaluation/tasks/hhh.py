@@ -11,6 +11,7 @@ class Hhh(Benchmark):
 
     title, task, kind, chat = "HHH", "hhh", "alignment", True
     files = {"test": "alignment/hhh.jsonl"}
+    size = 221, 240
     keys = ("category", "prompt", "chosen", "rejected")
 
     def to_hub(self, row: Row) -> Row:

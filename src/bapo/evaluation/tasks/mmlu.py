@@ -17,6 +17,7 @@ class Mmlu(Benchmark):
     title, task, native, shots = "MMLU (5-shot)", "mmlu", "letter", 5
     text_task = "mmlu_continuation"
     files = {"test": "knowledge/mmlu.test.jsonl", "dev": "knowledge/mmlu.dev.jsonl"}
+    size = 14042, 105
     keys, choices = ("question", "choices", "answer", "subject"), 4
 
     def tasks(self, group: str, index: Mapping[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ class Piqa(Benchmark):
     title, task = "PIQA", "piqa"
     variants = {"letter": by_letter("{{goal}}", "[sol1, sol2]", "{{label}}")}
     files, choices = {"validation": "knowledge/piqa.jsonl"}, 2
+    size = 1838, 60
 
     def to_hub(self, row: Row) -> Row:
         """See `Benchmark`."""

@@ -12,6 +12,7 @@ class ScienceQa(Benchmark):
     title, task = "ScienceQA", "scienceqa"
     variants = {"letter": by_letter("{% if hint %}{{hint}}\n{% endif %}{{question}}", "choices", "{{answer}}")}
     files = {"test": "knowledge/scienceqa.test.jsonl"}
+    size = 2224, 55
 
     def to_hub(self, row: Row) -> Row:
         """See `Benchmark`."""

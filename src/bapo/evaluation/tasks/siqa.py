@@ -14,6 +14,7 @@ class Siqa(Benchmark):
     title, task = "SIQA", "social_iqa"
     variants = {"letter": by_letter("{{context}} {{question}}", f"[{', '.join(_ANSWERS)}]", "{{(label|int) - 1}}")}
     files, choices = {"validation": "knowledge/siqa.jsonl"}, 3
+    size = 1954, 45
 
     def to_hub(self, row: Row) -> Row:
         """See `Benchmark`."""
