@@ -69,7 +69,7 @@ def _checked(benchmark: Benchmark, row: Any, where: str) -> Row:
     if not all(isinstance(row[key], str) for key in keys if key not in ("choices", "answer")):
         raise BapoError(f"{where}: all but choices and answer must be text.")
     if not row.get("prompt", "x").strip():
-        raise BapoError(f"{where}: the prompt is empty.")
+        raise BapoError(f"{where}: the prompt is empty: fill it in, or remove the line.")
     if "choices" not in keys:
         return row
     if not isinstance(row.get("context", ""), str):
