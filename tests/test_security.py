@@ -511,7 +511,8 @@ QUICK = [
 
 @pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
 def test_a_reader_that_has_gone_ends_any_command_quietly(arguments: list[str], tmp_path: Path) -> None:
-    (tmp_path / "study.yaml").write_text("grids:\n  a:\n    preferences: [starter:concise]\n    methods: [dpo]\n")
+    grid = "grids: {a: {models: [somewhere/m], preferences: [starter:concise], methods: [dpo]}}"  # nothing is measured
+    (tmp_path / "study.yaml").write_text(grid)
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "bapo", *arguments]

@@ -277,7 +277,7 @@ def test_here_and_in_processes_the_same_is_found_nothing_is_done_twice_and_a_lar
     after = {path: path.stat().st_mtime_ns for path in (place / "study/jobs").iterdir()}
     assert {path: after[path] for path in before} == before
     assert len(after) == len(before) + 3  # two records, and the items of one
-    assert "9 jobs" in bapo("study", "plan", "study.yaml", cwd=place).stdout
+    assert "9 jobs" in bapo("study", "plan", "study.yaml", "--gpu", "h100", cwd=place).stdout
 
 
 @pytest.mark.slow

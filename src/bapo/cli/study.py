@@ -98,7 +98,8 @@ def _estimated(study: Study, gpu: str | None, share: float, *, quiet: bool) -> t
     from bapo.study import Ledger, datasheet_rates, estimate, measured_rates, with_counted_sizes
 
     try:
-        study = with_counted_sizes(study)
+        with live_progress(quiet=quiet, libraries=False):
+            study = with_counted_sizes(study)
     except BapoError as error:
         return [], f"Nothing is estimated: {error}"
     if gpu is not None:
