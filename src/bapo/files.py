@@ -294,16 +294,10 @@ def flush_name(path: Path) -> None:
 
 
 def remove_staged(folder: Path) -> None:
-    """Remove what killed processes had begun to write into a folder, and into those in it that have no lock themselves.
-
-    Who calls this holds the folder's lock.
-    """
-    for path in folder.glob("*"):  # which passes over what cannot be read
+    """Remove what killed processes had begun to write into a folder; who calls this holds the lock of its writers."""
+    for path in folder.glob(f"{_STAGED}*"):
         with suppress(OSError):
-            if path.name.startswith(_STAGED):
-                path.unlink()
-            elif path.is_dir() and not path.is_symlink() and not (path / LOCK).exists():
-                remove_staged(path)
+            path.unlink()
 
 
 def is_hidden(path: Path) -> bool:

@@ -100,7 +100,7 @@ def test_candidates_are_counted_and_sampled_once_where_prompts_are_shared(tmp_pa
     assert (first.tokens, first.generated) == (2 * scored, 20 * 8 * 30)
     assert (second.tokens, second.generated) == (scored, 0)
     trained = [each.tokens for each in jobs if each.key.startswith("train") and "rso" in each.key]
-    assert trained == [5 * 2 * (10 + 3 * 30 + 30)] * 2
+    assert trained == [5 * 2 * (10 + 4 * 30 + 30)] * 2, "accepted pairs share no response"
 
 
 def test_pairs_that_are_shuffled_share_no_prompt(tmp_path: Path) -> None:

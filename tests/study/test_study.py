@@ -202,13 +202,19 @@ RSO: dict[str, Any] = {"rso": {"reward": "dpo", "candidates": 6, "accept": 4, "m
         (["rso", "dpo"], {"rso": {**RSO["rso"], "accept": 7}}, "'sampling.rso' in .* at least 2, and at most the 6"),
         (["rso", "dpo"], {"rso": {**RSO["rso"], "rewrd": "dpo"}}, r"'sampling.rso.rewrd' .*sampling.rso.reward'"),
         (["rso", "dpo"], {"rso": {"accept": 4}}, "sampling.rso.reward"),
+        (["rso", "dpo"], {"rs0": RSO["rso"]}, "'sampling.rs0' in .* is of no method of a grid .did you mean 'rso'"),
+        (["rso", "dpo"], 5, "'sampling' in .* does not fit"),
+        (["rso", "other"], {"rso": {**RSO["rso"], "reward": "other"}}, "cannot judge the pairs .*same model and pref"),
+        (["rso", "whole"], {"rso": {**RSO["rso"], "reward": "whole"}}, "cannot judge the pairs .*lora.enabled"),
     ],
 )
 def test_a_sampling_that_cannot_be_is_one_sentence(
-    methods: list[str], sampling: dict[str, Any], sentence: str, place: Path
+    methods: list[str], sampling: Any, sentence: str, place: Path
 ) -> None:
+    labels = {"other": {"training.objective": "dpo", "preferences.split_seed": 7}}
+    labels["whole"] = {"training.objective": "dpo", "lora.enabled": False}
     with pytest.raises(BapoError, match=sentence):
-        open_study(write_study(place, {**with_methods(*methods), "sampling": sampling}))
+        open_study(write_study(place, {**with_methods(*methods), "methods": labels, "sampling": sampling}))
 
 
 def test_a_sampling_belongs_to_what_is_trained_on_it_and_to_nothing_else(place: Path) -> None:
@@ -458,6 +464,8 @@ def test_a_method_trains_on_what_the_model_says_and_another_runs_adapter_judges(
     assert held_out[0].pairs == held_out[1].pairs == 4, "all are asked the given pairs"
     assert "sampled/" in (place / "first/.gitignore").read_text().splitlines()
 
+    assert records[f"train_{cell}"].made_from.settings["sampling"]["rewarded_by"] == "tiny_mine.jsonl_dpo_seed0"
+    assert [path.name[:6] for path in (place / "first/anchored").glob("judge-*")] == ["judge-"]
     another = open_study(write_study(place, {**content, "evaluation": {}}), place / "second", storage=url)
     for key in (f"sample_{cell}", f"train_{cell}"):
         Storage(url).fetch_needed(another, another.jobs[key])
@@ -467,6 +475,17 @@ def test_a_method_trains_on_what_the_model_says_and_another_runs_adapter_judges(
     assert (place / f"second/sampled/{cell}/pairs.jsonl").read_bytes() == (
         place / f"first/sampled/{cell}/pairs.jsonl"
     ).read_bytes()
+
+    pairs = place / f"first/sampled/{cell}/pairs.jsonl"
+    pairs.write_text("".join(pairs.read_text().splitlines(keepends=True)[1:]))
+    train = study.jobs[f"train_{cell}"]
+    assert not Ledger(study).has_artifact(study.jobs[f"sample_{cell}"])
+    Ledger(study).path(train).unlink()
+    alone = replace(study, storage=None)
+    assert {job.key for job in run_here(alone)} >= {train.key}
+    assert "delete" in str(Ledger(alone).why_failed(study.jobs[f"sample_{cell}"]))
+    assert Storage(url).fetch_needed(study, train) is None
+    assert len(pairs.read_text().splitlines()) == len(rows), "what was finished is fetched once more"
 
 
 def test_data_that_changed_under_a_study_are_refused(place: Path) -> None:

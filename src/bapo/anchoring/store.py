@@ -109,7 +109,8 @@ class AnchorStore:
             BapoError: the folder cannot be locked, or was changed or deleted meanwhile.
         """
         with locked(self.folder / LOCK, on_wait):
-            remove_staged(self.folder)
+            for folder in (self.folder, self.folder / "uses"):  # all that is written with this lock
+                remove_staged(folder)
             if not (self.folder / MANIFEST).is_file():  # the folder was deleted meanwhile, and the lock made it again
                 self._create()
             self._journals, self._index = {}, StoreIndex(self.folder)

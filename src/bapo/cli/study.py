@@ -113,7 +113,10 @@ def _estimated(study: Study, gpu: str | None, share: float, *, quiet: bool) -> t
     ledger = Ledger(study)
     finished = {key: ledger.finished(job) for key, job in study.jobs.items()}
     took = {key: record.content.seconds for key, record in finished.items() if record is not None}
-    return estimate(study, rates, took), rates.called
+    try:
+        return estimate(study, rates, took), rates.called
+    except BapoError as error:
+        return [], f"Nothing is estimated: {error}"
 
 
 @app.command()

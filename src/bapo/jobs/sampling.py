@@ -80,6 +80,7 @@ def sample(
     on_progress: OnProgress = silent,
     *,
     shared: SharedModel | None = None,
+    scores: Path | None = None,
 ) -> Record[SampledPreferences]:
     """Write a comparison file of accepted candidates, for the prompts that the recipe trains on.
 
@@ -95,6 +96,7 @@ def sample(
         beta: the reward is this times the log-ratio; by default what the adapter was trained with.
         on_progress: told the stage, how many are done, of how many.
         shared: the recipe's model, if the caller has it (`stages.shared_model`).
+        scores: folder in which a store of the adapter's own scores is kept; the user's cache folder by default.
 
     Raises:
         BapoError: the file holds something else, no two candidates of a prompt are left, and so on.
@@ -107,7 +109,7 @@ def sample(
     done = _find(job, path)
     if done is not None:
         return done
-    judged = _judged(recipe, prompts, reward, how, on_progress, shared or stages.shared_model(recipe))
+    judged = _judged(recipe, prompts, reward, how, on_progress, shared or stages.shared_model(recipe), scores)
     rewards = [[beta * ratio for ratio in of_prompt] for of_prompt in judged.log_ratios]
     counts = Counter(judged.counts)
     rows = list(_rows(judged.candidates, rewards, how, counts))
@@ -146,7 +148,13 @@ class _Judged(NamedTuple):
 
 
 def _judged(
-    recipe: Recipe, prompts: Preferences, reward: str, how: Sampling, on_progress: OnProgress, shared: SharedModel
+    recipe: Recipe,
+    prompts: Preferences,
+    reward: str,
+    how: Sampling,
+    on_progress: OnProgress,
+    shared: SharedModel,
+    scores: Path | None,
 ) -> _Judged:
     from bapo.anchoring import AnchorStore, GenerationSettings, LengthPolicy, candidate_logps, sample_candidates
     from bapo.models import machine
@@ -163,7 +171,8 @@ def _judged(
         )
         without = candidate_logps(candidates, model, store, "reference log-probs", on_progress)
     with shared.wearing(reward) as policy:
-        with_adapter = AnchorStore.in_cache(policy)
+        mark = adapter_mark(reward)
+        with_adapter = AnchorStore(None if scores is None or mark is None else scores / f"judge-{mark[:12]}", policy)
         judged = candidate_logps(candidates, policy, with_adapter, "log-probs with the adapter", on_progress)
     ratios = [
         [policy_logp - ref for policy_logp, ref in zip(ours, theirs, strict=True)]

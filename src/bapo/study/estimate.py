@@ -123,7 +123,7 @@ def _work(study: Study, job: StudyJob, data: PreferenceSize, model: ModelSize, *
     if job.work == "sample" and how is not None:
         return _sampling(job.recipe, data, model, how, again=again)
     if job.work == "train":
-        return _training(job.recipe, data if how is None else _sampled(data, how), model)
+        return _training(job.recipe, data if how is None else _sampled(data, how), model, apart=how is not None)
     return _evaluation(study, job, data, model)
 
 
@@ -135,9 +135,13 @@ def _prompts(recipe: Recipe, data: PreferenceSize) -> tuple[float, float]:
     return (train if asked.max_train_prompts is None else min(train, asked.max_train_prompts)), held_out
 
 
-def _group_tokens(data: PreferenceSize, pairs: float) -> float:
-    """Tokens of a prompt with its base response and the responses of so many of its pairs, which share a chosen one."""
-    return data.prompt_tokens + (pairs + 1) * data.response_tokens + data.base_tokens
+def _group_tokens(data: PreferenceSize, pairs: float, *, apart: bool = False) -> float:
+    """Tokens of a prompt with its base response and the responses of so many of its pairs.
+
+    Given pairs share a chosen response, and sampled ones stand ``apart``.
+    """
+    responses = 2 * pairs if apart else pairs + 1
+    return data.prompt_tokens + responses * data.response_tokens + data.base_tokens
 
 
 def _anchoring(recipe: Recipe, data: PreferenceSize, model: ModelSize, shared: str) -> Work:
@@ -173,14 +177,14 @@ def _sampled(data: PreferenceSize, how: Sampling) -> PreferenceSize:
     return data.model_copy(update={"pairs": pairs, "response_tokens": data.base_tokens})
 
 
-def _training(recipe: Recipe, data: PreferenceSize, model: ModelSize) -> Work:
+def _training(recipe: Recipe, data: PreferenceSize, model: ModelSize, *, apart: bool) -> Work:
     asked = recipe.training
     train, _ = _prompts(recipe, data)
     pairs_a_prompt = data.pairs / data.prompts
     batch = asked.per_device_train_batch_size * asked.gradient_accumulation_steps
     steps = asked.max_steps or max(1.0, (asked.num_train_epochs or 1.0) * train * pairs_a_prompt / batch)
     together = min(pairs_a_prompt, batch) if asked.sampler == "by-prompt" else 1.0
-    tokens = steps * batch / together * _group_tokens(data, together)
+    tokens = steps * batch / together * _group_tokens(data, together, apart=apart)
     trained = _trained_parameters(recipe, model)
     kept = (asked.max_batch_tokens or 2048) * model.layers * model.hidden * _ACTIVATIONS * 2
     memory = _weights(model) + trained * _TRAINED_BYTES + kept

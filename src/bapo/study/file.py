@@ -133,5 +133,8 @@ def read_study(path: Path) -> StudyFile:
     except ValidationError as error:
         known = [*known_keys(StudyFile), *StudyFile.model_fields]
         for part, section in (("grids", GridSection), ("sampling", SamplingSection)):
-            known += [f"{part}.{name}.{key}" for name in content.get(part) or {} for key in section.model_fields]
+            named = content.get(part)
+            known += [
+                f"{part}.{n}.{key}" for n in (named if isinstance(named, dict) else ()) for key in section.model_fields
+            ]
         raise BapoError(sentence_of(str(path), error, known)) from error

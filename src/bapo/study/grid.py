@@ -155,12 +155,7 @@ def open_study(
                     f"The study {path} has two different runs that are both called {cell.key}: give methods or models "
                     "labels of their own."
                 )
-    for cell in cells.values():
-        if cell.sampling is not None and cells.get(cell.rewarded_by, cell).sampling is not None:
-            raise BapoError(
-                f"The pairs of {cell.key} in the study {path} are judged by a run {cell.rewarded_by}, which is none on "
-                f"given pairs: add {cell.sampling.reward} to the methods of its grid, or name another reward."
-            )
+    _check_sampling(content, cells, path)
     jobs: dict[str, StudyJob] = {}
     for job in _jobs(cells, content.evaluation):
         jobs.setdefault(job.key, job)
@@ -171,6 +166,35 @@ def open_study(
     }
     sizes = content.sizes.model_copy(update=by_label)
     return Study(folder, cells, jobs, content.evaluation, data_folder, path, sizes, storage, content.about)
+
+
+def _check_sampling(content: StudyFile, cells: Mapping[str, Cell], path: Path) -> None:
+    """Refuse pairs that would be judged by what is no adapter of a run on given pairs of the same model and data.
+
+    Raises:
+        BapoError: says which.
+    """
+    used = {method for grid in content.grids.values() for method in grid.methods}
+    for label in content.sampling:
+        if label not in used:
+            raise BapoError(
+                f"'sampling.{label}' in {path} is of no method of a grid{nearest(label, sorted(used))}: mend it."
+            )
+    for cell in cells.values():
+        if cell.sampling is None:
+            continue
+        judge = cells.get(cell.rewarded_by)
+        if judge is None or judge.sampling is not None:
+            raise BapoError(
+                f"The pairs of {cell.key} in the study {path} are judged by a run {cell.rewarded_by}, which is none on "
+                f"given pairs: add {cell.sampling.reward} to the methods of its grid, or name another reward."
+            )
+        same = (judge.recipe.model, judge.recipe.preferences) == (cell.recipe.model, cell.recipe.preferences)
+        if not same or not judge.recipe.lora.enabled:
+            raise BapoError(
+                f"The run {judge.key} cannot judge the pairs of {cell.key} in the study {path}: both need the same "
+                "model and preferences sections, and the judge an adapter (lora.enabled)."
+            )
 
 
 def _cells(content: StudyFile, grid: GridSection) -> Iterator[Cell]:

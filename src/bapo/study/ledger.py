@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from bapo.errors import BapoError
-from bapo.files import make_folder, read_text, write_json, write_text
+from bapo.files import checksum_of_file, make_folder, read_text, write_json, write_text
 from bapo.jobs.sampling import record_of_sample
 from bapo.progress import OnProgress, meanwhile
 from bapo.results import FAILED_JOB, FINISHED_JOB, FinishedJob, Provenance, Record, identity_of
@@ -25,10 +25,14 @@ from bapo.study.grid import Study, StudyJob
 State = Literal["done", "running", "failed", "blocked", "waiting"]
 
 _BEAT_S, _STILL_S, _DEAD_S = 2.0, 20.0, 60.0
-_NOT_FOR_OTHERS = """# What holds texts of the data, or can be made again.
+SAMPLED_PAIRS = "sampled"
+"""Under which a record has the checksum of the pairs that were sampled."""
+
+_SAMPLED = "sampled/"
+_NOT_FOR_OTHERS = f"""# What holds texts of the data, or can be made again.
 anchored/
 runs/
-sampled/
+{_SAMPLED}
 records/
 answers/
 running/
@@ -49,10 +53,10 @@ class Ledger:
     def prepare(self) -> None:
         """Make the study's folder."""
         path = make_folder(self.study.folder) / ".gitignore"
-        known = read_text(path) if path.is_file() else ""
-        lacking = [line for line in _NOT_FOR_OTHERS.splitlines() if line not in known.splitlines()]
-        if lacking:
-            write_text(path, "\n".join([*known.splitlines(), *lacking]) + "\n")
+        if not path.is_file():
+            write_text(path, _NOT_FOR_OTHERS)
+        elif _SAMPLED not in (known := read_text(path).splitlines()):  # of a study that had none so far
+            write_text(path, "\n".join([*known, _SAMPLED]) + "\n")
 
     def path(self, job: StudyJob) -> Path:
         """Where the record of a finished job lies."""
@@ -163,12 +167,18 @@ class Ledger:
     def has_artifact(self, job: StudyJob) -> bool:
         """Whether what others need of a job is there; after a clone the records are, and the adapters are not."""
         if job.work == "sample":
-            return record_of_sample(self.sample_path(job)).is_file()
+            return self._has_pairs(job)
         return job.work != "train" or (self.run_folder(job) / "run.json").is_file()
 
     def run_folder(self, job: StudyJob) -> Path:
         """Of a cell's run."""
         return self.study.folder / "runs" / job.of
+
+    def _has_pairs(self, job: StudyJob) -> bool:
+        """Whether the pairs are those that the job's record speaks of, and not those of other settings."""
+        record, path = self.finished(job), self.sample_path(job)
+        known = None if record is None else record.made_from.data.get(SAMPLED_PAIRS)
+        return record_of_sample(path).is_file() and path.is_file() and checksum_of_file(path) == known
 
     def sample_path(self, job: StudyJob) -> Path:
         """Of the comparison file that was sampled for a cell."""

@@ -35,7 +35,7 @@ from bapo.results import (
     to_rows,
 )
 from bapo.study.grid import PLACES, Study, StudyJob, open_study
-from bapo.study.ledger import Ledger
+from bapo.study.ledger import SAMPLED_PAIRS, Ledger
 from bapo.study.speech import in_words, speak
 from bapo.study.storage import Storage
 
@@ -190,10 +190,14 @@ def _sample(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress
     assert cell.sampling is not None
     path, reward = ledger.sample_path(job), str(study.folder / "runs" / cell.rewarded_by)
     make_folder(path.parent)
-    record = sample(recipe, reward, path, cell.sampling.how, on_progress=on_progress, shared=_model(recipe))
+    record = sample(
+        recipe, reward, path, cell.sampling.how, on_progress=on_progress, shared=_model(recipe),
+        scores=study.folder / "anchored",
+    )  # fmt: skip
     found = record.content
     counts = {"prompts": found.prompts, "candidates": found.candidates, "pairs": found.pairs}
-    return {"counts": counts}, [], replace(record.made_from, data={"preferences": data})
+    made_from = replace(record.made_from, data={"preferences": data, SAMPLED_PAIRS: found.checksum_of_file})
+    return {"counts": counts}, [], made_from
 
 
 def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress) -> Found:
@@ -202,7 +206,14 @@ def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress)
 
     recipe, cell = _placed(study, job), study.cells[job.of]
     split = given = _read(study, ledger, job, recipe)
+    how: dict[str, Any] = {}
     if cell.sampling is not None:
+        how = {"sampling": {**cell.sampling.model_dump(), "rewarded_by": cell.rewarded_by}}
+        if not all(ledger.has_artifact(study.jobs[key]) for key in job.needs):
+            raise BapoError(
+                f"{ledger.sample_path(job)} is not what was sampled for {cell.key}: delete its folder, and start the "
+                "study again."
+            )
         sampled = read_preferences(str(ledger.sample_path(job)), plain=recipe.preferences.plain)
         split = replace(given, train=sampled)
     folder = make_folder(ledger.run_folder(job))
@@ -210,7 +221,7 @@ def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress)
     gc.collect()  # what the optimizer kept; trainers are in circles
     record, data = record_of(run.folder) or {}, stages.data_fingerprint(given)
     counts = {"pairs": float(record.get("pairs", 0)), "steps": float(record.get("steps", 0))}
-    made_from = provenance(recipe, record.get("reference", ""), record.get("made_on", {}), data=data)
+    made_from = provenance(recipe, record.get("reference", ""), record.get("made_on", {}), data=data, **how)
     return {"log": run.log, "counts": counts}, [], made_from
 
 
