@@ -110,27 +110,7 @@ def sample(
     if done is not None:
         return done
     judged = _judged(recipe, prompts, reward, how, on_progress, shared or stages.shared_model(recipe), scores)
-    rewards = [[beta * ratio for ratio in of_prompt] for of_prompt in judged.log_ratios]
-    counts = Counter(judged.counts)
-    rows = list(_rows(judged.candidates, rewards, how, counts))
-    if not rows:
-        raise BapoError(
-            f"No prompt has two candidates of unlike reward ({_in_words(counts)}): sample more with --candidates, or "
-            "longer ones with --max-new-tokens."
-        )
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    content = SampledPreferences(
-        prompts=len(judged.candidates),
-        candidates=sum(map(len, rewards)),
-        pairs=len(rows),
-        mean_reward={
-            "all": fmean(chain.from_iterable(rewards)),
-            **{side: fmean(row[f"{side}_reward"] for row in rows) for side in ("chosen", "rejected")},
-        },
-        beta=beta,
-        counts=dict(+counts),
-        checksum_of_file=checksum(text.encode()),
-    )
+    text, content = _accepted(judged, how, beta)
     made_from = provenance(recipe, judged.reference, judged.made_on, data=data, adapter=reward, **asdict(how))
     record = job.finish(content, made_from)  # first, so that a file that is there without one is somebody else's
     write_text(path, text)
@@ -145,6 +125,35 @@ class _Judged(NamedTuple):
     counts: Counter[str]
     reference: str
     made_on: dict[str, Any]
+
+
+def _accepted(judged: _Judged, how: Sampling, beta: float) -> tuple[str, SampledPreferences]:
+    """The comparison file, and what is said of it.
+
+    Raises:
+        BapoError: no pair is left.
+    """
+    rewards = [[beta * ratio for ratio in of_prompt] for of_prompt in judged.log_ratios]
+    counts = Counter(judged.counts)
+    rows = list(_rows(judged.candidates, rewards, how, counts))
+    if not rows:
+        raise BapoError(
+            f"No prompt has two candidates of unlike reward ({_in_words(counts)}): sample more with --candidates, or "
+            "longer ones with --max-new-tokens."
+        )
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text, SampledPreferences(
+        prompts=len(judged.candidates),
+        candidates=sum(map(len, rewards)),
+        pairs=len(rows),
+        mean_reward={
+            "all": fmean(chain.from_iterable(rewards)),
+            **{side: fmean(row[f"{side}_reward"] for row in rows) for side in ("chosen", "rejected")},
+        },
+        beta=beta,
+        counts=dict(+counts),
+        checksum_of_file=checksum(text.encode()),
+    )
 
 
 def _judged(
