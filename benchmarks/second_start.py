@@ -111,6 +111,7 @@ def train_until_saved(recipe: Recipe, folder: Path) -> None:
 
     with suppress(KeyboardInterrupt):
         job.train(recipe, folder, stop)
+        raise SystemExit("the training ended before it could be stopped, so there is nothing to go on with")
 
 
 def costs(folder: Path, model: str, groups: int) -> dict[str, Cost]:
