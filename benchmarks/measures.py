@@ -73,9 +73,13 @@ def measured(changes: ModelChanges, comparison: Comparison, name: str) -> Mappin
     movement, asked = comparison.models[name].movement, changes.benchmarks.values()
     assert movement is not None
     assert changes.forgetting is not None
+    floors = [change.floor for change in asked if change.floor is not None]
+    floor = f"{np.hypot.reduce(floors) / len(asked):.0e}" if len(floors) == len(asked) else "unknown"
     found = {
         "accuracy (points)": changes.forgetting.score,
-        "right choice (nats)": mean_of([change.right_choice for change in asked if change.right_choice]),
+        f"right choice (nats; floor {floor})": mean_of(
+            [change.right_choice for change in asked if change.right_choice]
+        ),
         "right choice, tempered (nats)": mean_of([change.tempered for change in asked if change.tempered]),
     }
     for topic, report in movement.divergence.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -296,6 +297,25 @@ def test_a_later_user_costs_less_where_prompts_are_shared(model: Path, place: Pa
     assert len(stores) == 1
     batches = [json.loads(line)["records"] for line in stores[0].read_text().splitlines()]
     assert sum(map(len, batches)) == 4, "a base response for each prompt of the pool, and none for each user"
+
+
+def test_users_draw_from_one_pool_or_have_prompts_of_their_own() -> None:
+    loaded = importlib.util.spec_from_file_location("many_users", BENCHMARKS / "many_users.py")
+    assert loaded is not None
+    assert loaded.loader is not None
+    many_users = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(many_users)
+    pools = {("starter", taste): read_preferences(f"starter:{taste}") for taste in many_users.TASTES["starter"]}
+
+    def prompts(user: int, *, own: bool) -> list[str]:
+        return [row["prompt"] for row in many_users.rows_of(user, pools, 8, own=own)]
+
+    for own in (True, False):
+        asked = [prompts(user, own=own) for user in range(4)]
+        assert [len(set(mine)) for mine in asked] == [8] * 4
+        assert (len({prompt for mine in asked for prompt in mine}) == 32) is own
+    with pytest.raises(SystemExit, match="too few prompts"):
+        prompts(1000, own=True)
 
 
 def test_reading_a_gguf_file_leaves_what_transformers_reading_leaves(place: Path) -> None:

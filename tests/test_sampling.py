@@ -103,8 +103,8 @@ def test_a_row_is_read_as_the_prompt_and_the_responses_that_it_was_made_of() -> 
         ({"accept": 1}, "at least 2"),
         ({"accept": 9, "candidates": 8}, "at most the 8 candidates"),
         ({"temperature": 0.0}, "sampled, so that they differ"),
-        ({"rejection_beta": 0.0}, "--rejection-beta must be"),
-        ({"candidates": 10**9}, "--candidates must be"),
+        ({"rejection_beta": 0.0}, "rejection_beta must be"),
+        ({"candidates": 10**9}, "candidates must be"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], sentence: str) -> None:

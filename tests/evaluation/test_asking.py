@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from bapo.errors import BapoError
 from bapo.evaluation import BenchmarkPlan, EvaluatedModel, asking
@@ -61,6 +64,27 @@ def test_nothing_is_asked_twice(
     assert calls == [6 * 4, 3 * 4], "a larger sample asks only what is new"
     assert set(few.answers) <= set(more.answers)
     assert (len(few.answers), few.questions) == (6, 20)
+
+
+@pytest.mark.parametrize("limit", [5, 20])
+def test_a_few_questions_are_asked_again_to_know_what_rounding_makes(
+    model: LoadedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    plan = BenchmarkPlan(limit=limit, data_folder=folder)
+    evaluated = EvaluatedModel(model, folder=tmp_path)
+    calls = counted(evaluated, monkeypatch)
+    assert evaluated.ask("arc_challenge", plan).rounding is None
+    known = evaluated.ask("arc_challenge", plan, rounding=True)
+    few = min(limit, 8)
+    assert calls == [limit * 4, few * 4, few * 4]
+    answers = known.read()
+    assert answers is not None
+    assert known.rounding == answers.rounding
+    assert known.rounding is not None
+    in_bf16 = replace(model, model=copy.deepcopy(model.model).to(torch.bfloat16), precision="bf16")
+    rounded = EvaluatedModel(in_bf16, folder=tmp_path).ask("arc_challenge", plan, rounding=True).rounding
+    assert rounded is not None
+    assert 0 < 100 * known.rounding < rounded < 0.5
 
 
 def test_answers_say_where_they_were_made(model: LoadedModel, folder: Path, tmp_path: Path) -> None:

@@ -78,6 +78,22 @@ def test_a_tables_numbers_are_means_over_preferences_of_means_over_seeds() -> No
     assert of_base.accuracy["arc"].deviation is None
 
 
+def test_beside_a_right_choices_change_stands_what_rounding_makes_of_it() -> None:
+    cells = [cell("dpo", "a"), cell("dpo", "b")]
+    base = replace(cell("base", "", 0, pairs=()), rounding={"arc": 0.03, "piqa": 9.0})
+    report = study_report({"m": base}, cells, jobs=3, done=3)
+    _, row = report.rows
+    assert row.logps["right choice"]["arc"].floor == pytest.approx(2 * 0.03 / math.sqrt(4))
+    assert row.logps["right choice, tempered"]["arc"].floor is None
+    header, (first, *others) = drawn.logp_table(report)
+    assert dict(zip(header, first, strict=True)) == {
+        **dict.fromkeys(header, ""), "model": "m", "method": "rounding alone", "arc": "0.03",
+    }  # fmt: skip
+    assert [line[2] for line in others] == ["dpo"]
+    unknown = study_report({"m": replace(base, rounding={})}, cells, jobs=3, done=3)
+    assert [line[2] for line in drawn.logp_table(unknown)[1]] == ["dpo"]
+
+
 def test_a_row_says_what_was_varied_and_without_a_base_nothing_of_changes() -> None:
     varied = cell("bapo", settings={STRENGTH: 5, "objective": "bapo", "more": None}, varied=[STRENGTH])  # type: ignore[dict-item]
     (row,) = study_report({}, [varied], jobs=1, done=1).rows

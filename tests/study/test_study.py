@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from bapo.errors import BapoError
+from bapo.files import write_record
 from bapo.preferences import Pair, group_pairs
 from bapo.results import FINISHED_JOB
 from bapo.study import Ledger, Study, open_study, read_study, report, run_here
+from bapo.study.grid import StudyJob
 from bapo.study.report import _place
 from bapo.study.speech import without_copies
 from bapo.study.storage import Storage
@@ -488,6 +490,15 @@ def test_a_method_trains_on_what_the_model_says_and_another_runs_adapter_judges(
     assert len(pairs.read_text().splitlines()) == len(rows), "what was finished is fetched once more"
 
 
+def test_one_models_jobs_follow_each_other_and_judges_come_before_what_they_judge(place: Path) -> None:
+    content = {**with_methods("rso", "dpo", models=["tiny", "rounded"]), "sampling": RSO}
+    content["models"] = {**STUDY["models"], "rounded": {"model.name": "model", "model.precision": "bf16"}}
+    jobs = open_study(write_study(place, content)).jobs
+    order = [job.recipe.model.precision for job in jobs.values()]
+    assert order == ["float32"] * (len(order) // 2) + ["bf16"] * (len(order) // 2)
+    assert all(list(jobs).index(needed) < at for at, job in enumerate(jobs.values()) for needed in job.needs)
+
+
 def test_data_that_changed_under_a_study_are_refused(place: Path) -> None:
     write_study(place, with_methods("bapo"))
     assert run_here(open_study(place / "study.yaml")) == []
@@ -501,6 +512,31 @@ def test_data_that_changed_under_a_study_are_refused(place: Path) -> None:
     assert "mine.jsonl is not as it was when anchor_tiny_mine.jsonl" in why
     Path("mine.jsonl").write_text(rows)
     assert run_here(larger) == []
+    only_its_own_adapter_is_a_jobs(larger, larger.jobs["train_tiny_mine.jsonl_dpo_seed0"])
+
+
+def only_its_own_adapter_is_a_jobs(study: Study, job: StudyJob) -> None:
+    """And not one of other settings or data, which was there before the job's record came from elsewhere."""
+    path = study.folder / "runs" / job.of / "run.json"
+    run = {key: value for key, value in json.loads(path.read_text()).items() if key != "checksum"}
+    assert Ledger(study).has_artifact(job)
+    training = {**run["recipe"]["training"], "learning_rate": 1.0}
+    settings = {**run["settings"], "training.learning_rate": 1.0}
+    others = {"data": "another"}, {"identity": "another"}, {"recipe": {**run["recipe"], "training": training}}
+    for other in (*others, {"settings": settings, **others[-1]}):
+        write_record(path, {**run, **other})
+        assert not Ledger(study).has_artifact(job)
+    Ledger(study).path(study.jobs[f"evaluate_{job.of}"]).unlink()
+    left = [job.key, f"evaluate_{job.of}"]
+    assert [one.key for one in Ledger(study).missing()] == left
+    assert [one.key for one in run_here(study)] == left
+    assert Ledger(study).finished(study.jobs[f"evaluate_{job.of}"]) is None
+    assert "learning_rate 1.0 there" in str(Ledger(study).why_failed(job))
+    assert f"does not hold what {job.key} left: delete it" in str(Ledger(study).why_failed(study.jobs[left[1]]))
+    shutil.rmtree(path.parent)
+    assert run_here(study) == []
+    path.write_text("damaged")
+    assert not Ledger(study).has_artifact(job)
 
 
 def test_a_damaged_record_is_a_sentence(place: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from bapo.evaluation.harness import BapoLM
 from bapo.evaluation.registry import BENCHMARKS
 from bapo.models import LoadedModel, cache_folder, model_fingerprint, tokenizer_fingerprint
 from bapo.progress import OnProgress, silent
-from bapo.results import Answer, AnswerStore, AskedBenchmark
+from bapo.results import Answer, AnswerStore, AskedBenchmark, rounding_between
 from bapo.settings import SCORING_VERSION
 
 KEPT_TOGETHER = 256
 """Questions of one task that are asked, and kept, at once."""
+
+ROUNDING_QUESTIONS = 8
+"""Of a benchmark, that are asked again to find out what rounding makes of a right choice's log-probability."""
 
 BEHIND_SYSTEM = "\n\n"
 """What stands between a system prompt and a question that is not asked as a chat; `lm-eval` puts nothing there."""
@@ -89,7 +93,13 @@ class EvaluatedModel:
                 )
 
     def ask(
-        self, benchmark: str, plan: BenchmarkPlan, *, name: str = "the model", on_progress: OnProgress = silent
+        self,
+        benchmark: str,
+        plan: BenchmarkPlan,
+        *,
+        name: str = "the model",
+        rounding: bool = False,
+        on_progress: OnProgress = silent,
     ) -> AskedBenchmark:
         """Ask a benchmark; what was asked before is in the store and is not asked again.
 
@@ -97,6 +107,7 @@ class EvaluatedModel:
             benchmark: its name.
             plan: which of its questions, and how.
             name: what the model is called.
+            rounding: whether it is measured what rounding makes of the right choice's log-probability.
             on_progress: told how many questions are answered, and of how many.
 
         Raises:
@@ -107,10 +118,10 @@ class EvaluatedModel:
         tasks = load_tasks(benchmark, asked=plan.asked, data_folder=plan.data_folder)
         drawn = sample_documents(tasks, plan.limit, plan.seed)
         total, before = sum(map(len, drawn.values())), 0
-        stores: dict[str, str] = {}
+        stores: dict[str, AnswerStore] = {}
         for task in tasks:
             tell = partial(_after, before, total, f"{name}: {benchmark}", on_progress)
-            stores[task.name] = str(self._ask_task(task, drawn[task.name], tell).folder.resolve())
+            stores[task.name] = self._ask_task(task, drawn[task.name], tell)
             before += len(drawn[task.name])
         return AskedBenchmark(
             model=name,
@@ -119,9 +130,33 @@ class EvaluatedModel:
             kind=BENCHMARKS[benchmark].kind,
             questions=sum(len(task.task.eval_docs) for task in tasks),
             seconds=time.perf_counter() - start,
-            stores=stores,
+            stores={task: str(store.folder.resolve()) for task, store in stores.items()},
             documents={task: tuple(numbers) for task, numbers in drawn.items()},
+            rounding=self._rounding(tasks, drawn, stores) if rounding else None,
         )
+
+    def _rounding(
+        self, tasks: Sequence[LoadedTask], drawn: Mapping[str, Sequence[int]], stores: Mapping[str, AnswerStore]
+    ) -> float:
+        """What rounding alone moves the right choice's log-probability by, nats a question, root mean square.
+
+        A few questions are asked twice more: in other company, and so with embeddings that are moved by a rounding here
+        and there, because a machine may compute all companies alike (`ResponseScorer.layouts`). Of the two passes that
+        differ most.
+        """
+        asked = [(task.name, number) for task in tasks for number in drawn[task.name]]
+        count = min(ROUNDING_QUESTIONS, len(asked))
+        some = [asked[at * len(asked) // count] for at in range(count)]
+        passes: tuple[list[Answer], ...] = ([], [], [])
+        for task in tasks:
+            numbers = [number for name, number in some if name == task.name]
+            if numbers:
+                kept = stores[task.name].read()
+                passes[0].extend(kept[number] for number in numbers)
+                passes[1].extend(self._answers(task, numbers))
+                with self.lm.scorer.passes.nudging():
+                    passes[2].extend(self._answers(task, numbers))
+        return max(rounding_between(*pair) for pair in combinations(passes, 2)) if some else 0.0
 
     def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> AnswerStore:
         """The store in which the answers are, all of them."""

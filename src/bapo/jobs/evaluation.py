@@ -329,7 +329,9 @@ class Grid:
         for name in self.plan.names:
             cell = self._found(variant, name)
             if cell is None:
-                content = evaluated.ask(name, self.plan, name=variant.name, on_progress=on_progress)
+                content = evaluated.ask(
+                    name, self.plan, name=variant.name, rounding=variant.is_reference, on_progress=on_progress
+                )
                 made_from = self._made_from(variant, known, benchmark=name, limit=self.plan.limit, seed=self.plan.seed)
                 record = self.asked(variant, name).finish(content, made_from)
                 answers = content.read()

@@ -63,12 +63,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_number("responses", self.candidates, shown="--candidates")
-        check_number("beta", self.rejection_beta, shown="--rejection-beta")
+        check_number("responses", self.candidates, shown="candidates")
+        check_number("beta", self.rejection_beta, shown="rejection_beta")
         if not 2 <= self.accept <= self.candidates:
-            raise BapoError(f"--accept is {self.accept}: at least 2, and at most the {self.candidates} candidates.")
+            raise BapoError(f"accept is {self.accept}: at least 2, and at most the {self.candidates} candidates.")
         if not self.temperature > 0:
-            raise BapoError("--temperature must be above 0: candidates are sampled, so that they differ.")
+            raise BapoError("temperature must be above 0: candidates are sampled, so that they differ.")
 
 
 def sample(
@@ -138,8 +138,8 @@ def _accepted(judged: _Judged, how: Sampling, beta: float) -> tuple[str, Sampled
     rows = list(_rows(judged.candidates, rewards, how, counts))
     if not rows:
         raise BapoError(
-            f"No prompt has two candidates of unlike reward ({_in_words(counts)}): sample more with --candidates, or "
-            "longer ones with --max-new-tokens."
+            f"No prompt has two candidates of unlike reward ({_in_words(counts)}): sample more candidates, or "
+            "longer ones (max_new_tokens)."
         )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return text, SampledPreferences(

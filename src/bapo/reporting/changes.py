@@ -73,16 +73,20 @@ def verdict_in_words(change: Change) -> str:
     return f"cannot tell (about {change.enough:,} questions could{there_are})"
 
 
-LOGP_HEADER = ("benchmark", "questions", "right choice (nats)", "the same, tempered (nats)")
+LOGP_HEADER = ("benchmark", "questions", "right choice (nats)", "floor (nats)", "the same, tempered (nats)")
 
 
 def logp_rows(changes: Mapping[str, Change]) -> list[tuple[str, ...]]:
-    """One row a benchmark: how the right choice's log-probability changed, with 95 % intervals over questions."""
+    """One row a benchmark: how the right choice's log-probability changed, with 95 % intervals over questions.
+
+    The floor is what rounding alone makes of it (`Change`).
+    """
     return [
         (
             change.title or name,
             f"{change.items:,}",
             interval(change.right_choice, 1, 3),
+            "" if change.floor is None else f"{change.floor:.1g}",
             interval(change.tempered, 1, 3),
         )
         for name, change in changes.items()

@@ -75,10 +75,18 @@ def common_table(report: StudyReport) -> Table:
 
 
 def logp_table(report: StudyReport) -> Table:
-    """How the right choice's log-probability changed, by benchmark; and the mean of each measure."""
+    """How the right choice's log-probability changed, by benchmark; and the mean of each measure.
+
+    Of each model a first row says what rounding alone makes of a change.
+    """
     measures = _overall_measures(report.rows)
     header = (*ROW_HEADER, *report.columns, *(f"mean, {name}" for name in measures))
-    return header, [
+    floors = [
+        (model, "", "rounding alone", "", "", *said, *("" for _ in measures))
+        for model in dict.fromkeys(row.model for row in report.rows)
+        if any(said := [_largest_floor(report.rows, model, name) for name in report.columns])
+    ]
+    return header, floors + [
         (
             *_row(row),
             *(_nats(row.logps.get(FORGETTING, {}).get(name)) for name in report.columns),
@@ -206,6 +214,12 @@ def _measured(cell: TableCell | None, unit: str) -> str:
     floor = "" if cell.floor is None else f", floor {cell.floor:.0e}"
     judge = "" if cell.judge is None else f", judge {cell.judge:.0f} % right"
     return interval(cell.mean, 1, 4 if unit.startswith("nats") else 1) + floor + judge
+
+
+def _largest_floor(rows: Sequence[TableRow], model: str, column: str) -> str:
+    cells = [row.logps.get(FORGETTING, {}).get(column) for row in rows if row.model == model]
+    floors = [cell.floor for cell in cells if cell is not None and cell.floor is not None]
+    return f"{max(floors):.1g}" if floors else ""
 
 
 def _nats(cell: TableCell | None) -> str:

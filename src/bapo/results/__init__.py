@@ -43,6 +43,7 @@ from bapo.results.preferences import (
     to_rows,
 )
 from bapo.results.records import Kind, Provenance, Record, identity_of
+from bapo.results.right_choice import rounding_between
 from bapo.results.runs import Run, day_of, read_run, record_of
 from bapo.results.selfcheck import Check, Deviation, Selfcheck
 from bapo.results.study import (
@@ -170,6 +171,7 @@ __all__ = [
     "read_run",
     "record_of",
     "report",
+    "rounding_between",
     "shared_name",
     "shared_names",
     "spread",

@@ -155,6 +155,7 @@ class BenchmarkAnswers:
         questions: how many the benchmark has; fewer may have been asked.
         kind: knowledge counts in the forgetting score, alignment does not.
         title: what the benchmark is called in tables.
+        rounding: what that alone moves the right choice's log-probability by, nats a question, root mean square.
     """
 
     benchmark: str
@@ -162,6 +163,7 @@ class BenchmarkAnswers:
     questions: int
     kind: BenchmarkKind = "knowledge"
     title: str = ""
+    rounding: float | None = None
 
     @property
     def scores(self) -> tuple[float, ...]:

@@ -49,6 +49,7 @@ class Change:
         categories: the same for each of the benchmark's categories, where it has some.
         right_choice: change of the right choice's log-probability among the choices, nats; ``tempered`` once more after
             each model's own temperature (`bapo.results.right_choice`). None of a category.
+        floor: what rounding alone makes of ``right_choice``, nats; None where that was not measured.
     """
 
     benchmark: str
@@ -67,6 +68,7 @@ class Change:
     categories: Mapping[str, Change] = field(default_factory=dict)
     right_choice: Estimate | None = None
     tempered: Estimate | None = None
+    floor: float | None = None
 
 
 def compare(before: BenchmarkAnswers, after: BenchmarkAnswers, *, budget: float = BUDGET, seed: int = 0) -> Change:

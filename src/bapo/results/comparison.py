@@ -13,7 +13,7 @@ from bapo.results.movement import Movement
 from bapo.results.places import shared_name
 from bapo.results.preferences import PreferenceChange, PreferenceReport, PromptScores, compare_preferences
 from bapo.results.records import Kind
-from bapo.results.right_choice import logp_changes
+from bapo.results.right_choice import floor_of_change, logp_changes
 
 BASE = "base"
 PROMPT_ONLY = "prompt-only"
@@ -182,7 +182,8 @@ def _changes(before: Findings, after: Findings, budget: float, least_accuracy: f
     for name, answers in after.benchmarks.items():
         plain, tempered = logp_changes(before.benchmarks[name], answers)
         change = compare(before.benchmarks[name], answers, budget=budget)
-        benchmarks[name] = replace(change, right_choice=plain, tempered=tempered)
+        floor = floor_of_change(before.benchmarks[name].rounding, len(answers.answers))
+        benchmarks[name] = replace(change, right_choice=plain, tempered=tempered, floor=floor)
     return ModelChanges(
         benchmarks=benchmarks,
         preferences=compare_preferences(before.prompts, after.prompts) if before.prompts and after.prompts else None,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bapo.results.answers import BenchmarkAnswers
+from bapo.results.answers import Answer, BenchmarkAnswers
 from bapo.results.estimates import Estimate, bootstrap_ratio
 
 Array = NDArray[np.float64]
@@ -79,6 +79,30 @@ def logp_changes(before: BenchmarkAnswers, after: BenchmarkAnswers) -> tuple[Est
     was, now = ([(answer.logps, answer.right) for answer in model.answers] for model in (before, after))
     plain = _change([right_choice_logp(choices) for choices in was], [right_choice_logp(choices) for choices in now])
     return plain, _change(tempered_logps(was), tempered_logps(now))
+
+
+def rounding_between(once: Sequence[Answer], again: Sequence[Answer]) -> float:
+    """What moves a question's `right_choice_logp` between two passes of one model, nats, root mean square.
+
+    Args:
+        once, again: answers to the same questions, at least one, which differ by rounding alone.
+    """
+    was, now = ([right_choice_logp((answer.logps, answer.right)) for answer in answers] for answers in (once, again))
+    return float(np.sqrt(np.mean(np.square(np.subtract(now, was)))))
+
+
+def floor_of_change(rounding: float | None, questions: int) -> float | None:
+    """What rounding alone makes of a mean change of so many questions, nats; None where it is not known.
+
+    Questions are rounded independently of each other, so a mean is moved by the square root of their number less. The
+    floor is twice that, which rounding alone exceeds once in twenty times (if its size is known from eight questions,
+    once in twelve: Student's t).
+
+    Args:
+        rounding: of a question of one model, `rounding_between`.
+        questions: that the mean is over.
+    """
+    return None if rounding is None else 2 * rounding / questions**0.5
 
 
 def _change(before: Sequence[float], after: Sequence[float]) -> Estimate:

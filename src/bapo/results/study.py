@@ -26,6 +26,8 @@ class AskedQuestions:
         questions: how many it has.
         asked: how many of them were asked.
         seconds: that asking took.
+        rounding: what that alone moves the right choice's log-probability by, nats a question, root mean square; None
+            where it was not measured.
     """
 
     title: str
@@ -33,6 +35,7 @@ class AskedQuestions:
     questions: int
     asked: int
     seconds: float
+    rounding: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class EvaluatedCell:
         judge: share of held-out pairs that the classifier of answers has right, percent.
         trained: whether it is a run, and no rival without training.
         kinds: of benchmarks, by name.
+        rounding: by benchmark, what that alone moves the right choice's log-probability by, nats a question.
     """
 
     model: str
@@ -90,6 +91,7 @@ class EvaluatedCell:
     judge: float | None = None
     trained: bool = True
     kinds: Mapping[str, BenchmarkKind] = field(default_factory=dict)
+    rounding: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -197,6 +199,7 @@ def evaluated_cell(
         None if record.content.judge is None else 100 * record.content.judge.value,
         trained,
         {name: asked.kind for name, asked in record.content.benchmarks.items()},
+        {name: asked.rounding for name, asked in record.content.benchmarks.items() if asked.rounding is not None},
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from bapo.results.behaviour import Behaviour
 from bapo.results.estimates import Estimate
 from bapo.results.records import Kind
+from bapo.results.right_choice import floor_of_change
 from bapo.results.study_cells import (
     ACCURACY,
     CHOSEN_LIKE,
@@ -23,6 +24,7 @@ from bapo.results.study_cells import (
     TEMPERED,
     Array,
     EvaluatedCell,
+    benchmark_of,
     source_of,
 )
 from bapo.results.study_claims import RANK, STRENGTH, Claim, by_kind, by_setting, judge_claims
@@ -38,7 +40,8 @@ class TableCell:
         deviation: standard deviation over preferences; None of fewer than two.
         change: against the base on the same questions, where there are such.
         by_preference: the means that it is the mean of.
-        floor: of a divergence, what rounding makes of it at most, nats a token.
+        floor: what rounding alone makes of it: of a divergence, nats a token; of a change of the right choice's
+            log-probability, nats (`floor_of_change`).
         judge: of what a classifier says, the share of held-out pairs that it has right, percent.
     """
 
@@ -105,7 +108,7 @@ class StudyReport:
     along: Mapping[str, tuple[TableRow, ...]]
 
 
-STUDY_REPORT = Kind("a study's report", 7, StudyReport)
+STUDY_REPORT = Kind("a study's report", 8, StudyReport)
 """Its version counts up also where the same records make other numbers."""
 
 
@@ -249,7 +252,11 @@ def _as_share(cell: TableCell) -> TableCell:
 
 def _change(cells: Sequence[EvaluatedCell], base: EvaluatedCell, measure: str, column: str) -> TableCell:
     draws = Draws([cell.minus(base, measure, column) for cell in cells])
-    return _table_cell(draws, *draws.of_questions(measure, column, -1.0), scale=scale_of(measure))
+    found = _table_cell(draws, *draws.of_questions(measure, column, -1.0), scale=scale_of(measure))
+    if measure != RIGHT_CHOICE:
+        return found
+    rounding, questions = base.rounding.get(benchmark_of(column)), len(base.questions[measure][column])
+    return replace(found, floor=floor_of_change(rounding, questions))
 
 
 def _table_cell(draws: Draws, means: Sequence[Sequence[float]], resampled: Array, scale: float = 1.0) -> TableCell:

@@ -83,6 +83,8 @@ class AskedBenchmark:
         seconds: that asking took.
         stores: the folder of answers of each task.
         documents: which of a task's questions were asked.
+        rounding: what that alone moves the right choice's log-probability by, nats a question, root mean square; None
+            where it was not measured.
     """
 
     model: str
@@ -93,6 +95,7 @@ class AskedBenchmark:
     seconds: float
     stores: Mapping[str, str]
     documents: Mapping[str, tuple[int, ...]]
+    rounding: float | None = None
 
     def read(self) -> BenchmarkAnswers | None:
         """The answers, read from their stores; None where one is there no more.
@@ -106,7 +109,7 @@ class AskedBenchmark:
             if any(number not in kept for number in self.documents[task]):
                 return None
             answers += [kept[number] for number in self.documents[task]]
-        return BenchmarkAnswers(self.benchmark, in_order(answers), self.questions, self.kind, self.title)
+        return BenchmarkAnswers(self.benchmark, in_order(answers), self.questions, self.kind, self.title, self.rounding)
 
 
 @dataclass(frozen=True, slots=True)

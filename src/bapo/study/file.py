@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from bapo.errors import BapoError
 from bapo.files import read_text
@@ -56,7 +57,7 @@ class SamplingSection(Section):
         try:
             _ = self.how
         except BapoError as error:
-            raise ValueError(str(error).rstrip(".")) from error
+            raise PydanticCustomError("sampling", "{why}", {"why": str(error).rstrip(".")}) from error
         return self
 
 

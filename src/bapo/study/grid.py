@@ -247,8 +247,10 @@ def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[
     """What a cell needs, then the cell; jobs that several cells need come once for each, with one key."""
     # What is off is left out, so that a new kind of question changes no job that is not asked it.
     asked = evaluation.model_dump(exclude={"prompt_only", "few_shot"}, exclude_defaults=True)
-    for cell in sorted(cells.values(), key=lambda cell: cell.sampling is not None):  # judges before what they judge
-        recipe, settings = cell.recipe, _settings(cell.recipe)
+    models = list(dict.fromkeys(cell.model for cell in cells.values()))
+    # One model after the other, which a process loads once; of each, judges before what they judge.
+    for cell in sorted(cells.values(), key=lambda cell: (models.index(cell.model), cell.sampling is not None)):
+        recipe, settings = cell.recipe, settings_of(cell.recipe)
         model = {"model": settings["model"]}
         reading = {**model, "preferences": settings["preferences"], "anchoring": settings["anchoring"]}
         anchor = slug("anchor", cell.model, cell.preference, _short(reading))
@@ -260,7 +262,7 @@ def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[
         train, needs = f"train_{cell.key}", [anchor]
         if cell.sampling is not None:
             sample, judge = f"sample_{cell.key}", cells[cell.rewarded_by]
-            sampled = {"sampling": cell.sampling.model_dump(mode="json"), "reward": _settings(judge.recipe)}
+            sampled = {"sampling": cell.sampling.model_dump(mode="json"), "reward": settings_of(judge.recipe)}
             identity = _identity("sample", {**reading, **sampled})
             yield StudyJob(sample, "sample", recipe, identity, (anchor, f"train_{judge.key}"), of=cell.key)
             settings, needs = {**settings, **sampled}, [anchor, sample]
@@ -285,7 +287,7 @@ def _rivals(cell: Cell, evaluation: EvaluationSection, asked: dict[str, Any], an
         )
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Of a recipe, what can change a number."""
     return recipe.model_dump(mode="json", exclude=_NO_OUTCOME)
 

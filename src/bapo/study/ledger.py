@@ -19,14 +19,17 @@ from bapo.errors import BapoError
 from bapo.files import checksum_of_file, make_folder, read_text, write_json, write_text
 from bapo.jobs.sampling import record_of_sample
 from bapo.progress import OnProgress, meanwhile
-from bapo.results import FAILED_JOB, FINISHED_JOB, FinishedJob, Provenance, Record, identity_of
-from bapo.study.grid import Study, StudyJob
+from bapo.results import FAILED_JOB, FINISHED_JOB, FinishedJob, Provenance, Record, identity_of, record_of
+from bapo.study.grid import Study, StudyJob, settings_of
 
 State = Literal["done", "running", "failed", "blocked", "waiting"]
 
 _BEAT_S, _STILL_S, _DEAD_S = 2.0, 20.0, 60.0
 SAMPLED_PAIRS = "sampled"
 """Under which a record has the checksum of the pairs that were sampled."""
+
+RUN = "run"
+"""Under which the record of a training has the identity of its run."""
 
 _SAMPLED = "sampled/"
 _NOT_FOR_OTHERS = f"""# What holds texts of the data, or can be made again.
@@ -168,11 +171,39 @@ class Ledger:
         """Whether what others need of a job is there; after a clone the records are, and the adapters are not."""
         if job.work == "sample":
             return self._has_pairs(job)
-        return job.work != "train" or (self.run_folder(job) / "run.json").is_file()
+        return job.work != "train" or self._has_run(job)
+
+    def artifact(self, job: StudyJob) -> Path:
+        """The folder of what others need of a training or a sampling."""
+        return self.run_folder(job) if job.work == "train" else self.sample_path(job).parent
 
     def run_folder(self, job: StudyJob) -> Path:
         """Of a cell's run."""
         return self.study.folder / "runs" / job.of
+
+    def _has_run(self, job: StudyJob) -> bool:
+        """Whether the adapter is the run that the job's record speaks of, and not what others left in its place.
+
+        Records of earlier versions do not name the run, so settings and data are compared too.
+        """
+        try:
+            run, record = record_of(self.run_folder(job)), self.finished(job)
+        except BapoError:
+            return False
+        if run is None:
+            return False
+        if record is not None:
+            made_from, given = record.made_from, not self.study.cells[job.of].sampling
+            if made_from.settings.get(RUN, run.get("identity")) != run.get("identity"):
+                return False
+            if given and run.get("data") not in (None, made_from.data.get("preferences")):
+                return False
+        return all(
+            run["recipe"].get(section, {}).get(key, value) == value
+            for section, asked in settings_of(job.recipe).items()
+            for key, value in asked.items()
+            if section != "model" and key != "source"  # which are named otherwise beside an adapter
+        )
 
     def _has_pairs(self, job: StudyJob) -> bool:
         """Whether the pairs are those that the job's record speaks of, and not those of other settings."""

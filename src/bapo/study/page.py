@@ -18,7 +18,7 @@ _NOTES = {
     "preferences": "On held-out prompts; means over preferences with 95 % intervals.",
     "accuracy": "Percent right: mean over preferences (standard deviation over preferences) [95 % interval].",
     "changes": "Points against the base on the same questions [95 % interval].",
-    "logps": "Nats a question against the base on the same questions [95 % interval].",
+    "logps": "Nats a question against the base on the same questions [95 % interval]; rounding, where known.",
 }
 
 

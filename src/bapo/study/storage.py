@@ -74,6 +74,8 @@ class Storage:
             if failure.is_file():
                 self._put(failure.read_bytes(), f"failures/{failure.name}")
             return
+        if not ledger.has_artifact(job):
+            return
         artifacts = _archive(study, job)
         if artifacts:
             self._put(artifacts, _archive_name(job))

@@ -35,7 +35,7 @@ from bapo.results import (
     to_rows,
 )
 from bapo.study.grid import PLACES, Study, StudyJob, open_study
-from bapo.study.ledger import SAMPLED_PAIRS, Ledger
+from bapo.study.ledger import RUN, SAMPLED_PAIRS, Ledger
 from bapo.study.speech import in_words, speak
 from bapo.study.storage import Storage
 
@@ -72,6 +72,7 @@ def _do(study: Study, job: StudyJob, on_progress: OnProgress) -> bool:
             return True
         start = time.perf_counter()
         try:
+            _check_needs(study, ledger, job)
             with ledger.alive(job, on_progress) as tell:
                 found, items, made_from = _WORK[job.work](study, ledger, job, tell)
         except BapoError as error:
@@ -85,6 +86,19 @@ def _do(study: Study, job: StudyJob, on_progress: OnProgress) -> bool:
         content = FinishedJob(job.key, job.of, job.work, seconds, _peak_memory(), **found)
         ledger.finish(job, content, _without_places(study, job, made_from), items)
         return True
+
+
+def _check_needs(study: Study, ledger: Ledger, job: StudyJob) -> None:
+    """Nothing is made of an adapter or of pairs that are not those of the study's jobs.
+
+    Raises:
+        BapoError: they are not.
+    """
+    for needed in (study.jobs[key] for key in job.needs):
+        if not ledger.has_artifact(needed):
+            raise BapoError(
+                f"{ledger.artifact(needed)} does not hold what {needed.key} left: delete it, and start the study again."
+            )
 
 
 def _peak_memory() -> int:
@@ -209,11 +223,6 @@ def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress)
     how: dict[str, Any] = {}
     if cell.sampling is not None:
         how = {"sampling": {**cell.sampling.model_dump(), "rewarded_by": cell.rewarded_by}}
-        if not all(ledger.has_artifact(study.jobs[key]) for key in job.needs):
-            raise BapoError(
-                f"{ledger.sample_path(job)} is not what was sampled for {cell.key}: delete its folder, and start the "
-                "study again."
-            )
         sampled = read_preferences(str(ledger.sample_path(job)), plain=recipe.preferences.plain)
         split = replace(given, train=sampled)
     folder = make_folder(ledger.run_folder(job))
@@ -221,6 +230,7 @@ def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress)
     gc.collect()  # what the optimizer kept; trainers are in circles
     record, data = record_of(run.folder) or {}, stages.data_fingerprint(given)
     counts = {"pairs": float(record.get("pairs", 0)), "steps": float(record.get("steps", 0))}
+    how[RUN] = record.get("identity")
     made_from = provenance(recipe, record.get("reference", ""), record.get("made_on", {}), data=data, **how)
     return {"log": run.log, "counts": counts}, [], made_from
 
@@ -246,7 +256,12 @@ def _evaluate(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgre
         "preferences": findings.preferences,
         "benchmarks": {
             name: AskedQuestions(
-                answers.title, answers.kind, answers.questions, len(answers.answers), findings.seconds.get(name, 0.0)
+                answers.title,
+                answers.kind,
+                answers.questions,
+                len(answers.answers),
+                findings.seconds.get(name, 0.0),
+                answers.rounding,
             )
             for name, answers in findings.benchmarks.items()
         },
