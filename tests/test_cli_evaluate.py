@@ -52,7 +52,8 @@ def bapo(place: Path, *arguments: str, code: int = 0, answers: str = "kept") -> 
 
 
 def test_a_zero_adapter_passes_the_gate_with_changes_of_exactly_zero(place: Path) -> None:
-    told = json.loads(bapo(place, "evaluate", "zero", "--benchmarks", "all", "--gate", "--json").stdout)
+    asked = ["--benchmarks", "all", "--limit", "20"]
+    told = json.loads(bapo(place, "evaluate", "zero", *asked, "--gate", "--json").stdout)
     assert told["against"] == "base"
     assert set(told["models"]) == {"base", "zero"}
     changes = told["changes"]["zero"]["benchmarks"]
@@ -61,7 +62,7 @@ def test_a_zero_adapter_passes_the_gate_with_changes_of_exactly_zero(place: Path
         assert change["change"] == {"value": 0, "low": 0, "high": 0}
         assert (change["gained"], change["lost"], change["p"], change["verdict"]) == (0, 0, 1, "kept")
     assert told["changes"]["zero"]["forgetting"]["score"] == {"value": 0, "low": 0, "high": 0}
-    assert told["models"]["base"]["benchmarks"]["mmlu"]["items"] == 114
+    assert told["models"]["base"]["benchmarks"]["mmlu"]["items"] == 57, "at least one of each subject"
     assert set(told["models"]["base"]["benchmarks"]["hhh"]["categories"]) == {"helpful", "harmless", "honest", "other"}
 
 
@@ -234,7 +235,7 @@ def test_a_damaged_record_of_how_an_adapter_was_trained_is_said(place: Path) -> 
 
 def test_a_killed_evaluation_resumes(place: Path) -> None:
     """SIGKILL while MMLU is asked; run again, what was answered is not asked again and the figures are the same."""
-    asked = ["evaluate", "--benchmarks", "mmlu", "--json"]
+    asked = ["evaluate", "--benchmarks", "mmlu", "--limit", "20", "--json"]
     with Command([*asked, "--records", "killed"], place, {"BAPO_DATA": str(place / "data")}) as killed:
         deadline = time.monotonic() + 300
         while len(list((place / "killed").rglob("*.parquet"))) < 5:

@@ -15,7 +15,7 @@ from tests.command import LIMIT_S, Command, bapo
 from tests.test_cli import own_preferences
 from tests.tiny import tiny_model, tiny_tokenizer
 
-KILLS = 3
+KILLS = 2
 
 pytestmark = pytest.mark.slow
 

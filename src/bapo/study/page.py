@@ -18,7 +18,8 @@ _NOTES = {
     "preferences": "On held-out prompts; means over preferences with 95 % intervals.",
     "accuracy": "Percent right: mean over preferences (standard deviation over preferences) [95 % interval].",
     "changes": "Points against the base on the same questions [95 % interval].",
-    "logps": "Nats a question against the base on the same questions [95 % interval]; rounding, where known.",
+    "logps": "Nats a question against the base on the same questions [95 % interval]. The row rounding alone says what "
+    "that makes of the change of one run, where it was measured.",
 }
 
 
