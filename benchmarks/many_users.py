@@ -47,10 +47,11 @@ def rows_of(user: int, pools: Pools, prompts: int, *, own: bool) -> Iterator[dic
     They are drawn from the pool, or (``own``) are those behind the prompts of the users before.
     """
     rng = random.Random(user)
-    source, taste = sorted(pools)[user % len(pools)]
+    places = sorted(pools)
+    source, taste = places[user % len(places)]
     tastes = TASTES[source]
     everything = range(len(pools[source, taste].groups))
-    before = prompts * sum(sorted(pools)[other % len(pools)][0] == source for other in range(user))
+    before = prompts * sum(places[other % len(places)][0] == source for other in range(user))
     mine = list(everything[before : before + prompts]) if own else sorted(rng.sample(everything, prompts))
     if len(mine) < prompts:
         raise SystemExit(f"{source} has too few prompts for so many users with their own: lower --users or --prompts.")

@@ -156,7 +156,7 @@ class EvaluatedModel:
                 passes[1].extend(self._answers(task, numbers))
                 with self.lm.scorer.passes.nudging():
                     passes[2].extend(self._answers(task, numbers))
-        return max(rounding_between(*pair) for pair in combinations(passes, 2)) if some else 0.0
+        return max(rounding_between(*pair) for pair in combinations(passes, 2))
 
     def _ask_task(self, task: LoadedTask, documents: Sequence[int], tell: Callable[[int], None]) -> AnswerStore:
         """The store in which the answers are, all of them."""

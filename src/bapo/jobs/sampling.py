@@ -102,7 +102,7 @@ def sample(
         BapoError: the file holds something else, no two candidates of a prompt are left, and so on.
     """
     stages.check(recipe, [reward])
-    beta = _beta_of(reward) if beta is None else float(check_number("beta", beta, shown="--beta"))
+    beta = _beta_of(reward) if beta is None else float(check_number("beta", beta, shown="beta"))
     prompts = stages.read(recipe).train
     data = prompts.fingerprint()
     job = _job(recipe, data, reward, path, how, beta)

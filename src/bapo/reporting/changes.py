@@ -86,7 +86,7 @@ def logp_rows(changes: Mapping[str, Change]) -> list[tuple[str, ...]]:
             change.title or name,
             f"{change.items:,}",
             interval(change.right_choice, 1, 3),
-            "" if change.floor is None else f"{change.floor:.1g}",
+            "" if change.floor is None else f"{change.floor:.2g}",
             interval(change.tempered, 1, 3),
         )
         for name, change in changes.items()

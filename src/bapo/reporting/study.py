@@ -84,7 +84,7 @@ def logp_table(report: StudyReport) -> Table:
     floors = [
         (model, "", "rounding alone", "", "", *said, *("" for _ in measures))
         for model in dict.fromkeys(row.model for row in report.rows)
-        if any(said := [_largest_floor(report.rows, model, name) for name in report.columns])
+        if any(said := [_floor_of(model, name, report.rows) for name in report.columns])
     ]
     return header, floors + [
         (
@@ -216,10 +216,10 @@ def _measured(cell: TableCell | None, unit: str) -> str:
     return interval(cell.mean, 1, 4 if unit.startswith("nats") else 1) + floor + judge
 
 
-def _largest_floor(rows: Sequence[TableRow], model: str, column: str) -> str:
-    cells = [row.logps.get(FORGETTING, {}).get(column) for row in rows if row.model == model]
-    floors = [cell.floor for cell in cells if cell is not None and cell.floor is not None]
-    return f"{max(floors):.1g}" if floors else ""
+def _floor_of(model: str, column: str, rows: Sequence[TableRow]) -> str:
+    """It is measured on the base, so all rows of a model have the same."""
+    cells = (row.logps.get(FORGETTING, {}).get(column) for row in rows if row.model == model)
+    return next((f"{cell.floor:.2g}" for cell in cells if cell is not None and cell.floor is not None), "")
 
 
 def _nats(cell: TableCell | None) -> str:

@@ -248,7 +248,7 @@ def _jobs(cells: Mapping[str, Cell], evaluation: EvaluationSection) -> Iterator[
     # What is off is left out, so that a new kind of question changes no job that is not asked it.
     asked = evaluation.model_dump(exclude={"prompt_only", "few_shot"}, exclude_defaults=True)
     models = list(dict.fromkeys(cell.model for cell in cells.values()))
-    # One model after the other, which a process loads once; of each, judges before what they judge.
+    # One label of a model after the other, since a process keeps its model; of each, judges before what they judge.
     for cell in sorted(cells.values(), key=lambda cell: (models.index(cell.model), cell.sampling is not None)):
         recipe, settings = cell.recipe, settings_of(cell.recipe)
         model = {"model": settings["model"]}

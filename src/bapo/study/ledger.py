@@ -28,7 +28,7 @@ _BEAT_S, _STILL_S, _DEAD_S = 2.0, 20.0, 60.0
 SAMPLED_PAIRS = "sampled"
 """Under which a record has the checksum of the pairs that were sampled."""
 
-RUN = "run"
+TRAINED_RUN = "run"
 """Under which the record of a training has the identity of its run."""
 
 _SAMPLED = "sampled/"
@@ -194,7 +194,7 @@ class Ledger:
             return False
         if record is not None:
             made_from, given = record.made_from, not self.study.cells[job.of].sampling
-            if made_from.settings.get(RUN, run.get("identity")) != run.get("identity"):
+            if made_from.settings.get(TRAINED_RUN, run.get("identity")) != run.get("identity"):
                 return False
             if given and run.get("data") not in (None, made_from.data.get("preferences")):
                 return False

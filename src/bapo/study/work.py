@@ -35,7 +35,7 @@ from bapo.results import (
     to_rows,
 )
 from bapo.study.grid import PLACES, Study, StudyJob, open_study
-from bapo.study.ledger import RUN, SAMPLED_PAIRS, Ledger
+from bapo.study.ledger import SAMPLED_PAIRS, TRAINED_RUN, Ledger
 from bapo.study.speech import in_words, speak
 from bapo.study.storage import Storage
 
@@ -230,7 +230,7 @@ def _train(study: Study, ledger: Ledger, job: StudyJob, on_progress: OnProgress)
     gc.collect()  # what the optimizer kept; trainers are in circles
     record, data = record_of(run.folder) or {}, stages.data_fingerprint(given)
     counts = {"pairs": float(record.get("pairs", 0)), "steps": float(record.get("steps", 0))}
-    how[RUN] = record.get("identity")
+    how[TRAINED_RUN] = record.get("identity")
     made_from = provenance(recipe, record.get("reference", ""), record.get("made_on", {}), data=data, **how)
     return {"log": run.log, "counts": counts}, [], made_from
 
