@@ -532,7 +532,9 @@ def only_its_own_adapter_is_a_jobs(study: Study, job: StudyJob) -> None:
     assert [one.key for one in run_here(study)] == left
     assert Ledger(study).finished(study.jobs[f"evaluate_{job.of}"]) is None
     assert "learning_rate 1.0 there" in str(Ledger(study).why_failed(job))
-    assert f"does not hold what {job.key} left: delete it" in str(Ledger(study).why_failed(study.jobs[left[1]]))
+    assert f"does not hold what {job.key} left: delete what is there" in str(
+        Ledger(study).why_failed(study.jobs[left[1]])
+    )
     shutil.rmtree(path.parent)
     assert run_here(study) == []
     path.write_text("damaged")
