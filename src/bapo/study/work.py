@@ -97,7 +97,8 @@ def _check_needs(study: Study, ledger: Ledger, job: StudyJob) -> None:
     for needed in (study.jobs[key] for key in job.needs):
         if not ledger.has_artifact(needed):
             raise BapoError(
-                f"{ledger.artifact(needed)} does not hold what {needed.key} left: delete what is there, and start the study again."
+                f"{ledger.artifact(needed)} does not hold what {needed.key} left: delete what is there, and start the "
+                "study again."
             )
 
 
